@@ -1,0 +1,44 @@
+"""What every dataset offers: named splits, the shape of an example, and episodes over a split.
+A dataset is one file that subclasses ``ImageDataset`` (images in classes) or ``Dataset`` (anything else)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+
+from metarun.episodes import ClassEpisodes, Episodes, Split
+from metarun.errors import UserError, nearest
+from metarun.task import EpisodeSpec, Kind
+
+
+class Dataset(ABC):
+    """A source of episodes. Constructors take the run's seed first, then only keyword arguments, which are the YAML's keys."""
+
+    kind: Kind = "classification"
+    input_shape: tuple[int, ...]  # one example, without batch axis
+    target_size: int = 1  # regression: numbers per target; classification: unused
+    classes: int = 0  # training classes; 0 for regression
+
+    @abstractmethod
+    def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
+        """The episodes of a split (``train``, ``val`` or ``test``).
+
+        Raises:
+            UserError: the split does not exist here, or the spec asks for more than it holds.
+        """
+
+
+class ImageDataset(Dataset):
+    """Images in classes, one ``Split`` per name."""
+
+    def __init__(self, splits: dict[str, Split]) -> None:
+        self.splits = splits
+        first = next(iter(splits.values()))
+        self.input_shape = tuple(first.images.shape[1:])
+        self.classes = splits["train"].classes if "train" in splits else 0
+
+    def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
+        if split not in self.splits:
+            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        return ClassEpisodes(self.splits[split], split, spec, seed, device)

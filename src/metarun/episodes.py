@@ -1,0 +1,160 @@
+"""The episode sampler: (seed, split, index) -> Task, a pure function and nothing else.
+Batch size, chunking, device, worker count and history cannot change an episode, so resume needs one integer."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.errors import UserError
+from metarun.task import Batch, Context, EpisodeSpec, Task
+
+# Streams keep the draws of one episode independent of each other.
+CLASSES, IMAGES, KEY = 1, 2, 3
+
+_U64 = np.uint64
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of uint64 that scatters all bits."""
+    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return x ^ (x >> _U64(31))
+
+
+def episode_keys(seed: int, split: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """One uint64 key per episode [B], determined by the seed, the split's name and the episode's index."""
+    with np.errstate(over="ignore"):
+        base = mix(np.array(seed, dtype=np.int64).astype(_U64) * _U64(0x9E3779B97F4A7C15) + _U64(zlib.crc32(split.encode())))
+        return mix(mix(base + np.asarray(indices, dtype=np.int64).astype(_U64)) + base)
+
+
+def draws(keys: np.ndarray, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), [B, *shape] float64: a counter-based generator, no state."""
+    with np.errstate(over="ignore"):
+        size = int(np.prod(shape))
+        counter = np.arange(1, size + 1, dtype=_U64) * _U64(0x9E3779B97F4A7C15)
+        start = mix(keys + _U64(stream) * _U64(0xD1342543DE82EF95))
+        bits = mix(start[:, None] + counter)
+        return ((bits >> _U64(11)) * 2.0**-53).reshape(len(keys), *shape)
+
+
+def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
+    """``k`` distinct integers of 0..n-1 in random order, for every leading index at once.
+
+    Floyd's algorithm (Bentley & Floyd, CACM 1987) picks the set in k steps whatever n is, a sort of random keys
+    puts it in order: every ordered sample is equally likely. ``uniform`` is [..., 2k], ``n`` broadcasts to [...];
+    returns int64 [..., k]. Needs k <= n.
+    """
+    last = np.broadcast_to(np.asarray(n, dtype=np.int64), uniform.shape[:-1])
+    chosen = np.empty((*uniform.shape[:-1], k), dtype=np.int64)
+    for i in range(k):
+        top = last - k + i
+        pick = (uniform[..., i] * (top + 1)).astype(np.int64)
+        taken = (chosen[..., :i] == pick[..., None]).any(-1)
+        chosen[..., i] = np.where(taken, top, pick)
+    order = np.argsort(uniform[..., k:], axis=-1)
+    return np.take_along_axis(chosen, order, axis=-1)
+
+
+class Split(NamedTuple):
+    """The images of one split, grouped by class; class c owns rows start[c] .. start[c] + count[c] - 1."""
+
+    images: Tensor  # [n, channels, height, width] uint8, 0..255
+    start: np.ndarray  # [classes] int64
+    count: np.ndarray  # [classes] int64
+    names: list[str]  # [classes], for reports and pictures
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
+
+
+class Episodes(ABC):
+    """The endless list of episodes of one split."""
+
+    length: int | None = None  # how many there are; None: endless
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> Task:
+        """The episodes of these indices, stacked, on the data's device."""
+
+    @abstractmethod
+    def identity(self, indices: Sequence[int]) -> bytes:
+        """Bytes that determine these episodes (class and sample indices), for ``sha256``."""
+
+    def sha256(self, n: int, block: int = 256) -> str:
+        """SHA-256 over the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
+        digest = hashlib.sha256()
+        for first in range(0, n, block):
+            digest.update(self.identity(range(first, min(first + block, n))))
+        return digest.hexdigest()
+
+
+def task_keys(keys: np.ndarray) -> Tensor:
+    """The random key handed to the learner, [B] int64, independent of the draws that made the episode."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(mix(keys + _U64(KEY) * _U64(0xD1342543DE82EF95)).astype(np.int64))
+
+
+class ClassEpisodes(Episodes):
+    """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support and query.
+
+    Args:
+        data: the split's images.
+        split: its name, part of every episode's identity.
+        spec: way, shot and query (images per class).
+        seed: any integer.
+        device: where the images lie once, and where tasks appear.
+
+    Raises:
+        UserError: more classes or images per class are asked for than there are.
+    """
+
+    def __init__(self, data: Split, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> None:
+        need = spec.shot + spec.query
+        if spec.way > data.classes:
+            raise UserError(f"way={spec.way} is larger than the {data.classes} classes of the {split} split; choose way <= {data.classes}")
+        if need > data.count.min():
+            short = int(data.count.argmin())
+            raise UserError(
+                f"shot={spec.shot} + query={spec.query} = {need} images per class, but class '{data.names[short]}' of the {split} split "
+                f"has {data.count[short]}; choose shot + query <= {data.count[short]}"
+            )
+        self.data, self.split, self.spec, self.seed = data, split, spec, seed
+        self.images = data.images.to(device)
+        spread = torch.arange(spec.way, device=device)
+        self.support_y = spread.repeat_interleave(spec.shot)
+        self.query_y = spread.repeat_interleave(spec.query)
+
+    def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes."""
+        way, need = self.spec.way, self.spec.shot + self.spec.query
+        keys = episode_keys(self.seed, self.split, indices)
+        classes = choose(draws(keys, CLASSES, (2 * way,)), self.data.classes, way)
+        samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.count[classes], need)
+        return keys, classes, self.data.start[classes][..., None] + samples
+
+    def batch(self, indices: Sequence[int]) -> Task:
+        keys, classes, rows = self.indices(indices)
+        n, device = len(keys), self.images.device
+
+        def gather(part: np.ndarray, y: Tensor) -> Batch:
+            flat = torch.from_numpy(np.ascontiguousarray(part).reshape(-1)).to(device)
+            x = self.images.index_select(0, flat).float().div_(255).reshape(n, len(y), *self.images.shape[1:])
+            return Batch(x, y.expand(n, -1))
+
+        support = gather(rows[..., : self.spec.shot], self.support_y)
+        query = gather(rows[..., self.spec.shot :], self.query_y)
+        return Task(Context(support, torch.from_numpy(classes).to(device), task_keys(keys).to(device), {}), query)
+
+    def identity(self, indices: Sequence[int]) -> bytes:
+        _, classes, rows = self.indices(indices)
+        return classes.astype("<i8").tobytes() + rows.astype("<i8").tobytes()

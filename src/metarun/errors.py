@@ -1,0 +1,21 @@
+"""The one exception for the user's mistakes: shown as a single line, exit status 2.
+Raise it with what is wrong and how to mend it; anything else that escapes is our failure (exit status 1)."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """The user's input is wrong; the message is one line that says what and how to mend it."""
+
+
+class RunError(Exception):
+    """The run failed through no fault of the input (a damaged checkpoint, diverged loss); one line, exit status 1."""
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest of ``names``, or ``""`` when none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f"; did you mean '{close[0]}'?" if close else ""

@@ -1,0 +1,98 @@
+"""What a task is: the tensors of one episode, the numbers that shape it, and how answers to it are scored.
+Every tuple describes ONE task; stacking tasks adds one leading axis to every tensor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor
+
+Kind = Literal["classification", "regression"]
+
+
+class Batch(NamedTuple):
+    """Examples of one task."""
+
+    x: Tensor  # [n, *input_shape] float
+    y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression
+
+
+class Context(NamedTuple):
+    """All that a learner may see before it is asked: no method can peek at the query."""
+
+    support: Batch  # n = way * shot, grouped by class
+    classes: Tensor  # [way] int64, global class ids (zeros for regression)
+    key: Tensor  # [] int64, the episode's own random key
+    extras: dict[str, Tensor]  # unlabelled images, class attributes, masks …
+
+
+class Task(NamedTuple):
+    """One episode."""
+
+    context: Context
+    query: Batch  # n = way * query
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpisodeSpec:
+    """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1."""
+
+    way: Annotated[int, Ge(1)]
+    shot: Annotated[int, Ge(1)]
+    query: Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a net and an algorithm need to know of the data, and how a prediction is judged.
+
+    ``outputs`` is the number of classes of an episode (classification) or the size of a target (regression);
+    ``classes`` the number of training classes (0 for regression); ``input_shape`` one example's shape, no batch axis.
+    """
+
+    kind: Kind
+    input_shape: tuple[int, ...]
+    outputs: int
+    classes: int
+    train: EpisodeSpec
+    eval: EpisodeSpec
+
+    @property
+    def metric(self) -> str:
+        """Name of the score: ``accuracy`` (a fraction, higher is better) or ``mse`` (lower is better)."""
+        return "accuracy" if self.kind == "classification" else "mse"
+
+    @property
+    def higher_is_better(self) -> bool:
+        return self.kind == "classification"
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy of logits [n, way], or mean squared error of predictions [n, outputs]; a scalar."""
+        if self.kind == "classification":
+            return F.cross_entropy(prediction.float(), y)
+        return (prediction.float() - y).square().mean()
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The metric of one batch, a scalar."""
+        if self.kind == "classification":
+            return (prediction.argmax(-1) == y).float().mean()
+        return (prediction.float() - y).square().mean()
+
+
+def stack(tasks: list[Task]) -> Task:
+    """Single tasks to stacked tasks: one leading axis on every tensor."""
+    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+
+
+def select(tasks: Task, index: int | slice) -> Task:
+    """One task (an int) or a run of tasks (a slice) out of stacked tasks."""
+    return torch.utils._pytree.tree_map(lambda leaf: leaf[index], tasks)
+
+
+def count(tasks: Task) -> int:
+    """How many tasks are stacked."""
+    return tasks.query.y.shape[0]
