@@ -37,7 +37,7 @@ def fingerprint(source: Path) -> list[str | int]:
     files = [root] if source.is_file() else sorted(os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names)
     digest = hashlib.sha256()
     for path in files:
-        stat = os.stat(path)
+        stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere: whoever reads it will complain
         digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
     return [root, len(files), digest.hexdigest()]
 
@@ -80,7 +80,7 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
 @functools.cache  # once per folder, not once per file
 def _warn_unwritable(folder: str, reason: str) -> None:
     log.warning(
-        "decoded images cannot be kept in %s (%s), so every run decodes again; set METARUN_CACHE to a writable folder", folder, reason
+        "decoded images cannot be kept in %s (%s) and are decoded in every run; set METARUN_CACHE to a writable folder", folder, reason
     )
 
 

@@ -1,0 +1,106 @@
+"""Finding, downloading and reading a published archive: the zip as released, or the folder it unpacks to.
+Whatever is wrong with it (absent, cut short, not a zip, an unreadable member) ends in one line for the user."""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pooch
+
+from metarun.data.cache import user_cache
+from metarun.errors import UserError
+
+DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)  # all that zipfile raises on bad input
+
+
+class Source(NamedTuple):
+    """A file somebody publishes."""
+
+    file: str  # its name, "NAME.zip"
+    url: str
+    hash: str  # "sha256:…" or "md5:…", as pooch takes it
+
+
+def locate(source: Source, root: str | None, subfolder: str, loose: str | None = None) -> Path | None:
+    """Where a source lies, as zip or as unpacked folder ``NAME``, or None.
+
+    Looked for in ``root``, ``$METARUN_DATA`` and the user's cache, in this order, each time also in ``subfolder``.
+
+    Args:
+        loose: for an archive without a folder of its own: the name of a thing whose presence shows that it was unpacked right here.
+
+    Raises:
+        UserError: ``root`` is given and is not a folder.
+    """
+    for place in places(root, subfolder):
+        if (place / source.file).is_file():
+            return place / source.file
+        if (place / Path(source.file).stem).is_dir():
+            return place / Path(source.file).stem
+        if loose is not None and (place / loose).exists():
+            return place
+    return None
+
+
+def places(root: str | None, subfolder: str) -> list[Path]:
+    """The folders that ``locate`` looks into."""
+    if root is not None and not Path(root).expanduser().is_dir():
+        raise UserError(f"data.root={root} is not a folder; create it, give another, or leave data.root out")
+    given = [root, os.environ.get("METARUN_DATA"), str(user_cache())]
+    return [folder for top in given if top for folder in (Path(top).expanduser(), Path(top).expanduser() / subfolder)]
+
+
+def obtain(source: Source, root: str | None, subfolder: str, download: bool, loose: str | None = None) -> Path:
+    """``locate``, and if there is nothing, download into the user's cache.
+
+    Raises:
+        UserError: the file is nowhere and cannot or must not be downloaded.
+    """
+    found = locate(source, root, subfolder, loose)
+    if found is not None:
+        return found
+    if download:
+        try:
+            return Path(pooch.retrieve(source.url, source.hash, fname=source.file, path=user_cache() / subfolder, progressbar=True))
+        except OSError as error:  # no network (the errors of requests are OSErrors), no room on the disk
+            why = f"could not be downloaded from {source.url} ({type(error).__name__})"
+        except ValueError:  # how pooch tells that the hash differs
+            why = f"what {source.url} sends is not the published file (another hash)"
+    else:
+        why = f"data.download=false forbids fetching it from {source.url}"
+    put = f"put it into {root}" if root else f"put it into {user_cache() / subfolder} or name its folder with data.root=FOLDER"
+    raise UserError(f"{source.file} is not on this machine and {why}; {put}, or use data=glyphs, which needs no files")
+
+
+def read(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file of an archive or folder whose whole relative name (with ``/``) matches, in order of name.
+
+    Raises:
+        UserError: the archive is damaged (zipfile checks sizes and CRCs) or a file cannot be read.
+    """
+    name = path.name
+    try:
+        if path.is_dir():
+            files = [os.path.relpath(os.path.join(folder, file), path) for folder, _, names in os.walk(path) for file in names]
+            for name in sorted(file for file in (Path(file).as_posix() for file in files) if wanted.fullmatch(file)):
+                yield name, (path / name).read_bytes()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                for name in sorted(file for file in archive.namelist() if wanted.fullmatch(file)):
+                    yield name, archive.read(name)
+    except DAMAGE as error:
+        raise damaged(path, f"{name}: {error}") from None
+
+
+def damaged(path: Path, what: str) -> UserError:
+    """The one line for an archive that is not as published."""
+    kind = "folder" if path.is_dir() else "file"
+    return UserError(
+        f"the {kind} {path} is damaged ({' '.join(what.split())}); delete it to have it downloaded again, or put an intact copy there"
+    )
