@@ -30,6 +30,7 @@ def test_shapes_and_types():
     assert task.context.key.shape == (4,)
     assert task.context.extras == {}
     assert (Sinusoid.kind, Sinusoid.input_shape, Sinusoid.target_size, Sinusoid.classes) == ("regression", (1,), 1, 0)
+    assert Sinusoid.splits == ("train", "val", "test")
 
 
 def test_points_lie_on_the_wave():

@@ -17,8 +17,6 @@ from metarun.episodes import Episodes, draws, episode_keys, task_keys
 from metarun.errors import UserError, nearest
 from metarun.task import Batch, Context, EpisodeSpec, Kind, Task
 
-SPLITS = ("train", "val", "test")  # independent streams of the same distribution
-
 # Streams of draws, apart from those of the class sampler.
 WAVE, POINTS, NOISE = 11, 12, 13
 
@@ -92,6 +90,7 @@ class Sinusoid(Dataset):
     """
 
     kind: Kind = "regression"
+    splits = ("train", "val", "test")  # independent streams of the same distribution
     input_shape = (1,)
     target_size = 1
     classes = 0
@@ -103,9 +102,12 @@ class Sinusoid(Dataset):
         self.amplitude, self.phase, self.domain, self.noise = amplitude, phase, domain, noise
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> SinusoidEpisodes:
-        if split not in SPLITS:
-            raise UserError(f"these data have no {split} split, only {', '.join(SPLITS)}{nearest(split, SPLITS)}")
+        if split not in self.splits:
+            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
         return SinusoidEpisodes(self.amplitude, self.phase, self.domain, self.noise, split, spec, seed, device)
+
+    def describe(self, split: str) -> str:
+        return "endless sine waves"
 
 
 def _scale(uniform: np.ndarray, interval: Interval) -> np.ndarray:
