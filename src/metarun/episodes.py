@@ -65,11 +65,11 @@ def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
 
 
 class Split(NamedTuple):
-    """The images of one split, grouped by class; class c owns rows start[c] .. start[c] + count[c] - 1."""
+    """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
 
     images: Tensor  # [n, channels, height, width] uint8, 0..255
-    start: np.ndarray  # [classes] int64
-    count: np.ndarray  # [classes] int64
+    starts: np.ndarray  # [classes] int64
+    counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures
 
     @property
@@ -122,11 +122,11 @@ class ClassEpisodes(Episodes):
         need = spec.shot + spec.query
         if spec.way > data.classes:
             raise UserError(f"way={spec.way} is larger than the {data.classes} classes of the {split} split; choose way <= {data.classes}")
-        if need > data.count.min():
-            short = int(data.count.argmin())
+        if need > data.counts.min():
+            short = int(data.counts.argmin())
             raise UserError(
                 f"shot={spec.shot} + query={spec.query} = {need} images per class, but class '{data.names[short]}' of the {split} split "
-                f"has {data.count[short]}; choose shot + query <= {data.count[short]}"
+                f"has {data.counts[short]}; choose shot + query <= {data.counts[short]}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
         self.images = data.images.to(device)
@@ -139,8 +139,8 @@ class ClassEpisodes(Episodes):
         way, need = self.spec.way, self.spec.shot + self.spec.query
         keys = episode_keys(self.seed, self.split, indices)
         classes = choose(draws(keys, CLASSES, (2 * way,)), self.data.classes, way)
-        samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.count[classes], need)
-        return keys, classes, self.data.start[classes][..., None] + samples
+        samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.counts[classes], need)
+        return keys, classes, self.data.starts[classes][..., None] + samples
 
     def batch(self, indices: Sequence[int]) -> Task:
         keys, classes, rows = self.indices(indices)

@@ -57,7 +57,7 @@ def test_divides_classes(root):
     assert data.input_shape == (1, 8, 8)
     assert data.classes == 4
     for part in data.splits.values():
-        for name, start, count in zip(part.names, part.start, part.count, strict=True):
+        for name, start, count in zip(part.names, part.starts, part.counts, strict=True):
             values = part.images[start : start + count, 0, 0, 0]
             assert values.tolist() == [20 * int(name[1]) + j for j in range(3)]
     task = data.episodes("val", EpisodeSpec(way=2, shot=1, query=2), 0).batch(range(3))
@@ -98,7 +98,7 @@ def test_nested_classes_and_what_is_ignored(root):
     (root / "c1" / "loop").symlink_to(root, target_is_directory=True)
     (root / "linked").symlink_to(root / "c2", target_is_directory=True)
     data = make(root)
-    count = {name: n for part in data.splits.values() for name, n in zip(part.names, part.count, strict=True)}
+    count = {name: n for part in data.splits.values() for name, n in zip(part.names, part.counts, strict=True)}
     assert count == {**{f"c{i}": 3 for i in range(8)}, "greek/alpha": 2, "linked": 3}
 
 

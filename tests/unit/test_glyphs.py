@@ -29,8 +29,8 @@ def test_shapes(glyphs):
         assert data.images.shape == (classes * 6, 1, 28, 28)
         assert data.images.dtype == torch.uint8
         assert len(set(data.names)) == data.classes == classes
-        assert (data.start == np.arange(classes) * 6).all()
-        assert (data.count == 6).all()
+        assert (data.starts == np.arange(classes) * 6).all()
+        assert (data.counts == 6).all()
         assert glyphs.attributes[split].shape == (classes, 64)
         assert len(np.unique(glyphs.attributes[split], axis=0)) == classes
 

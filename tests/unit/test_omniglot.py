@@ -178,8 +178,8 @@ def test_split_sizes_disjoint_and_rotated(archives, split):
         assert found.classes == len(set(found.names)) == 4 * len(upright(found))
         assert found.images.shape == (2 * found.classes, 1, 8, 8)
         assert found.images.dtype == torch.uint8
-        assert found.start.tolist() == list(range(0, 2 * found.classes, 2))
-        assert set(found.count.tolist()) == {2}
+        assert found.starts.tolist() == list(range(0, 2 * found.classes, 2))
+        assert set(found.counts.tolist()) == {2}
     assert data.input_shape == (1, 8, 8)
     assert data.classes == data.splits["train"].classes
 

@@ -4,6 +4,7 @@ A dataset is one file that subclasses ``ImageDataset`` (images in classes) or ``
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 
 import torch
 
@@ -16,9 +17,11 @@ class Dataset(ABC):
     """A source of episodes. Constructors take the run's seed first, then only keyword arguments, which are the YAML's keys."""
 
     kind: Kind = "classification"
+    splits: Collection[str]  # names; what has no ``train`` can only be evaluated on
     input_shape: tuple[int, ...]  # one example, without batch axis
     target_size: int = 1  # regression: numbers per target; classification: unused
     classes: int = 0  # training classes; 0 for regression
+    fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
@@ -28,9 +31,15 @@ class Dataset(ABC):
             UserError: the split does not exist here, or the spec asks for more than it holds.
         """
 
+    def describe(self, split: str) -> str:
+        """What a split holds, in a few words."""
+        return f"{self.kind} tasks"
+
 
 class ImageDataset(Dataset):
     """Images in classes, one ``Split`` per name."""
+
+    splits: dict[str, Split]
 
     def __init__(self, splits: dict[str, Split]) -> None:
         self.splits = splits
@@ -42,3 +51,7 @@ class ImageDataset(Dataset):
         if split not in self.splits:
             raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
         return ClassEpisodes(self.splits[split], split, spec, seed, device)
+
+    def describe(self, split: str) -> str:
+        data = self.splits[split]
+        return f"{data.classes:,} classes, {len(data.images):,} images of {'x'.join(map(str, self.input_shape))}"

@@ -1,0 +1,107 @@
+"""The one abstract class that every method implements, written for ONE task; only the engine knows the task axis.
+An algorithm knows neither engine, trainer, device, logger nor config."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from metarun import inner
+from metarun.nets.base import Net
+from metarun.task import Context, Problem, Task
+
+State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
+Metrics = dict[str, Tensor]
+
+
+class Algorithm(nn.Module, ABC):
+    """A meta-learner. Its ``parameters()`` ARE the meta-parameters.
+
+    ``adapt = begin + K x step`` is run by the engine, in the same way for training, validation and test.
+    Constructors take the net and the problem first, then only keyword arguments, which are the YAML's keys.
+
+    Attributes:
+        inner_steps: inner steps K of meta-training (>= 0).
+        test_steps: inner steps of validation and test (>= 0); the adaptation curve shows 0 .. test_steps.
+        fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
+        class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
+    """
+
+    inner_steps: int = 0
+    test_steps: int = 0
+    fixed_way: bool = False
+    class_ordered: bool = False
+
+    def __init__(self, net: Net, problem: Problem) -> None:
+        super().__init__()
+        self.net = net
+        self.problem = problem
+
+    @abstractmethod
+    def begin(self, context: Context) -> State:
+        """The task state before any inner step."""
+
+    def step(self, state: State, context: Context, k: int) -> State:
+        """Inner step k = 0, 1, …; methods without inner steps leave the state alone."""
+        return state
+
+    @abstractmethod
+    def predict(self, state: State, x: Tensor) -> Any:
+        """The answers to x [n, *input_shape]: logits [n, way], or predictions [n, outputs] for regression."""
+
+    def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+        """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
+
+        Args:
+            states: the task states after 0, 1, … inner_steps steps.
+            task: the episode, query included.
+            progress: how far meta-training is, 0 .. 1, for schedules.
+        """
+        prediction = self.predict(states[-1], task.query.x)
+        loss = self.problem.loss(prediction, task.query.y)
+        return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, task.query.y)}
+
+
+class Adapted(NamedTuple):
+    """The state of a learner that adapts weights."""
+
+    fast: dict[str, Tensor]  # adapted weights by parameter name
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+class GradientLearner(Algorithm):
+    """A net with a linear head whose weights, or some of them, take gradient steps on the support loss.
+
+    ``forward`` answers with the meta-learned weights; ``functional_call`` of it with ``fast`` answers with adapted ones.
+    """
+
+    fixed_way = True
+    class_ordered = True
+
+    def __init__(self, net: Net, problem: Problem) -> None:
+        super().__init__(net, problem)
+        self.head = nn.Linear(net.features, problem.outputs)
+
+    def forward(self, x: Tensor, support_x: Tensor) -> Tensor:
+        """Logits or predictions [n, outputs] of x [n, *input_shape]."""
+        return self.head(self.net(x, support_x))
+
+    def learner(self) -> dict[str, Tensor]:
+        """The learner's weights by name: what ``fast`` starts from, without a method's other meta-parameters."""
+        return {name: p for name, p in self.named_parameters() if name.startswith(("net.", "head."))}
+
+    def support_loss(self, fast: dict[str, Tensor], shared: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+        """Mean loss on the support x, y with adapted weights ``fast``, the others being ``shared``; pure, as ``inner.gradient`` asks."""
+        return self.problem.loss(functional_call(self, {**shared, **fast}, (x, x)), y)
+
+    def support_gradient(self, state: Adapted, context: Context, mode: inner.Mode) -> dict[str, Tensor]:
+        """The inner gradient at ``state``, a tree like ``state.fast``."""
+        shared = {name: p for name, p in self.learner().items() if name not in state.fast}
+        return inner.gradient(self.support_loss, state.fast, shared, *context.support, mode=mode)
+
+    def predict(self, state: Adapted, x: Tensor) -> Tensor:
+        return functional_call(self, state.fast, (x, state.support_x))

@@ -1,0 +1,160 @@
+"""The only file that knows the task axis: maps a one-task function over stacked tasks, in chunks, on any device.
+Train, validation and test share one adaptation path: begin, then step after step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from metarun.algorithm import Algorithm, State
+from metarun.episodes import Episodes
+from metarun.task import Context, Task, count, select
+
+Precision = Literal["fp32", "bf16"]
+EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
+CACHE_BYTES = 64 * 2**20  # of activations that a CPU works on at a time: beyond this, memory traffic costs more than vmap gains
+
+
+def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:
+    """The states of one task after 0, 1, … ``steps`` inner steps."""
+    state = algorithm.begin(context)
+    yield state
+    for k in range(steps):
+        state = algorithm.step(state, context, k)
+        yield state
+
+
+class Engine:
+    """Runs an algorithm on stacked tasks.
+
+    Args:
+        device: where algorithm and tasks live.
+        precision: ``fp32``, or ``bf16`` for autocast with fp32 weights, statistics, losses and inner updates.
+        map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
+        chunk: tasks at a time; ``auto`` picks what fits the cache or the memory. Results do not depend on it beyond rounding.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        precision: Precision,
+        *,
+        map: Literal["vmap", "loop"],
+        chunk: Annotated[int, Ge(1)] | Literal["auto"],
+    ) -> None:
+        self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
+        self._activations: dict[int, int] = {}
+
+    def meta_gradient(self, algorithm: Algorithm, tasks: Task, progress: float) -> dict[str, float]:
+        """Add the gradient of the mean objective over tasks to ``.grad``; return the objective's metrics, averaged."""
+        total = count(tasks)
+
+        def objective(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+            states = list(adapt(algorithm, task.context, algorithm.inner_steps))
+            loss, metrics = algorithm.objective(states, task, progress)
+            return loss, {name: value.detach() for name, value in metrics.items()}
+
+        sums: dict[str, Tensor] = {}
+        for chunk in self._chunks(algorithm, tasks, train=True):
+            with self._autocast():
+                losses, metrics = self._map(objective, chunk)
+            (losses.sum() / total).backward()
+            for name, values in metrics.items():
+                sums[name] = sums.get(name, 0) + values.sum()
+        return {name: float(value) / total for name, value in sums.items()}
+
+    @torch.no_grad()
+    def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
+        """Adapt to every task and score its queries: ``score`` and ``loss``, each [tasks, steps] on the CPU.
+
+        ``curve``: after 0, 1, … ``test_steps`` steps; otherwise after the last step only. Memory does not grow with tasks or steps.
+        """
+        problem = algorithm.problem
+
+        def scores(task: Task) -> dict[str, Tensor]:
+            rows = []
+            for k, state in enumerate(adapt(algorithm, task.context, algorithm.test_steps)):
+                if curve or k == algorithm.test_steps:
+                    prediction = algorithm.predict(state, task.query.x)
+                    rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
+            score, loss = zip(*rows)
+            return {"score": torch.stack(score), "loss": torch.stack(loss)}
+
+        parts = []
+        with self._autocast():
+            for chunk in self._chunks(algorithm, tasks, train=False):
+                parts.append(self._map(scores, chunk))
+        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+
+    def score(
+        self, algorithm: Algorithm, episodes: Episodes, n: int, curve: bool, after_block: Callable[[int], None]
+    ) -> dict[str, np.ndarray]:
+        """``evaluate`` on episodes 0..n-1, made a block at a time so that memory stays flat; ``after_block`` hears how many are done.
+
+        Returns ``score`` and ``loss``, each [n, steps] float64.
+        """
+        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
+        block = max(1, min(n, EPISODE_BYTES // size))
+        was_training = algorithm.training
+        algorithm.eval()
+        parts = []
+        for first in range(0, n, block):
+            indices = range(first, min(first + block, n))
+            parts.append(self.evaluate(algorithm, episodes.batch(indices), curve))
+            after_block(indices.stop)
+        algorithm.train(was_training)
+        return {name: torch.cat([part[name] for part in parts]).double().numpy() for name in parts[0]}
+
+    def _map(self, function: Callable[[Task], Any], tasks: Task) -> Any:
+        if self.map == "vmap":
+            return torch.vmap(function)(tasks)
+        results = [function(select(tasks, i)) for i in range(count(tasks))]
+        return tree_map(lambda *leaves: torch.stack(leaves), *results)
+
+    def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> Iterator[Task]:
+        size = self.chunk_size(algorithm, tasks, train)
+        for first in range(0, count(tasks), size):
+            yield select(tasks, slice(first, first + size))
+
+    def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
+        """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.
+
+        A task's activations are those of its images, kept for every inner step in training. On a GPU, a quarter of its memory.
+        """
+        if self.chunk != "auto":
+            return self.chunk
+        one = select(tasks, 0)
+        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + one.query.y.shape[0]
+        budget = CACHE_BYTES
+        if self.device.type == "cuda":
+            budget = torch.cuda.get_device_properties(self.device).total_memory // 16
+        return max(1, min(count(tasks), budget // (images * self._activation_bytes(algorithm, one))))
+
+    def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
+        """Bytes of the outputs of all modules of the net, for one example."""
+        if id(algorithm.net) not in self._activations:
+            sizes: list[int] = []
+            hooks = [
+                module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
+                for module in algorithm.net.modules()
+                if not list(module.children())
+            ]
+            with torch.no_grad():
+                algorithm.net(task.query.x[:2])
+            for hook in hooks:
+                hook.remove()
+            self._activations[id(algorithm.net)] = max(1, sum(sizes) // 2)
+        return self._activations[id(algorithm.net)]
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.precision == "fp32":
+            return nullcontext()
+        # The cache of cast weights would outlive a functional transform, so it is off.
+        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)

@@ -1,0 +1,116 @@
+"""The inner-loop mathematics that methods share: gradients with a chosen derivative mode, steps, prototypes, keyed randomness.
+Everything is written for one task, in operations that torch.vmap can batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+
+Mode = Literal["unroll", "mixed", "none"]
+Weights = Any  # a tensor, or a nested dict or tuple of tensors
+
+
+def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode = "unroll") -> Weights:
+    """The gradient of ``loss(fast, *args)`` with respect to ``fast``, differentiable as ``mode`` says.
+
+    Args:
+        loss: a pure function of its arguments, returning a scalar. In mode ``mixed`` it must not close over tensors that
+            need a gradient: pass them in ``args``.
+        fast: the adapted weights.
+        args: all else the loss depends on (shared weights, support examples).
+        mode: ``unroll`` keeps the graph of the gradient (autograd through autograd, exact second order);
+            ``mixed`` gives the same derivatives but saves only the inputs and, on the way back, gets the Hessian-vector product by
+            forward-over-reverse (Kemaev et al. 2025, MixFlow-MG, arXiv:2505.00793): less memory and time for many steps;
+            ``none`` treats the gradient as a constant (first order).
+
+    Returns:
+        A tree like ``fast``.
+    """
+    if mode == "none" or not torch.is_grad_enabled():
+        with torch.no_grad():
+            return torch.func.grad(loss)(fast, *args)
+    if mode == "unroll":
+        return torch.func.grad(loss)(fast, *args)
+    leaves, spec = tree_flatten((fast, args))
+    n_fast = len(tree_flatten(fast)[0])
+
+    def flat_loss(*flat: Tensor) -> Tensor:
+        weights, rest = tree_unflatten(list(flat), spec)
+        return loss(weights, *rest)
+
+    grads = _MixedGradient.apply(flat_loss, n_fast, *leaves)
+    return tree_unflatten(list(grads), tree_flatten(fast)[1])
+
+
+class _MixedGradient(torch.autograd.Function):
+    """g(fast, args) = ∇_fast loss; its vector-Jacobian product is ∂/∂ε ∇ loss(fast + ε v, args) at ε = 0, one jvp of one gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(loss: Callable[..., Tensor], n_fast: int, *leaves: Tensor) -> tuple[Tensor, ...]:
+        return torch.func.grad(loss, argnums=tuple(range(n_fast)))(*leaves)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.loss, ctx.n_fast, *leaves = inputs
+        ctx.save_for_backward(*leaves)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        leaves = ctx.saved_tensors
+        fast, rest = leaves[: ctx.n_fast], leaves[ctx.n_fast :]
+        needed = [i for i, leaf in enumerate(leaves) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
+
+        def gradients(*weights: Tensor) -> tuple[Tensor, ...]:
+            return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
+
+        products = torch.func.jvp(gradients, tuple(fast), tuple(cotangents))[1]
+        by_leaf = dict(zip(needed, products))
+        return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
+
+
+def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
+    """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
+    if isinstance(lr, (float, int, Tensor)):
+        return tree_map(lambda w, g: w - lr * g, fast, grads)
+    return tree_map(lambda w, g, rate: w - rate * g, fast, grads, lr)
+
+
+def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
+    """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1)."""
+    member = (y[None, :] == torch.arange(way, device=y.device)[:, None]).to(features.dtype)
+    return (member @ features) / member.sum(1, keepdim=True)
+
+
+def squared_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Squared Euclidean distances [n, m] between a [n, d] and b [m, d], written out: torch.cdist has no second derivative."""
+    return (a[:, None, :] - b[None, :, :]).square().sum(-1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser on int64 tensors (two's complement wraps as uint64 does; shifts are made logical by masks)."""
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -0x6B2FB644ECCEEE15
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
+
+
+def uniform(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """Uniform numbers in (0, 1), float32 ``shape``, determined by the episode's key [] int64 and the stream's number.
+
+    Counter-based and made of tensor operations, so vmap, chunks and ranks do not change a draw.
+    """
+    counter = torch.arange(1, math.prod(shape) + 1, device=key.device) * -0x61C8864680B583EB
+    bits = _mix(_mix(key + stream * 0x2545F4914F6CDD1D) + counter)
+    return (((bits >> 41) & 0x7FFFFF).float().add(0.5) * 2.0**-23).reshape(shape)
+
+
+def normal(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+    """Standard normal numbers, float32 ``shape``, keyed as ``uniform`` (Box & Muller 1958)."""
+    u = uniform(key, (2, *shape), stream)
+    return torch.sqrt(-2 * torch.log(u[0])) * torch.cos(2 * math.pi * u[1])

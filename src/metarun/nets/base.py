@@ -1,0 +1,63 @@
+"""What every backbone offers: features of a batch, and a stated policy of normalisation.
+Heads belong to the algorithms; a backbone maps [n, *input_shape] to [n, features]."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from metarun.nets.norm import Norm, NormKind
+
+
+class Net(nn.Module, ABC):
+    """A backbone. Constructors take the input shape first, then only keyword arguments, which are the YAML's keys.
+
+    Attributes:
+        features: length of the feature vector.
+        norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
+    """
+
+    features: int
+    norm: NormKind
+
+    @abstractmethod
+    def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        """Features [n, features] of x [n, *input_shape]; ``n_support`` is handed on to every ``Norm``."""
+
+    def forward(self, x: Tensor, support_x: Tensor | None = None) -> Tensor:
+        """Features [n, features] of x [n, *input_shape].
+
+        With ``norm=support`` the statistics come from ``support_x`` [m, *input_shape], which is sent along; other norms
+        ignore it, and without it x is its own support.
+        """
+        if self.norm != "support" or support_x is None:
+            return self.layers(x, None)
+        n_support = support_x.shape[0]
+        return self.layers(torch.cat([support_x, x]), n_support)[n_support:]
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer to one query depends on the other queries."""
+        return self.norm == "batch" and any(isinstance(module, Norm) for module in self.modules())
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the population statistics of ``norm=running`` from batches [n, *input_shape]; other norms need none."""
+        norms = [module for module in self.modules() if isinstance(module, Norm) and module.kind == "running"]
+        if not norms:
+            return
+        was_training = self.training
+        self.train()
+        for norm in norms:
+            norm.tally = []
+        for x in batches:
+            self(x)
+        for norm in norms:
+            means, variances = (torch.stack(moments) for moments in zip(*norm.tally or []))
+            norm.mean.copy_(means.mean(0))
+            norm.var.copy_(variances.mean(0) + means.var(0, unbiased=False))  # law of total variance
+            norm.tally = None
+        self.train(was_training)

@@ -1,0 +1,67 @@
+"""Conv-4, the field's common backbone: four blocks of [3x3 conv, norm, ReLU, down-sampling].
+Max-pooling as in prototypical networks (arXiv:1703.05175), stride 2 as in MAML's Omniglot net (arXiv:1703.03400)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated, Literal
+
+import torch.nn.functional as F
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from metarun.nets.base import Net
+from metarun.nets.norm import Norm, NormKind
+
+
+class Block(nn.Module):
+    """[3x3 conv, norm, ReLU, 2x2 max-pool], or the same with stride 2 and no pool."""
+
+    def __init__(self, channels_in: int, channels_out: int, down: str, norm: NormKind) -> None:
+        super().__init__()
+        self.down = down
+        # A norm subtracts the channel's mean, so the convolution's own bias would do nothing.
+        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, stride=2 if down == "stride" else 1, bias=norm == "none")
+        self.norm = Norm(channels_out, norm)
+
+    def forward(self, x: Tensor, n_support: int | None) -> Tensor:
+        """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
+        x = F.relu(self.norm(self.conv(x), n_support))
+        return F.max_pool2d(x, 2) if self.down == "pool" else x
+
+
+class Conv4(Net):
+    """Conv-4.
+
+    Args:
+        input_shape: (channels, height, width); pooling needs at least 16 pixels a side.
+        hidden: filters of every block.
+        down: ``pool`` (max-pool 2x2, odd borders cut) or ``stride`` (stride 2, odd borders kept).
+        flatten: features are the flattened last map; false: its mean over space.
+        norm: see ``Norm``.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        hidden: Annotated[int, Ge(1)],
+        down: Literal["pool", "stride"],
+        flatten: bool,
+        norm: NormKind,
+    ) -> None:
+        super().__init__()
+        channels, *sides = input_shape
+        self.norm, self.flatten = norm, flatten
+        widths = [channels, hidden, hidden, hidden, hidden]
+        self.blocks = nn.ModuleList(Block(a, b, down, norm) for a, b in pairwise(widths))
+        for _ in self.blocks:
+            sides = [side // 2 if down == "pool" else (side + 1) // 2 for side in sides]
+        if not all(sides):
+            raise ValueError(f"net=conv4 with down=pool needs images of at least 16x16 pixels, these are {input_shape[1]}x{input_shape[2]}")
+        self.features = hidden * sides[0] * sides[1] if flatten else hidden
+
+    def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, n_support)
+        return x.flatten(1) if self.flatten else x.mean((2, 3))

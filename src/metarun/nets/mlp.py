@@ -1,0 +1,53 @@
+"""A multilayer perceptron: flattened inputs through hidden layers with a chosen activation.
+The sinusoid's net (40-40 ReLU, arXiv:1703.03400 section 5.1) and the no-convolution baseline for images."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from math import prod
+from typing import Annotated, Literal
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, MinLen
+from torch import Tensor, nn
+
+from metarun.nets.base import Net
+from metarun.nets.norm import Norm, NormKind
+
+ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
+
+
+class MLP(Net):
+    """A multilayer perceptron.
+
+    Args:
+        input_shape: any shape; examples are flattened.
+        sizes: width of every hidden layer.
+        activation: after every hidden layer (and after its norm).
+        norm: see ``Norm``; ``none`` has neither statistics nor scale and shift here.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        sizes: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)],
+        activation: Literal["relu", "tanh", "elu", "gelu"],
+        norm: NormKind,
+    ) -> None:
+        super().__init__()
+        self.norm, self.activation = norm, ACTIVATIONS[activation]
+        widths = [prod(input_shape), *sizes]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(Norm(width, norm) for width in sizes if norm != "none")
+        self.features = widths[-1]
+
+    def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        x = x.flatten(1)
+        for i, linear in enumerate(self.linears):
+            x = linear(x)
+            if self.norms:
+                x = self.norms[i](x, n_support)
+            x = self.activation(x)
+        return x

@@ -1,0 +1,66 @@
+"""Normalisation with an explicit answer to "whose statistics?", written in elementary operations.
+torch's own affine norms give wrong second derivatives under vmap when their weights are adapted per task (tests/contract shows it)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
+
+
+class Norm(nn.Module):
+    """Normalises [n, channels, *space] and applies a learned scale and shift per channel.
+
+    Kinds:
+        batch: statistics of the very batch it sees, at test too; queries see each other (transductive).
+        support: statistics of the support set, for the queries too (inductive).
+        running: batch statistics while training; for evaluation, population statistics that ``Net.calibrate`` collected
+            over training episodes ("precise batch norm", Wu & Johnson 2021, arXiv:2105.07576, section 3) (inductive).
+        group, instance, layer: statistics of each example alone (inductive).
+        none: scale and shift only.
+    """
+
+    def __init__(self, channels: int, kind: NormKind, groups: int = 8, eps: float = 1e-5) -> None:
+        super().__init__()
+        if kind == "group" and channels % groups:
+            raise ValueError(f"{channels} channels do not fall into {groups} groups")
+        self.kind, self.eps = kind, eps
+        self.groups = {"group": groups, "instance": channels, "layer": 1}.get(kind, 0)
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.mean: Tensor
+        self.var: Tensor
+        if kind == "running":
+            self.register_buffer("mean", torch.zeros(channels))
+            self.register_buffer("var", torch.ones(channels))
+        self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
+
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Args: x [n, channels, *space]; n_support: that many leading rows are the support (kind ``support`` only)."""
+        per_channel = (1, -1, *[1] * (x.dim() - 2))
+        if self.kind != "none":
+            x = self._centre(x.float(), per_channel, n_support).to(x.dtype)
+        return x * self.weight.view(per_channel).to(x.dtype) + self.bias.view(per_channel).to(x.dtype)
+
+    def _centre(self, x: Tensor, per_channel: tuple[int, ...], n_support: int | None) -> Tensor:
+        if self.groups:
+            parts = x.reshape(x.shape[0], self.groups, -1)
+            parts = parts - parts.mean(-1, keepdim=True)
+            return (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps)).reshape(x.shape)
+        if self.kind == "running" and not self.training:
+            return (x - self.mean.view(per_channel)) * torch.rsqrt(self.var.view(per_channel) + self.eps)
+        over = [0, *range(2, x.dim())]
+        source = x[:n_support] if self.kind == "support" else x
+        mean = source.mean(over, keepdim=True)
+        if source is x:  # centre once and reuse it: the second derivative is paid for every operation
+            x = source = x - mean
+            var = source.square().mean(over, keepdim=True)
+        else:
+            var = (source - mean).square().mean(over, keepdim=True)
+            x = x - mean
+        if self.tally is not None:
+            self.tally.append((mean.flatten(), var.flatten()))
+        return x * torch.rsqrt(var + self.eps)

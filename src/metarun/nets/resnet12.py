@@ -1,0 +1,72 @@
+"""ResNet-12, the deeper few-shot backbone (Lee et al. 2019, MetaOptNet, arXiv:1904.03758, section 4.1).
+Four residual blocks of three 3x3 convolutions, leaky ReLU 0.1, each ending in a 2x2 max-pool."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Annotated
+
+import torch.nn.functional as F
+from annotated_types import Ge, MinLen
+from torch import Tensor, nn
+
+from metarun.nets.base import Net
+from metarun.nets.norm import Norm, NormKind
+
+
+class ResidualBlock(nn.Module):
+    """[conv, norm, LReLU] x 2, conv, norm, plus a 1x1-projected skip; LReLU; max-pool 2x2 (rounding up, so small images survive)."""
+
+    def __init__(self, channels_in: int, channels_out: int, norm: NormKind) -> None:
+        super().__init__()
+        widths = [channels_in, channels_out, channels_out, channels_out]
+        bias = norm == "none"
+        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=bias) for a, b in pairwise(widths))
+        self.norms = nn.ModuleList(Norm(channels_out, norm) for _ in self.convs)
+        self.skip = nn.Conv2d(channels_in, channels_out, 1, bias=bias)
+        self.skip_norm = Norm(channels_out, norm)
+
+    def forward(self, x: Tensor, n_support: int | None) -> Tensor:
+        """[n, channels_in, h, w] -> [n, channels_out, ceil(h/2), ceil(w/2)]."""
+        out = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
+            out = norm(conv(out), n_support)
+            if i < 2:
+                out = F.leaky_relu(out, 0.1)
+        out = F.leaky_relu(out + self.skip_norm(self.skip(x), n_support), 0.1)
+        return F.max_pool2d(out, 2, ceil_mode=True)
+
+
+class ResNet12(Net):
+    """ResNet-12.
+
+    Deviations: (1) no DropBlock and no dropout: an inner loop must see the same net twice. (2) The mean over space is an
+    option; the paper flattens.
+
+    Args:
+        input_shape: (channels, height, width).
+        widths: filters of the blocks (64-160-320-640 in the paper).
+        flatten: features are the flattened last map; false: its mean over space.
+        norm: see ``Norm``.
+    """
+
+    def __init__(
+        self,
+        input_shape: tuple[int, ...],
+        *,
+        widths: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)],
+        flatten: bool,
+        norm: NormKind,
+    ) -> None:
+        super().__init__()
+        channels, *sides = input_shape
+        self.norm, self.flatten = norm, flatten
+        self.blocks = nn.ModuleList(ResidualBlock(a, b, norm) for a, b in pairwise([channels, *widths]))
+        for _ in self.blocks:
+            sides = [(side + 1) // 2 for side in sides]
+        self.features = widths[-1] * sides[0] * sides[1] if flatten else widths[-1]
+
+    def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        for block in self.blocks:
+            x = block(x, n_support)
+        return x.flatten(1) if self.flatten else x.mean((2, 3))

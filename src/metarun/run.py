@@ -1,0 +1,237 @@
+"""One run: a validated config becomes data, net, algorithm, engine and trainer, and ends as a summary.
+The only place where classes are picked by name; everything it calls is handed what it needs."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import OmegaConf
+
+from metarun import __version__, checkpoint, config
+from metarun.algorithm import Algorithm
+from metarun.checkpoint import replace_file
+from metarun.data.base import Dataset
+from metarun.engine import Engine
+from metarun.episodes import Episodes
+from metarun.errors import UserError
+from metarun.nets.norm import Norm
+from metarun.optim import Outer
+from metarun.task import EpisodeSpec, Problem
+from metarun.tracker import Tracker, write_json
+from metarun.trainer import Progress, StopFlag, Trainer, statistics
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """Everything a config describes, built but not started.
+
+    Args:
+        values: a resolved config (see ``config.resolve``).
+        trained: for evaluation, a checkpoint to take the weights from; the data need no training split then.
+
+    Raises:
+        UserError: the config is not valid, or data, episodes and checkpoint do not fit.
+    """
+
+    def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None) -> None:
+        self.values = values
+        self.valid = config.validate(values)
+        self.device = _device(self.valid["device"])
+        self.data: Dataset = config.target_of(values, "data")(self.valid["seed"], **self.valid["data"])
+        self.spec: dict[str, EpisodeSpec] = dict(self.valid["episode"])
+        if self.data.fixed_spec:
+            self.spec["eval"] = self.data.fixed_spec
+        outputs = self.spec["train"].way if self.data.kind == "classification" else self.data.target_size
+        shape = trained["problem"] if trained else {"classes": self.data.classes, "outputs": outputs}
+        self.problem = Problem(self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], **shape)
+        torch.manual_seed(self.valid["seed"])
+        self.algorithm = self._algorithm()
+        if trained:
+            try:
+                self.algorithm.load_state_dict(trained["algorithm"])
+            except RuntimeError as error:
+                raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
+        self.algorithm.to(self.device)
+        self.engine = Engine(self.device, self.valid["precision"], **self.valid["engine"])
+
+    def _algorithm(self) -> Algorithm:
+        net_class, algorithm_class = config.target_of(self.values, "net"), config.target_of(self.values, "algo")
+        try:
+            algorithm = algorithm_class(net_class(self.problem.input_shape, **self.valid["net"]), self.problem, **self.valid["algo"])
+        except ValueError as error:  # a net or method that cannot work with these data says why
+            raise UserError(str(error)) from None
+        way = self.spec["eval"].way
+        if algorithm.fixed_way and self.problem.kind == "classification" and way != self.problem.outputs:
+            raise UserError(
+                f"algo={self.values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
+                f"episode.eval.way={way} must be {self.problem.outputs} as well"
+            )
+        return algorithm
+
+    def episodes(self, split: str) -> Episodes:
+        """The episodes of a split, on the run's device."""
+        part = "train" if split == "train" else "eval"
+        return self.data.episodes(split, self.spec[part], self.valid["seed"], self.device)
+
+    @property
+    def bn_mode(self) -> str:
+        """Whose statistics normalise a query; ``none`` when the net has no norm."""
+        net = self.algorithm.net
+        return net.norm if any(isinstance(module, Norm) for module in net.modules()) else "none"
+
+    def test(self, episodes: Episodes, show: Callable[[str, int, int, dict[str, float]], None], folder: Path) -> dict[str, Any]:
+        """Meta-test with the weights as they are: statistics and adaptation curve; keeps the scores in ``test_scores.npy``."""
+        n = min(self.valid["trainer"]["test_episodes"], episodes.length or sys.maxsize)
+        with StopFlag() as stop:
+
+            def after_block(done: int) -> None:
+                show("test", done, n, {})
+                stop.check()
+
+            values = self.engine.score(self.algorithm, episodes, n, True, after_block)
+        score, loss = values["score"], values["loss"]
+        replace_file(folder / "test_scores.npy", lambda handle: np.save(handle, score[:, -1]))
+        curve = [{"step": k, **statistics(score[:, k])} for k in range(score.shape[1])]
+        for point in curve:
+            del point["n"]
+        return {self.problem.metric: statistics(score[:, -1]), "loss": statistics(loss[:, -1]), "curve": curve}
+
+    def summary(self, progress: Progress, tasks_per_s: float, test: dict[str, Any] | None, episodes: Episodes | None) -> dict[str, Any]:
+        """The contract's summary.json."""
+        cuda = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        spec = self.spec["eval"]
+        return {
+            "algo": self.values["algo"]["name"],
+            "data": self.values["data"]["name"],
+            "way": spec.way,
+            "shot": spec.shot,
+            "query": spec.query,
+            "seed": self.valid["seed"],
+            "parameters": sum(p.numel() for p in self.algorithm.parameters()),
+            "best_step": progress.best_step,
+            "iterations": progress.iteration,
+            "val": progress.best,
+            "test": test,
+            "episodes_sha256": episodes.sha256(int(test[self.problem.metric]["n"])) if episodes and test else None,
+            "bn_mode": self.bn_mode,
+            "precision": self.valid["precision"],
+            "device": str(self.device),
+            "wall_s": round(progress.wall_s, 3),
+            "tasks_per_s": round(tasks_per_s, 3),
+            "peak_memory_mb": round(peak, 1),
+            "versions": {
+                "metarun": __version__,
+                "torch": torch.__version__,
+                "numpy": np.__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Meta-train (or go on), meta-test the best checkpoint once, write and return the summary.
+
+    Raises:
+        UserError, RunError, Interrupted: see ``Run`` and ``Trainer.fit``.
+    """
+    run = Run(values)
+    train_episodes, val_episodes = run.episodes("train"), run.episodes("val")
+    test_episodes = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
+    if not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_file(folder / "config.yaml", lambda handle: handle.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode()))
+    outer = Outer(run.algorithm.parameters(), **run.valid["optim"])
+    state = checkpoint.load(folder / "checkpoints" / "last.pt") if resume else None
+    start = state["progress"]["iteration"] if state else 0
+    tracker = Tracker(folder, start, **run.valid["logger"])
+    try:
+        trainer = Trainer(run.algorithm, outer, run.engine, tracker, folder, train_episodes, val_episodes, **run.valid["trainer"])
+        if state:
+            trainer.load(state)
+            log.info("resuming at iteration %d of %d", start, trainer.iterations)
+        trainer.fit()
+        run.algorithm.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["algorithm"])
+        result = run.test(test_episodes, tracker.show, folder) if test_episodes else None
+        summary = run.summary(trainer.finish(), trainer.tasks_per_s, result, test_episodes)
+        write_json(folder / "summary.json", summary)
+        best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
+        tracker.hparams(_hparams(values), best)
+        if result:
+            tracker.curve("test", result["curve"])
+        return summary
+    finally:
+        tracker.close()
+
+
+def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:
+    """Meta-test the checkpoint ``name`` of a run under another config; ``folder`` receives summary.json and test_scores.npy."""
+    state = checkpoint.load(run_folder / "checkpoints" / f"{name}.pt")
+    run = Run(values, state)
+    episodes = run.episodes("test")
+    progress = Progress(**state["progress"])
+    started = time.monotonic()
+    folder.mkdir(parents=True)
+    tracker = Tracker(folder, **{**run.valid["logger"], "tensorboard": False})
+    try:
+        result = run.test(episodes, tracker.show, folder)
+    finally:
+        tracker.close()
+        (folder / "metrics.jsonl").unlink()
+    progress.wall_s = time.monotonic() - started
+    summary = run.summary(progress, 0.0, result, episodes)
+    write_json(folder / "summary.json", summary)
+    replace_file(folder / "config.yaml", lambda handle: handle.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode()))
+    return summary
+
+
+def _hparams(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a config by dotted name."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _hparams(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _device(name: str) -> torch.device:
+    """The device a config names.
+
+    Raises:
+        UserError: there is no such GPU here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"device={name} is not here: torch sees {torch.cuda.device_count()} GPUs; use device=cpu or device=auto")
+    return device
+
+
+def check(values: dict[str, Any]) -> dict[str, str]:
+    """Build everything, adapt to one task of each split, and say what there is; trains and writes nothing.
+
+    Raises:
+        UserError: whatever training would refuse.
+    """
+    run = Run(values)
+    report = {
+        "algorithm": f"{values['algo']['name']}, {sum(p.numel() for p in run.algorithm.parameters()):,} meta-parameters",
+        "device": f"{run.device}, {run.valid['precision']}",
+        "norm": run.bn_mode,
+    }
+    for split in run.data.splits:
+        episodes = run.episodes(split)
+        run.engine.evaluate(run.algorithm, episodes.batch([0]), curve=False)
+        spec = run.spec["train" if split == "train" else "eval"]
+        report[split] = f"{run.data.describe(split)}; {spec.way}-way {spec.shot}-shot, {spec.query} queries per class"
+    return report

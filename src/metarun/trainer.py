@@ -1,0 +1,230 @@
+"""Meta-train, validate on development tasks, keep the best, meta-test once.
+Names no algorithm and knows no task axis: it hands stacked tasks to the engine and numbers to the tracker."""
+
+from __future__ import annotations
+
+import logging
+import math
+import signal
+import time
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge, Gt
+
+from metarun import checkpoint
+from metarun.algorithm import Algorithm
+from metarun.engine import Engine
+from metarun.episodes import Episodes
+from metarun.errors import RunError
+from metarun.optim import Outer
+from metarun.tracker import Tracker
+
+log = logging.getLogger(__name__)
+CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM; the checkpoint is saved. Not an ``Exception``: it also ends a sweep."""
+
+
+class StopFlag:
+    """Turns the first SIGINT or SIGTERM into a flag that loops look at; the second one stops at once."""
+
+    def __enter__(self) -> StopFlag:
+        self.raised = False
+        self.previous: dict[int, Any] = {}
+        try:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self.previous[number] = signal.signal(number, self._raise)
+        except ValueError:
+            pass  # not the main thread: whoever owns it handles signals
+        return self
+
+    def _raise(self, number: int, frame: FrameType | None) -> None:
+        if self.raised:
+            raise KeyboardInterrupt
+        self.raised = True
+
+    def check(self) -> None:
+        if self.raised:
+            raise Interrupted
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+@dataclass
+class Progress:
+    """All of a run's state beside weights and optimizer; plain numbers, kept in the checkpoint."""
+
+    iteration: int = 0  # training iterations done
+    validated: int = 0  # iteration of the last validation
+    best_step: int = 0
+    best: dict[str, dict[str, float]] = field(default_factory=dict)  # development statistics of the best checkpoint
+    stale: int = 0  # validations since the best one
+    window: dict[str, float] = field(default_factory=dict)  # sums of training metrics since the last logged point
+    window_size: int = 0
+    train_s: float = 0.0  # spent in training steps
+    wall_s: float = 0.0  # spent altogether, in all processes
+    metrics_bytes: int = 0
+
+
+def statistics(values: np.ndarray) -> dict[str, float]:
+    """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
+    return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+class Trainer:
+    """Runs one experiment.
+
+    Args:
+        iterations: meta-training iterations.
+        meta_batch: tasks per iteration.
+        val_every: iterations between validations (and checkpoints).
+        val_episodes: development episodes per validation, the same ones each time.
+        test_episodes: episodes of the meta-test.
+        patience: stop after so many validations without improvement; null for never.
+        max_minutes: stop meta-training after so many minutes of wall time, over all resumed processes; null for never.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        outer: Outer,
+        engine: Engine,
+        tracker: Tracker,
+        folder: Path,
+        train: Episodes,
+        val: Episodes,
+        *,
+        iterations: Annotated[int, Ge(0)],
+        meta_batch: Annotated[int, Ge(1)],
+        val_every: Annotated[int, Ge(1)],
+        val_episodes: Annotated[int, Ge(1)],
+        test_episodes: Annotated[int, Ge(1)],
+        patience: Annotated[int, Ge(1)] | None,
+        max_minutes: Annotated[float, Gt(0)] | None,
+    ) -> None:
+        self.algorithm, self.outer, self.engine, self.tracker = algorithm, outer, engine, tracker
+        self.checkpoints, self.train, self.val = folder / "checkpoints", train, val
+        self.iterations, self.meta_batch, self.val_every, self.val_episodes = iterations, meta_batch, val_every, val_episodes
+        self.test_episodes, self.patience, self.max_minutes = test_episodes, patience, max_minutes
+        self.progress = Progress()
+        self.started = time.monotonic()
+
+    def fit(self) -> None:
+        """Meta-train from wherever ``progress`` stands; afterwards ``best.pt`` holds the best checkpoint.
+
+        Raises:
+            Interrupted: a signal came; ``last.pt`` is saved.
+            RunError: the loss is no longer a number; the last good checkpoint stays.
+        """
+        p = self.progress
+        with StopFlag() as stop:
+            try:
+                while not self._finished():
+                    self._train_step()
+                    if p.iteration % self.val_every == 0 or self._finished():
+                        self._validate(stop)
+                    stop.check()
+                if p.validated < p.iteration or not p.best:  # nothing to train, or cut between training and validation
+                    self._validate(stop)
+            except Interrupted:
+                self.save("last")
+                raise
+
+    def _finished(self) -> bool:
+        p = self.progress
+        late = self.max_minutes is not None and self._wall() >= 60 * self.max_minutes
+        return p.iteration >= self.iterations or late or (self.patience is not None and p.stale >= self.patience)
+
+    def _wall(self) -> float:
+        return self.progress.wall_s + time.monotonic() - self.started
+
+    def _train_step(self) -> None:
+        p = self.progress
+        begun = time.monotonic()
+        done = p.iteration / max(self.iterations, 1)
+        first = p.iteration * self.meta_batch
+        metrics = self.engine.meta_gradient(self.algorithm, self.train.batch(range(first, first + self.meta_batch)), done)
+        if not all(map(math.isfinite, metrics.values())):
+            raise RunError(
+                f"the training loss is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr or algo.inner_lr, "
+                "optim.clip_norm=10, or precision=fp32"
+            )
+        metrics |= self.outer.step(done)
+        p.iteration += 1
+        p.train_s += time.monotonic() - begun
+        for name, value in metrics.items():
+            p.window[name] = p.window.get(name, 0.0) + value
+        p.window_size += 1
+        if p.iteration % self.tracker.every == 0:
+            means = {name: total / p.window_size for name, total in p.window.items()}
+            self.tracker.log(p.iteration, "train", {**means, "tasks_per_s": self.tasks_per_s})
+            p.window, p.window_size = {}, 0
+        shown = {name: metrics[name] for name in ("loss", self.algorithm.problem.metric) if name in metrics}
+        self.tracker.show("train", p.iteration, self.iterations, {**shown, "tasks/s": self.tasks_per_s})
+
+    @property
+    def tasks_per_s(self) -> float:
+        """Training throughput so far."""
+        return self.progress.iteration * self.meta_batch / max(self.progress.train_s, 1e-9)
+
+    def _validate(self, stop: StopFlag) -> None:
+        p, problem = self.progress, self.algorithm.problem
+        # Population statistics for nets that want them, from training queries, as the net sees them in training.
+        self.algorithm.net.calibrate(self.train.batch([i]).query.x[0] for i in range(CALIBRATION_TASKS))
+        scores = self.score(self.val, self.val_episodes, "validate", curve=False, stop=stop)
+        result = {problem.metric: statistics(scores["score"][:, -1]), "loss": statistics(scores["loss"][:, -1])}
+        mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
+        better = best is None or (mean > best if problem.higher_is_better else mean < best)
+        self.tracker.log(p.iteration, "val", {name: s["mean"] for name, s in result.items()} | {"ci95": result[problem.metric]["ci95"]})
+        p.validated = p.iteration
+        if better:
+            p.best_step, p.best, p.stale = p.iteration, result, 0
+            self.save("best")
+        else:
+            p.stale += 1
+        self.save("last")
+        mark = "  (best so far)" if better else ""
+        log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
+
+    def score(self, episodes: Episodes, n: int, label: str, curve: bool, stop: StopFlag) -> dict[str, np.ndarray]:
+        """Scores and losses [n, steps] on episodes 0..n-1 with the weights as they are; see ``Engine.score``."""
+
+        def after_block(done: int) -> None:
+            self.tracker.show(label, done, n, {})
+            stop.check()
+
+        return self.engine.score(self.algorithm, episodes, n, curve, after_block)
+
+    def save(self, name: str) -> None:
+        """Write ``checkpoints/{name}.pt``: everything that a bit-exact continuation needs."""
+        p = self.progress
+        state = asdict(p) | {"metrics_bytes": self.tracker.position(), "wall_s": self._wall()}
+        checkpoint.save(
+            self.checkpoints / f"{name}.pt",
+            {
+                "problem": {"classes": self.algorithm.problem.classes, "outputs": self.algorithm.problem.outputs},
+                "algorithm": self.algorithm.state_dict(),
+                "outer": self.outer.state_dict(),
+                "progress": state,
+            },
+        )
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Continue from a checkpoint's content; numbers logged after it are dropped, they are computed again."""
+        self.algorithm.load_state_dict(state["algorithm"])
+        self.outer.load_state_dict(state["outer"])
+        self.progress = Progress(**state["progress"])
+        self.tracker.rewind(self.progress.metrics_bytes)
+        self.started = time.monotonic()
+
+    def finish(self) -> Progress:
+        """The progress, with the wall time up to now."""
+        return replace(self.progress, wall_s=self._wall())
