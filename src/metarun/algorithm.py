@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.nets.base import Net
-from metarun.task import Context, Problem, Task
+from metarun.task import Context, Kind, Problem, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
 Metrics = dict[str, Tensor]
@@ -27,10 +27,12 @@ class Algorithm(nn.Module, ABC):
     Attributes:
         inner_steps: inner steps K of meta-training (>= 0).
         test_steps: inner steps of validation and test (>= 0); the adaptation curve shows 0 .. test_steps.
+        kinds: the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
     """
 
+    kinds: frozenset[Kind] = frozenset({"classification", "regression"})
     inner_steps: int = 0
     test_steps: int = 0
     fixed_way: bool = False

@@ -82,6 +82,11 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     return tree_map(lambda w, g, rate: w - rate * g, fast, grads, lr)
 
 
+def widen(x: Tensor) -> Tensor:
+    """``x`` in fp32 at least: bf16 is too coarse for losses, statistics and distances, float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
     """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1)."""
     member = (y[None, :] == torch.arange(way, device=y.device)[:, None]).to(features.dtype)

@@ -46,6 +46,7 @@ class Run:
     def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None) -> None:
         self.values = values
         self.valid = config.validate(values)
+        _refuse_other_kinds(values)
         self.device = _device(self.valid["device"])
         self.data: Dataset = config.target_of(values, "data")(self.valid["seed"], **self.valid["data"])
         self.spec: dict[str, EpisodeSpec] = dict(self.valid["episode"])
@@ -193,6 +194,20 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) 
     write_json(folder / "summary.json", summary)
     replace_file(folder / "config.yaml", lambda handle: handle.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode()))
     return summary
+
+
+def _refuse_other_kinds(values: dict[str, Any]) -> None:
+    """Before any data are read: can this algorithm solve this kind of problem?
+
+    Raises:
+        UserError: it cannot.
+    """
+    kind, kinds = config.target_of(values, "data").kind, config.target_of(values, "algo").kinds
+    if kind not in kinds:
+        algo, data = values["algo"]["name"], values["data"]["name"]
+        raise UserError(
+            f"algo={algo} is for {' and '.join(sorted(kinds))}, but data={data} is {kind}; choose another algo or data (`metarun list`)"
+        )
 
 
 def _hparams(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

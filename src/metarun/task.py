@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.inner import widen
+
 Kind = Literal["classification", "regression"]
 
 
@@ -73,14 +75,14 @@ class Problem:
     def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
         """Mean cross-entropy of logits [n, way], or mean squared error of predictions [n, outputs]; a scalar."""
         if self.kind == "classification":
-            return F.cross_entropy(prediction.float(), y)
-        return (prediction.float() - y).square().mean()
+            return F.cross_entropy(widen(prediction), y)
+        return (widen(prediction) - y).square().mean()
 
     def score(self, prediction: Tensor, y: Tensor) -> Tensor:
         """The metric of one batch, a scalar."""
         if self.kind == "classification":
             return (prediction.argmax(-1) == y).float().mean()
-        return (prediction.float() - y).square().mean()
+        return (widen(prediction) - y).square().mean()
 
 
 def stack(tasks: list[Task]) -> Task:

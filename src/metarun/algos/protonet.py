@@ -29,9 +29,11 @@ class ProtoNet(Algorithm):
     the authors embed both in one batch while training and use running statistics at test (``net.norm=running`` does the latter).
     """
 
+    kinds = frozenset({"classification"})
+
     def begin(self, context: Context) -> Prototypes:
         x, y = context.support
         return Prototypes(inner.class_means(self.net(x, x), y, context.classes.shape[0]), x)
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
-        return -inner.squared_distances(self.net(x, state.support_x).float(), state.means.float())
+        return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))

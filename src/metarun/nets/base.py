@@ -12,6 +12,18 @@ from torch import Tensor, nn
 from metarun.nets.norm import Norm, NormKind
 
 
+def image_shape(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
+    """Channels, height and width of an example.
+
+    Raises:
+        ValueError: the examples are not images; ``name`` is the net that asked.
+    """
+    if len(input_shape) != 3:
+        raise ValueError(f"net={name} needs images, these examples have shape {list(input_shape)}; use net=mlp")
+    channels, height, width = input_shape
+    return channels, height, width
+
+
 class Net(nn.Module, ABC):
     """A backbone. Constructors take the input shape first, then only keyword arguments, which are the YAML's keys.
 

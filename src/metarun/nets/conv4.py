@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from metarun.nets.base import Net
+from metarun.nets.base import Net, image_shape
 from metarun.nets.norm import Norm, NormKind
 
 
@@ -51,7 +51,7 @@ class Conv4(Net):
         norm: NormKind,
     ) -> None:
         super().__init__()
-        channels, *sides = input_shape
+        channels, *sides = image_shape(input_shape, "conv4")
         self.norm, self.flatten = norm, flatten
         widths = [channels, hidden, hidden, hidden, hidden]
         self.blocks = nn.ModuleList(Block(a, b, down, norm) for a, b in pairwise(widths))

@@ -3,6 +3,7 @@ The sinusoid's net (40-40 ReLU, arXiv:1703.03400 section 5.1) and the no-convolu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm, NormKind
 
-ACTIVATIONS = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
+Activation = Callable[[Tensor], Tensor]
+ACTIVATIONS: dict[str, Activation] = {"relu": F.relu, "tanh": torch.tanh, "elu": F.elu, "gelu": F.gelu}
 
 
 class MLP(Net):
@@ -37,10 +39,16 @@ class MLP(Net):
         norm: NormKind,
     ) -> None:
         super().__init__()
-        self.norm, self.activation = norm, ACTIVATIONS[activation]
+        self.norm = norm
+        self.activation: Activation = ACTIVATIONS[activation]
         widths = [prod(input_shape), *sizes]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
-        self.norms = nn.ModuleList(Norm(width, norm) for width in sizes if norm != "none")
+        norms = [Norm(width, norm) for width in sizes if norm != "none"]
+        if any(layer.groups == width for layer, width in zip(norms, sizes)):
+            raise ValueError(
+                f"net=mlp with norm={norm} has groups of one number, which it would turn to 0; choose another net.norm or wider net.sizes"
+            )
+        self.norms = nn.ModuleList(norms)
         self.features = widths[-1]
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:

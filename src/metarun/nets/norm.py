@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from metarun.inner import widen
+
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
 
@@ -42,7 +44,7 @@ class Norm(nn.Module):
         """Args: x [n, channels, *space]; n_support: that many leading rows are the support (kind ``support`` only)."""
         per_channel = (1, -1, *[1] * (x.dim() - 2))
         if self.kind != "none":
-            x = self._centre(x.float(), per_channel, n_support).to(x.dtype)
+            x = self._centre(widen(x), per_channel, n_support).to(x.dtype)
         return x * self.weight.view(per_channel).to(x.dtype) + self.bias.view(per_channel).to(x.dtype)
 
     def _centre(self, x: Tensor, per_channel: tuple[int, ...], n_support: int | None) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
-from metarun.nets.base import Net
+from metarun.nets.base import Net, image_shape
 from metarun.nets.norm import Norm, NormKind
 
 
@@ -59,7 +59,7 @@ class ResNet12(Net):
         norm: NormKind,
     ) -> None:
         super().__init__()
-        channels, *sides = input_shape
+        channels, *sides = image_shape(input_shape, "resnet12")
         self.norm, self.flatten = norm, flatten
         self.blocks = nn.ModuleList(ResidualBlock(a, b, norm) for a, b in pairwise([channels, *widths]))
         for _ in self.blocks:
