@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 
 from metarun import __version__, checkpoint, config
 from metarun.algorithm import Algorithm
+from metarun.allocator import keep_freed_memory
 from metarun.checkpoint import replace_file
 from metarun.data.base import Dataset
 from metarun.engine import Engine
@@ -44,6 +45,7 @@ class Run:
     """
 
     def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None) -> None:
+        keep_freed_memory()
         self.values = values
         self.valid = config.validate(values)
         _refuse_other_kinds(values)

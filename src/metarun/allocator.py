@@ -1,0 +1,22 @@
+"""Keeps freed memory in the process: tensors of a few megabytes come and go in every step, and page faults cost more than arithmetic.
+Measured by scripts/bench_allocator.py."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to serve tensors up to 32 MiB (its largest threshold) from the heap and not to give the heap back.
+
+    Returns whether it took effect; other C libraries are left alone.
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    return bool(mallopt(M_MMAP_THRESHOLD, 32 * 2**20) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_TOP_PAD, 64 * 2**20))
