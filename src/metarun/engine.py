@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm, State
+from metarun.distributed import World
 from metarun.episodes import Episodes
 from metarun.task import Context, Task, count, select
 
@@ -37,6 +38,7 @@ class Engine:
     Args:
         device: where algorithm and tasks live.
         precision: ``fp32``, or ``bf16`` for autocast with fp32 weights, statistics, losses and inner updates.
+        world: the processes that share the work; None for this one alone.
         map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
         chunk: tasks at a time; ``auto`` picks what fits the cache or the memory. Results do not depend on it beyond rounding.
     """
@@ -45,16 +47,32 @@ class Engine:
         self,
         device: torch.device,
         precision: Precision,
+        world: World | None = None,
         *,
         map: Literal["vmap", "loop"],
         chunk: Annotated[int, Ge(1)] | Literal["auto"],
     ) -> None:
         self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
+        self.world = world or World()
         self._activations: dict[int, int] = {}
 
-    def meta_gradient(self, algorithm: Algorithm, tasks: Task, progress: float) -> dict[str, float]:
-        """Add the gradient of the mean objective over tasks to ``.grad``; return the objective's metrics, averaged."""
-        total = count(tasks)
+    def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
+        """``meta_gradient`` over the episodes of these indices, each rank doing its share; all ranks end with the same."""
+        share = self.world.share(indices)
+        sums: dict[str, float] = {}
+        if share:
+            means = self.meta_gradient(algorithm, episodes.batch(share), progress, len(indices))
+            sums = {name: mean * len(share) for name, mean in means.items()}
+        self.world.sum_gradients(algorithm.parameters())
+        return {name: value / len(indices) for name, value in self.world.sum(sums).items()}
+
+    def meta_gradient(self, algorithm: Algorithm, tasks: Task, progress: float, total: int | None = None) -> dict[str, float]:
+        """Add the gradient of the mean objective over tasks to ``.grad``; return the objective's metrics, averaged.
+
+        ``total``: size of the meta-batch that these tasks are a part of.
+        """
+        here = count(tasks)
+        total = total or here
 
         def objective(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
             states = list(adapt(algorithm, task.context, algorithm.inner_steps))
@@ -68,7 +86,7 @@ class Engine:
             (losses.sum() / total).backward()
             for name, values in metrics.items():
                 sums[name] = sums.get(name, 0) + values.sum()
-        return {name: float(value) / total for name, value in sums.items()}
+        return {name: float(value) / here for name, value in sums.items()}
 
     @torch.no_grad()
     def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
@@ -98,19 +116,20 @@ class Engine:
     ) -> dict[str, np.ndarray]:
         """``evaluate`` on episodes 0..n-1, made a block at a time so that memory stays flat; ``after_block`` hears how many are done.
 
-        Returns ``score`` and ``loss``, each [n, steps] float64.
+        Each rank scores its share. Returns ``score`` and ``loss``, each [n, steps] float64, the same on every rank.
         """
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
-        block = max(1, min(n, EPISODE_BYTES // size))
+        block = max(1, EPISODE_BYTES // size)
         was_training = algorithm.training
         algorithm.eval()
-        parts = []
-        for first in range(0, n, block):
-            indices = range(first, min(first + block, n))
+        share, parts = self.world.share(range(n)), []
+        for first in range(0, max(len(share), 1), block):
+            indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
             parts.append(self.evaluate(algorithm, episodes.batch(indices), curve))
-            after_block(indices.stop)
+            after_block(min(self.world.size * (first + block), n))
         algorithm.train(was_training)
-        return {name: torch.cat([part[name] for part in parts]).double().numpy() for name in parts[0]}
+        mine = {name: torch.cat([part[name] for part in parts]).double().numpy()[: len(share)] for name in parts[0]}
+        return {name: self.world.concatenate(values) for name, values in mine.items()}
 
     def _map(self, function: Callable[[Task], Any], tasks: Task) -> Any:
         if self.map == "vmap":

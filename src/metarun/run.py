@@ -3,12 +3,14 @@ The only place where classes are picked by name; everything it calls is handed w
 
 from __future__ import annotations
 
+import io
+import json
 import logging
+import os
 import platform
 import resource
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from metarun.algorithm import Algorithm
 from metarun.allocator import keep_freed_memory
 from metarun.checkpoint import replace_file
 from metarun.data.base import Dataset
+from metarun.distributed import World
 from metarun.engine import Engine
 from metarun.episodes import Episodes
 from metarun.errors import UserError
 from metarun.nets.norm import Norm
 from metarun.optim import Outer
 from metarun.task import EpisodeSpec, Problem
-from metarun.tracker import Tracker, write_json
-from metarun.trainer import Progress, StopFlag, Trainer, statistics
+from metarun.tracker import Tracker
+from metarun.trainer import Progress, StopFlag, Trainer, statistics, watched_score
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ class Run:
         self.values = values
         self.valid = config.validate(values)
         _refuse_other_kinds(values)
+        self.world = World.join()
         self.device = _device(self.valid["device"])
         self.data: Dataset = config.target_of(values, "data")(self.valid["seed"], **self.valid["data"])
         self.spec: dict[str, EpisodeSpec] = dict(self.valid["episode"])
@@ -65,7 +69,7 @@ class Run:
             except RuntimeError as error:
                 raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
         self.algorithm.to(self.device)
-        self.engine = Engine(self.device, self.valid["precision"], **self.valid["engine"])
+        self.engine = Engine(self.device, self.valid["precision"], self.world, **self.valid["engine"])
 
     def _algorithm(self) -> Algorithm:
         net_class, algorithm_class = config.target_of(self.values, "net"), config.target_of(self.values, "algo")
@@ -92,22 +96,24 @@ class Run:
         net = self.algorithm.net
         return net.norm if any(isinstance(module, Norm) for module in net.modules()) else "none"
 
-    def test(self, episodes: Episodes, show: Callable[[str, int, int, dict[str, float]], None], folder: Path) -> dict[str, Any]:
+    def test(self, episodes: Episodes, tracker: Tracker, folder: Path) -> dict[str, Any]:
         """Meta-test with the weights as they are: statistics and adaptation curve; keeps the scores in ``test_scores.npy``."""
         n = min(self.valid["trainer"]["test_episodes"], episodes.length or sys.maxsize)
         with StopFlag() as stop:
-
-            def after_block(done: int) -> None:
-                show("test", done, n, {})
-                stop.check()
-
-            values = self.engine.score(self.algorithm, episodes, n, True, after_block)
+            values = watched_score(self.engine, self.algorithm, episodes, n, True, tracker, "test", stop)
         score, loss = values["score"], values["loss"]
-        replace_file(folder / "test_scores.npy", lambda handle: np.save(handle, score[:, -1]))
-        curve = [{"step": k, **statistics(score[:, k])} for k in range(score.shape[1])]
-        for point in curve:
-            del point["n"]
+        scores = io.BytesIO()
+        np.save(scores, score[:, -1])
+        self.write(folder / "test_scores.npy", scores.getvalue())
+        points = [statistics(score[:, k]) for k in range(score.shape[1])]
+        curve = [{"step": k, "mean": point["mean"], "ci95": point["ci95"]} for k, point in enumerate(points)]
         return {self.problem.metric: statistics(score[:, -1]), "loss": statistics(loss[:, -1]), "curve": curve}
+
+    def write(self, path: Path, content: str | bytes) -> None:
+        """Put a file of the run in place, atomically; only rank 0 writes."""
+        if self.world.rank == 0:
+            data = content.encode() if isinstance(content, str) else content
+            replace_file(path, lambda handle: handle.write(data))
 
     def summary(self, progress: Progress, tasks_per_s: float, test: dict[str, Any] | None, episodes: Episodes | None) -> dict[str, Any]:
         """The contract's summary.json."""
@@ -152,22 +158,22 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     train_episodes, val_episodes = run.episodes("train"), run.episodes("val")
     test_episodes = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
     if not resume:
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / "config.yaml", lambda handle: handle.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode()))
+        run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
     outer = Outer(run.algorithm.parameters(), **run.valid["optim"])
     state = checkpoint.load(folder / "checkpoints" / "last.pt") if resume else None
     start = state["progress"]["iteration"] if state else 0
-    tracker = Tracker(folder, start, **run.valid["logger"])
+    tracker = Tracker(None if run.world.rank else folder, start, **run.valid["logger"])
     try:
         trainer = Trainer(run.algorithm, outer, run.engine, tracker, folder, train_episodes, val_episodes, **run.valid["trainer"])
         if state:
             trainer.load(state)
             log.info("resuming at iteration %d of %d", start, trainer.iterations)
         trainer.fit()
+        run.world.any(False)  # rank 0 has written the best checkpoint when the others get here
         run.algorithm.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["algorithm"])
-        result = run.test(test_episodes, tracker.show, folder) if test_episodes else None
+        result = run.test(test_episodes, tracker, folder) if test_episodes else None
         summary = run.summary(trainer.finish(), trainer.tasks_per_s, result, test_episodes)
-        write_json(folder / "summary.json", summary)
+        run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
         tracker.hparams(_hparams(values), best)
         if result:
@@ -184,17 +190,15 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) 
     episodes = run.episodes("test")
     progress = Progress(**state["progress"])
     started = time.monotonic()
-    folder.mkdir(parents=True)
-    tracker = Tracker(folder, **{**run.valid["logger"], "tensorboard": False})
+    tracker = Tracker(None, **run.valid["logger"])
     try:
-        result = run.test(episodes, tracker.show, folder)
+        result = run.test(episodes, tracker, folder)
     finally:
         tracker.close()
-        (folder / "metrics.jsonl").unlink()
     progress.wall_s = time.monotonic() - started
     summary = run.summary(progress, 0.0, result, episodes)
-    write_json(folder / "summary.json", summary)
-    replace_file(folder / "config.yaml", lambda handle: handle.write(OmegaConf.to_yaml(OmegaConf.create(values)).encode()))
+    run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+    run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -227,7 +231,9 @@ def _device(name: str) -> torch.device:
         UserError: there is no such GPU here.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and "LOCAL_RANK" in os.environ:  # under torchrun every process has a GPU of its own
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"device={name} is not here: torch sees {torch.cuda.device_count()} GPUs; use device=cpu or device=auto")

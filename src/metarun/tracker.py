@@ -12,7 +12,6 @@ from typing import Annotated, Any
 from annotated_types import Ge
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metarun.checkpoint import replace_file
 from metarun.console import console
 
 log = logging.getLogger(__name__)
@@ -23,18 +22,18 @@ class Tracker:
     """Keeps the numbers of one run.
 
     Args:
-        folder: the run's folder.
+        folder: the run's folder; None keeps nothing (an evaluation, a process beside the first).
         start: first iteration of this process (> 0 when a run is resumed); later points of an earlier process are dropped.
         every: training iterations between two logged points, each the mean over what lies between.
         tensorboard: write TensorBoard events to ``folder/tb``.
         progress: show a live bar when on a terminal, a plain line now and then elsewhere.
     """
 
-    def __init__(self, folder: Path, start: int = 0, *, every: Annotated[int, Ge(1)], tensorboard: bool, progress: bool) -> None:
-        self.folder, self.every, self.progress = folder, every, progress
-        self.metrics = (folder / "metrics.jsonl").open("a", encoding="utf-8")
+    def __init__(self, folder: Path | None, start: int = 0, *, every: Annotated[int, Ge(1)], tensorboard: bool, progress: bool) -> None:
+        self.every, self.progress = every, progress
+        self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
         self.writer: Any = None
-        if tensorboard:
+        if tensorboard and folder:
             from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
 
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else None)
@@ -48,7 +47,8 @@ class Tracker:
 
     def rewind(self, position: int) -> None:
         """Cut metrics.jsonl back to a checkpoint's position: what came after is computed again."""
-        self.metrics.truncate(min(position, self.position()))
+        if position < self.position():
+            self.metrics.truncate(position)
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Record named numbers of a split at a training iteration."""
@@ -106,9 +106,3 @@ class Tracker:
 def _plain(value: float) -> float | None:
     """JSON has no NaN: it becomes null."""
     return value if value == value and abs(value) != float("inf") else None
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file atomically."""
-    text = json.dumps(value, indent=2, allow_nan=False, default=str) + "\n"
-    replace_file(path, lambda handle: handle.write(text.encode()))

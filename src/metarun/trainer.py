@@ -17,6 +17,7 @@ from annotated_types import Ge, Gt
 
 from metarun import checkpoint
 from metarun.algorithm import Algorithm
+from metarun.distributed import World
 from metarun.engine import Engine
 from metarun.episodes import Episodes
 from metarun.errors import RunError
@@ -49,8 +50,9 @@ class StopFlag:
             raise KeyboardInterrupt
         self.raised = True
 
-    def check(self) -> None:
-        if self.raised:
+    def check(self, world: World) -> None:
+        """Raise ``Interrupted`` on all ranks when a signal has come to any."""
+        if world.any(self.raised):
             raise Interrupted
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -77,6 +79,21 @@ class Progress:
 def statistics(values: np.ndarray) -> dict[str, float]:
     """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+def watched_score(
+    engine: Engine, algorithm: Algorithm, episodes: Episodes, n: int, curve: bool, tracker: Tracker, label: str, stop: StopFlag
+) -> dict[str, np.ndarray]:
+    """``Engine.score`` under a progress display, ready to be interrupted."""
+
+    def after_block(done: int) -> None:
+        tracker.show(label, done, n, {})
+        if engine.world.size == 1:  # ranks have different numbers of blocks, so they agree at the end only
+            stop.check(engine.world)
+
+    scores = engine.score(algorithm, episodes, n, curve, after_block)
+    stop.check(engine.world)
+    return scores
 
 
 class Trainer:
@@ -127,20 +144,22 @@ class Trainer:
         p = self.progress
         with StopFlag() as stop:
             try:
-                while not self._finished():
-                    self._train_step()
-                    if p.iteration % self.val_every == 0 or self._finished():
+                while True:
+                    finished = self._finished()
+                    if (p.iteration > p.validated and (finished or p.iteration % self.val_every == 0)) or (finished and not p.best):
                         self._validate(stop)
-                    stop.check()
-                if p.validated < p.iteration or not p.best:  # nothing to train, or cut between training and validation
-                    self._validate(stop)
+                        finished = self._finished()
+                    if finished:
+                        return
+                    self._train_step()
+                    stop.check(self.engine.world)
             except Interrupted:
                 self.save("last")
                 raise
 
     def _finished(self) -> bool:
         p = self.progress
-        late = self.max_minutes is not None and self._wall() >= 60 * self.max_minutes
+        late = self.max_minutes is not None and self.engine.world.any(self._wall() >= 60 * self.max_minutes)
         return p.iteration >= self.iterations or late or (self.patience is not None and p.stale >= self.patience)
 
     def _wall(self) -> float:
@@ -151,7 +170,7 @@ class Trainer:
         begun = time.monotonic()
         done = p.iteration / max(self.iterations, 1)
         first = p.iteration * self.meta_batch
-        metrics = self.engine.meta_gradient(self.algorithm, self.train.batch(range(first, first + self.meta_batch)), done)
+        metrics = self.engine.train_on(self.algorithm, self.train, range(first, first + self.meta_batch), done)
         if not all(map(math.isfinite, metrics.values())):
             raise RunError(
                 f"the training loss is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr or algo.inner_lr, "
@@ -179,7 +198,7 @@ class Trainer:
         p, problem = self.progress, self.algorithm.problem
         # Population statistics for nets that want them, from training queries, as the net sees them in training.
         self.algorithm.net.calibrate(self.train.batch([i]).query.x[0] for i in range(CALIBRATION_TASKS))
-        scores = self.score(self.val, self.val_episodes, "validate", curve=False, stop=stop)
+        scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
         result = {problem.metric: statistics(scores["score"][:, -1]), "loss": statistics(scores["loss"][:, -1])}
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
         better = best is None or (mean > best if problem.higher_is_better else mean < best)
@@ -194,17 +213,10 @@ class Trainer:
         mark = "  (best so far)" if better else ""
         log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
 
-    def score(self, episodes: Episodes, n: int, label: str, curve: bool, stop: StopFlag) -> dict[str, np.ndarray]:
-        """Scores and losses [n, steps] on episodes 0..n-1 with the weights as they are; see ``Engine.score``."""
-
-        def after_block(done: int) -> None:
-            self.tracker.show(label, done, n, {})
-            stop.check()
-
-        return self.engine.score(self.algorithm, episodes, n, curve, after_block)
-
     def save(self, name: str) -> None:
-        """Write ``checkpoints/{name}.pt``: everything that a bit-exact continuation needs."""
+        """Write ``checkpoints/{name}.pt``: everything that a bit-exact continuation needs; only rank 0 writes."""
+        if self.engine.world.rank:
+            return
         p = self.progress
         state = asdict(p) | {"metrics_bytes": self.tracker.position(), "wall_s": self._wall()}
         checkpoint.save(
