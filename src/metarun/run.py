@@ -53,7 +53,7 @@ class Run:
         self.valid = config.validate(values)
         _refuse_other_kinds(values)
         self.world = World.join()
-        self.device = _device(self.valid["device"])
+        self.device = pick_device(self.valid["device"])
         self.data: Dataset = config.target_of(values, "data")(self.valid["seed"], **self.valid["data"])
         self.spec: dict[str, EpisodeSpec] = dict(self.valid["episode"])
         if self.data.fixed_spec:
@@ -62,28 +62,14 @@ class Run:
         shape = trained["problem"] if trained else {"classes": self.data.classes, "outputs": outputs}
         self.problem = Problem(self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], **shape)
         torch.manual_seed(self.valid["seed"])
-        self.algorithm = self._algorithm()
-        if trained:
-            try:
-                self.algorithm.load_state_dict(trained["algorithm"])
-            except RuntimeError as error:
-                raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
-        self.algorithm.to(self.device)
-        self.engine = Engine(self.device, self.valid["precision"], self.world, **self.valid["engine"])
-
-    def _algorithm(self) -> Algorithm:
-        net_class, algorithm_class = config.target_of(self.values, "net"), config.target_of(self.values, "algo")
-        try:
-            algorithm = algorithm_class(net_class(self.problem.input_shape, **self.valid["net"]), self.problem, **self.valid["algo"])
-        except ValueError as error:  # a net or method that cannot work with these data says why
-            raise UserError(str(error)) from None
+        self.algorithm = build_algorithm(values, self.valid, self.problem, trained).to(self.device)
         way = self.spec["eval"].way
-        if algorithm.fixed_way and self.problem.kind == "classification" and way != self.problem.outputs:
+        if self.algorithm.fixed_way and self.problem.kind == "classification" and way != self.problem.outputs:
             raise UserError(
-                f"algo={self.values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
+                f"algo={values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
                 f"episode.eval.way={way} must be {self.problem.outputs} as well"
             )
-        return algorithm
+        self.engine = Engine(self.device, self.valid["precision"], self.world, **self.valid["engine"])
 
     def episodes(self, split: str) -> Episodes:
         """The episodes of a split, on the run's device."""
@@ -146,6 +132,28 @@ class Run:
                 "python": platform.python_version(),
             },
         }
+
+
+def build_algorithm(values: dict[str, Any], valid: dict[str, Any], problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:
+    """The net and algorithm that a config names, with the weights of a checkpoint if there is one; needs no data.
+
+    Args:
+        values, valid: a resolved config, and ``config.validate`` of it.
+
+    Raises:
+        UserError: net, algorithm, problem and checkpoint do not fit each other.
+    """
+    net_class, algorithm_class = config.target_of(values, "net"), config.target_of(values, "algo")
+    try:
+        algorithm = algorithm_class(net_class(problem.input_shape, **valid["net"]), problem, **valid["algo"])
+    except ValueError as error:  # a net or method that cannot work with these data says why
+        raise UserError(str(error)) from None
+    if trained:
+        try:
+            algorithm.load_state_dict(trained["algorithm"])
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
+    return algorithm
 
 
 def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
@@ -224,7 +232,7 @@ def _hparams(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _device(name: str) -> torch.device:
+def pick_device(name: str) -> torch.device:
     """The device a config names.
 
     Raises:
