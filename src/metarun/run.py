@@ -26,7 +26,7 @@ from metarun.data.base import Dataset
 from metarun.distributed import World
 from metarun.engine import Engine
 from metarun.episodes import Episodes
-from metarun.errors import UserError
+from metarun.errors import UserError, nearest
 from metarun.nets.norm import Norm
 from metarun.optim import Outer
 from metarun.task import EpisodeSpec, Problem
@@ -132,6 +132,26 @@ class Run:
                 "python": platform.python_version(),
             },
         }
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The resolved config that a run's folder holds.
+
+    Raises:
+        UserError: it is no run folder, or its config cannot be read.
+    """
+    if not folder.is_dir():
+        siblings = [str(folder.parent / path.name) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        raise UserError(f"there is no run folder {folder}{nearest(str(folder), siblings)}")
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no config.yaml; name a folder like outputs/DATE/TIME_NAME")
+    try:
+        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception as error:  # whatever YAML and OmegaConf think of it
+        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{folder}/config.yaml holds no configuration")
+    return {str(key): value for key, value in values.items()}
 
 
 def build_algorithm(values: dict[str, Any], valid: dict[str, Any], problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
+from typing import Any
 
 import torch
 
+from metarun.data.picture import Pictures
 from metarun.episodes import ClassEpisodes, Episodes, Split
 from metarun.errors import UserError, nearest
 from metarun.task import EpisodeSpec, Kind
@@ -34,6 +36,14 @@ class Dataset(ABC):
     def describe(self, split: str) -> str:
         """What a split holds, in a few words."""
         return f"{self.kind} tasks"
+
+    @classmethod
+    def pictures(cls, **values: Any) -> Pictures | None:
+        """How anybody's picture files become inputs like those of the dataset with these ``values`` (the YAML's); None: they cannot.
+
+        Nothing is read, so that a trained run works where its data are not.
+        """
+        return None
 
 
 class ImageDataset(Dataset):

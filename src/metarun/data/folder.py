@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from PIL import Image, ImageOps
 
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
+from metarun.data.picture import Pictures, class_folders, subfolders, upright
 from metarun.episodes import CLASSES, Split, draws, episode_keys
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 LAYOUT = "FOLDER holds one folder of pictures per class, or train/, val/ and test/ with such class folders in each"
 Classes = dict[str, list[Path]]  # pictures by class name
 
@@ -69,8 +68,8 @@ class Folder(ImageDataset):
             raise UserError(
                 f"data.root={root} {'is not a folder' if base.exists() else 'does not exist'}; give data.root=FOLDER, where {LAYOUT}"
             )
-        given = [split for split in SPLITS if split in _folders(base)]
-        if given and set(given) == set(_folders(base)) and any(_folders(base / split) for split in given):
+        given = [split for split in SPLITS if split in subfolders(base)]
+        if given and set(given) == set(subfolders(base)) and any(subfolders(base / split) for split in given):
             splits = {split: _classes(base / split) for split in given}
             _refuse_shared(splits)
         else:
@@ -94,28 +93,18 @@ class Folder(ImageDataset):
             result[split] = Split(torch.from_numpy(images[first:last]), count.cumsum() - count, count, list(counts))
         super().__init__(result)
 
-
-def _visible(names: Iterable[str]) -> list[str]:
-    """Sorted, without hidden ones and the __MACOSX that some archives bring."""
-    return sorted(name for name in names if not name.startswith((".", "__")))
-
-
-def _folders(base: Path) -> list[str]:
-    return _visible(entry.name for entry in os.scandir(base) if entry.is_dir())
+    @classmethod
+    def pictures(cls, **values: Any) -> Pictures:
+        """As the pictures of the folder are read, see ``decode``."""
+        channels, size, invert = values["channels"], values["size"], values["invert"]
+        return Pictures((channels, size, size), lambda path: decode(path, channels, size, invert))
 
 
 def _classes(base: Path) -> Classes:
-    """Every folder below ``base`` that holds pictures or nothing at all; links are followed at the first level only."""
-    found = {}
-    for top in _folders(base):
-        for folder, below, files in os.walk(base / top):
-            below[:] = _visible(below)
-            pictures = [Path(folder, name) for name in _visible(files) if Path(name).suffix.lower() in SUFFIXES]
-            if pictures or not below:
-                found[Path(folder).relative_to(base).as_posix()] = pictures
+    found = class_folders(base)
     if not found:
         raise UserError(f"{base} has no class folders; give data.root=FOLDER, where {LAYOUT}")
-    return dict(sorted(found.items()))
+    return found
 
 
 def _divide(classes: Classes, val_fraction: float, test_fraction: float, split_seed: int) -> dict[str, Classes]:
@@ -186,18 +175,9 @@ def decode(path: Path, channels: int, size: int, invert: bool) -> np.ndarray | N
     centre, and inverted if asked for.
     """
     try:
-        with Image.open(path) as file:
-            # JPEG can decode straight to a half, quarter or eighth; twice the size leaves the detail to the resize below.
-            file.draft(None, (2 * size, 2 * size))
-            upright = ImageOps.exif_transpose(file)
-        if upright.mode.startswith("I;16"):  # Pillow would cut 16-bit greys off at 255
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        if upright.has_transparency_data:
-            paper = Image.new("RGBA", upright.size, "white")
-            upright = Image.alpha_composite(paper, upright.convert("RGBA"))
-        plain = upright.convert("L" if channels == 1 else "RGB")
+        plain = upright(path, size).convert("L" if channels == 1 else "RGB")
         square = np.asarray(ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS))
-    except Exception:  # decoders raise nearly anything on damaged bytes
+    except Exception:  # see upright
         return None
     image = square.reshape(size, size, channels).transpose(2, 0, 1)
     return 255 - image if invert else image

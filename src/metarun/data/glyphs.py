@@ -3,13 +3,14 @@ A character is a pen program (the idea of Lake, Salakhutdinov, Tenenbaum 2015); 
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 from annotated_types import Ge, Le
 
 from metarun.data.base import ImageDataset
+from metarun.data.picture import Pictures, handwriting
 from metarun.episodes import Split, draws, episode_keys
 
 SEED = 2015  # the data's own: every run sees the same characters
@@ -207,3 +208,9 @@ class Glyphs(ImageDataset):
             fields = [np.where(program.used.reshape(classes, STROKES, *[1] * (f.ndim - 2)), f, 0).reshape(classes, -1) for f in program]
             self.attributes[split] = np.concatenate(fields, axis=1).astype(np.float32)
         super().__init__(splits)
+
+    @classmethod
+    def pictures(cls, **values: Any) -> Pictures:
+        """Drawings, ink = 1 on paper = 0 whichever of the two is the lighter: see ``handwriting``."""
+        size = values["size"]
+        return Pictures((1, size, size), lambda path: handwriting(path, size))

@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 from metarun.data.archive import Source, damaged, locate, obtain, read
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint
+from metarun.data.picture import Pictures, handwriting
 from metarun.episodes import CLASSES, Split, draws, episode_keys
 from metarun.errors import UserError, nearest
 
@@ -114,6 +115,12 @@ class Omniglot(ImageDataset):
         pool = {character: images for name in reversed(drawings) for character, images in drawings[name].items()}  # the first archive wins
         rotate = {"train": rotate_train, "val": rotate_val, "test": rotate_test}
         super().__init__({part: _assemble(names, pool, rotate[part]) for part, names in chosen.items()})
+
+    @classmethod
+    def pictures(cls, **values: Any) -> Pictures:
+        """Drawings, ink = 1 on paper = 0 whichever of the two is the lighter: see ``handwriting``."""
+        size = values["size"]
+        return Pictures((1, size, size), lambda path: handwriting(path, size))
 
 
 def drawing(png: bytes, size: int) -> np.ndarray:
