@@ -1,0 +1,184 @@
+"""Groups runs over seeds, finds what differs between them, and takes statistics: mean and std over seeds, ci95 over episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from metarun.comparison.runs import Run
+
+BLOCK = ("data", "way", "shot")  # scores are comparable within one block
+LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity"}
+HOUSEKEEPING = (
+    "run",
+    "name",
+    "seed",
+    "trainer.name",
+    "data.root",
+)  # and what starts with logger. or ends with _target_: no experiment differs by them
+TECHNICAL = ("device", "engine.")  # results are the same to rounding; tells runs apart only when nothing else does
+
+
+class Statistic(NamedTuple):
+    """A group's number: mean over its runs, sample std over its runs (None for one), mean of the runs' ci95 over episodes."""
+
+    mean: float
+    std: float | None
+    ci95: float
+    runs: int
+    episodes: int
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed, or that ``--group-by`` puts together."""
+
+    runs: list[Run]
+    key: dict[str, Any]  # column -> value
+
+    @cached_property
+    def block(self) -> tuple[str, ...]:
+        """(data, way, shot), as text; several values of a forced grouping are joined."""
+        return tuple(", ".join(sorted({str(run.values[name]) for run in self.runs})) for name in BLOCK)
+
+    @property
+    def seeds(self) -> list[int]:
+        """The distinct seeds."""
+        return sorted({run.values["seed"] for run in self.runs})
+
+    @property
+    def metric(self) -> str:
+        """The runs' own score."""
+        return self.runs[0].metric
+
+    def statistic(self, split: str, metric: str | None = None) -> Statistic | None:
+        """Mean, std over runs and ci95 over episodes; None when no run has the metric."""
+        found = [run.statistics[split][metric or self.metric] for run in self.runs if (metric or self.metric) in run.statistics[split]]
+        if not found:
+            return None
+        means = np.array([value["mean"] for value in found])
+        std = float(means.std(ddof=1)) if len(means) > 1 else None
+        ci95 = float(np.mean([value["ci95"] for value in found]))
+        return Statistic(float(means.mean()), std, ci95, len(found), int(sum(value["n"] for value in found)))
+
+    @property
+    def label(self) -> str:
+        """For legends: the algorithm and what else tells it apart inside a block."""
+        rest = [f"{short(name)} {text(value)}" for name, value in self.key.items() if name not in (*BLOCK, "algo") and value is not None]
+        return ", ".join([*([str(self.key["algo"])] if "algo" in self.key else []), *rest]) or "all runs"
+
+
+def higher_is_better(metric: str) -> bool:
+    """True for accuracy and the like, false for losses and errors."""
+    return not LOWER_IS_BETTER & set(metric.lower().split("_"))
+
+
+def latest(runs: list[Run]) -> list[Run]:
+    """The latest of each repetition of the same config and seed: counted twice, a repetition would feign a smaller spread."""
+    if len(runs) == 2:
+        return runs  # named one by one, as a run and its evaluation with another checkpoint
+    newest: dict[tuple[Any, ...], Run] = {}
+    for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
+        newest[_repetition(run)] = run
+    kept = {id(run) for run in newest.values()}
+    return [run for run in runs if id(run) in kept]
+
+
+def group(runs: list[Run], by: list[str] | None = None) -> list[Group]:
+    """Group over seeds, or by the named keys alone."""
+    if len(runs) == 2 and len({_repetition(run) for run in runs}) == 1:
+        by = by or ["run"]
+    columns = by or differing(runs)
+    technical = len({(*_identity(run), run.values["seed"]) for run in runs}) < len(runs)
+    if technical and not by:
+        columns += [name for name in _keys(runs) if name.startswith(TECHNICAL) and _distinct(runs, name) > 1]
+    found: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        identity = tuple(run.values.get(name) for name in by) if by else _identity(run, technical)
+        found.setdefault(identity, []).append(run)
+    return [Group(members, {name: members[0].values.get(name) for name in columns}) for members in found.values()]
+
+
+def differing(runs: list[Run]) -> list[str]:
+    """The columns that tell these runs apart: algo always, then whatever differs and is not said by another column already."""
+    columns = ["algo", *(name for name in BLOCK if _distinct(runs, name) > 1)]
+    shown = [[run.values[name] for run in runs] for name in columns]
+    for name in _keys(runs):
+        if name in columns or not _tells_apart(name) or _distinct(runs, name) < 2:
+            continue
+        values = [run.values.get(name) for run in runs]
+        if values not in shown and not _implied(runs, name):  # episode.eval.way repeats way
+            columns.append(name)
+            shown.append(values)
+    return columns
+
+
+def differences(runs: list[Run]) -> list[str]:
+    """Every config key in which the runs differ, but for seed and housekeeping; absent counts as a value."""
+    absent = object()
+    return [name for name in _keys(runs) if _tells_apart(name, technical=True) and len({run.values.get(name, absent) for run in runs}) > 1]
+
+
+def _keys(runs: list[Run]) -> list[str]:
+    return list(dict.fromkeys(name for run in runs for name in run.values))
+
+
+def _distinct(runs: list[Run], name: str) -> int:
+    """How many values a key has among the runs that have it."""
+    return len({run.values[name] for run in runs if name in run.values})
+
+
+def _tells_apart(name: str, technical: bool = False) -> bool:
+    if name in HOUSEKEEPING or name.startswith("logger.") or name.endswith("_target_"):
+        return False
+    return technical or not name.startswith(TECHNICAL)
+
+
+def _identity(run: Run, technical: bool = False) -> tuple[Any, ...]:
+    return tuple(sorted((name, str(value)) for name, value in run.values.items() if _tells_apart(name, technical)))
+
+
+def _repetition(run: Run) -> tuple[Any, ...]:
+    """What two runs share when one repeats the other."""
+    return *_identity(run, technical=True), run.values["seed"]
+
+
+def _implied(runs: list[Run], name: str) -> bool:
+    """Whether a key of data, net or optim merely follows from which data, net or optimizer it is, as the image size does."""
+    owner = {"data": "data", "net": "net.name", "optim": "optim.name", "norm": "net.name"}.get(name.partition(".")[0])
+    if owner in (None, name):
+        return False
+    pairs = {(run.values.get(owner), run.values[name]) for run in runs if name in run.values}
+    return len(pairs) == len({value for value, _ in pairs})
+
+
+def short(name: str) -> str:
+    """A key without its group: inner_lr for algo.inner_lr, net for net.name."""
+    first, _, rest = name.partition(".")
+    return first if rest in ("", "name") else rest
+
+
+def text(value: Any) -> str:
+    """A config value for people."""
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def best(groups: Iterable[Group], split: str, metric: str | None) -> dict[tuple[str, ...], Group]:
+    """The best group of each block."""
+    found: dict[tuple[str, ...], tuple[float, Group]] = {}
+    for candidate in groups:
+        statistic = candidate.statistic(split, metric)
+        if statistic is None:
+            continue
+        merit = statistic.mean if higher_is_better(metric or candidate.metric) else -statistic.mean
+        if candidate.block not in found or merit > found[candidate.block][0]:
+            found[candidate.block] = merit, candidate
+    return {block: winner for block, (_, winner) in found.items()}

@@ -1,0 +1,85 @@
+"""Paired comparison: the same test episodes, answered by two runs (or groups of runs), compared episode by episode.
+Episode difficulty cancels, so that a difference shows which two separate confidence intervals would hide."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from metarun.comparison.groups import higher_is_better
+from metarun.comparison.runs import DamagedError, Run, shown
+
+EPISODE_KEYS = ("seed", "data", "way", "shot", "query", "trainer.test_episodes")  # what determines the test episodes
+
+
+class UnpairedError(Exception):
+    """The two cannot be paired; the message is one line that says why."""
+
+
+class Paired(NamedTuple):
+    """Mean of (first − second) over episodes, with its 95 % interval."""
+
+    difference: float
+    ci95: float  # 1.96 * std / sqrt(n) of the differences
+    n: int  # episodes
+    metric: str
+
+    @property
+    def significant(self) -> bool:
+        """The interval excludes 0."""
+        return self.n > 1 and abs(self.difference) > self.ci95
+
+    @property
+    def sign(self) -> str:
+        """``+`` the first is better, ``-`` it is worse, ``=`` no significant difference."""
+        if not self.significant:
+            return "="
+        return "+" if (self.difference > 0) == higher_is_better(self.metric) else "-"
+
+
+def pair(first: list[Run], second: list[Run]) -> Paired:
+    """Compare two groups on the episodes that both have answered; runs with the same episodes are averaged before.
+
+    Raises:
+        UnpairedError: nothing in common, or scores are missing.
+    """
+    metric = first[0].metric
+    if {run.metric for run in first + second} != {metric}:
+        raise UnpairedError(f"one is scored by {metric}, the other by {second[0].metric}")
+    a, b = _scores(first), _scores(second)
+    common = [sha for sha in a if sha in b]
+    if not common:
+        raise UnpairedError(_why(first[0], second[0]))
+    try:
+        difference = np.concatenate([_mean(a[sha]) - _mean(b[sha]) for sha in common])
+    except DamagedError as error:
+        raise UnpairedError(str(error)) from None
+    n = len(difference)
+    return Paired(float(difference.mean()), float(1.96 * difference.std() / math.sqrt(n)), n, metric)
+
+
+def _scores(runs: list[Run]) -> dict[str, list[Run]]:
+    """Runs by the hash of their test episodes."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        sha = run.summary.get("episodes_sha256")
+        if not isinstance(sha, str):
+            raise UnpairedError(f"{shown(run.folder)} has no test result")
+        found.setdefault(sha, []).append(run)
+    return found
+
+
+def _mean(runs: list[Run]) -> np.ndarray:
+    # float64: differences of 32-bit scores are small numbers
+    return np.mean([run.scores().astype(np.float64) for run in runs], axis=0)
+
+
+def _why(a: Run, b: Run) -> str:
+    """Which settings make the episodes differ."""
+    differ = [
+        f"{name} {a.values.get(name)} against {b.values.get(name)}" for name in EPISODE_KEYS if a.values.get(name) != b.values.get(name)
+    ]
+    what = ", ".join(differ) or f"episodes_sha256 {a.summary['episodes_sha256'][:8]} against {b.summary['episodes_sha256'][:8]}"
+    return f"they were tested on different episodes ({what}); test one of them again with: metarun eval RUN KEY=VALUE …"

@@ -1,0 +1,252 @@
+"""The pictures of a comparison, as matplotlib figures: learning curves, adaptation curves, score over way and shot.
+Colours are told apart by colour-blind readers (Okabe and Ito) and doubled by markers; matplotlib is imported only here."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from metarun.comparison.groups import BLOCK, Group, Statistic, higher_is_better
+from metarun.comparison.view import View
+
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+INK, FAINT = "#2b2f36", "#d9dce1"  # text and grid; the report replaces both, and the palette, to fit its theme
+MARKERS = "osD^vPX"  # one more than colours, so that no look comes twice soon
+STYLE: Any = {
+    "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": FAINT, "grid.linewidth": 0.8,
+    "axes.axisbelow": True, "axes.edgecolor": INK, "axes.labelcolor": INK, "axes.titlecolor": INK, "text.color": INK, "xtick.color": INK,
+    "ytick.color": INK, "legend.frameon": False, "lines.linewidth": 1.8, "lines.markersize": 5, "svg.hashsalt": "metarun",
+    "figure.constrained_layout.use": True, "figure.constrained_layout.h_pad": 0.08, "figure.constrained_layout.w_pad": 0.08,
+}  # fmt: skip
+DRAWN = 6  # groups to a panel: more cannot be told apart
+PANELS = 6
+POINTS = 300  # of a curve; a picture has no more
+
+
+class Picture(NamedTuple):
+    """A figure, the name of its file, and what is to be seen on it."""
+
+    name: str
+    title: str
+    caption: str
+    figure: Figure
+
+
+def pictures(view: View) -> list[Picture]:
+    """Every picture for which the runs have data."""
+    from metarun.comparison.sweep_plots import hyperparameters  # which draws with the tools of this file
+
+    with rc_context(STYLE):
+        made = [learning_curves(view), adaptation_curves(view), score_over(view, "shot"), score_over(view, "way"), hyperparameters(view)]
+    return [picture for picture in made if picture]
+
+
+class Look(NamedTuple):
+    """How a group is drawn."""
+
+    color: str
+    marker: str
+
+
+def panels_of(view: View) -> dict[tuple[str, ...], list[Group]]:
+    """The first blocks, each with its best groups."""
+    blocks: dict[tuple[str, ...], list[Group]] = {}
+    for member in view.groups:
+        blocks.setdefault(member.block, []).append(member)
+    return {block: _best_of(view, members) for block, members in itertools.islice(blocks.items(), PANELS)}
+
+
+def _best_of(view: View, members: list[Group]) -> list[Group]:
+    def merit(member: Group) -> float:
+        statistic = member.statistic(view.by, view.metric)
+        if statistic is None:
+            return float("inf")
+        return -statistic.mean if higher_is_better(view.metric or member.metric) else statistic.mean
+
+    return sorted(members, key=merit)[:DRAWN]
+
+
+def looks_of(view: View) -> dict[str, Look]:
+    """One look for each label, the same in all panels of all pictures; those drawn in every picture come first."""
+    drawn = [member for members in panels_of(view).values() for member in members]
+    labels = dict.fromkeys(member.label for member in [*drawn, *view.groups])
+    return {label: Look(color, marker) for label, color, marker in zip(labels, itertools.cycle(PALETTE), itertools.cycle(MARKERS))}
+
+
+def figure_of(panels: int, height: float = 3.4) -> tuple[Figure, list[Any]]:
+    """A figure with room for so many panels, at most three beside each other, and their axes."""
+    across = min(panels, 3) if panels != 4 else 2
+    down = -(-panels // across)
+    figure = Figure(figsize=(max(4.2 * across, 6.4), height * down))
+    axes = figure.subplots(down, across, squeeze=False).ravel().tolist()
+    for spare in axes[panels:]:
+        spare.remove()
+    return figure, axes[:panels]
+
+
+def legend(figure: Figure, axes: list[Any]) -> None:
+    """One legend below all panels."""
+    entries: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            entries.setdefault(label, handle)
+    longest = max(map(len, entries), default=1)
+    columns = max(1, min(len(entries), int(figure.get_figwidth() * 12 / (longest + 8))))
+    width, height = figure.get_size_inches()
+    figure.set_size_inches(width, height + 0.22 * -(-len(entries) // columns))  # its rows take no height from the panels
+    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def named(block: tuple[str, ...]) -> str:
+    """A panel's title."""
+    return f"{block[0]}, {block[1]}-way {block[2]}-shot"
+
+
+def _left_out(view: View) -> str:
+    drawn = sum(map(len, panels_of(view).values()))
+    return f" Shown: {drawn} of {len(view.groups)} groups, the best of each setting." if drawn < len(view.groups) else ""
+
+
+def bars(axis: Any, points: list[tuple[float, Statistic | None]], look: Look, label: str) -> None:
+    """A line through means, with bars of ± std over runs, or of ± ci95 over episodes where there is one run."""
+    kept = [(x, statistic) for x, statistic in points if statistic]
+    half = [statistic.ci95 if statistic.std is None else statistic.std for _, statistic in kept]
+    means = [statistic.mean for _, statistic in kept]
+    axis.errorbar([x for x, _ in kept], means, half, color=look.color, marker=look.marker, capsize=3, label=label)
+
+
+def learning_curves(view: View) -> Picture | None:
+    """Training (smoothed, thin) and development (with a band) over iterations."""
+    panels = {block: [(member, _learning(view, member)) for member in members] for block, members in panels_of(view).items()}
+    panels = {block: drawn for block, members in panels.items() if (drawn := [(member, curves) for member, curves in members if curves])}
+    if not panels:
+        return None
+    looks = looks_of(view)
+    figure, axes = figure_of(len(panels))
+    for axis, (block, members) in zip(axes, panels.items()):
+        for member, curves in members:
+            color, marker = looks[member.label]
+            if "train" in curves:
+                step, mean, _ = curves["train"]
+                axis.plot(step, _smooth(mean), color=color, linewidth=1, linestyle=(0, (4, 2)), alpha=0.75)
+            if "val" in curves:
+                step, mean, band = curves["val"]
+                axis.plot(step, mean, color=color, label=member.label, marker=marker, markevery=max(1, len(step) // 12))
+                if band is not None:
+                    axis.fill_between(step, mean - band, mean + band, color=color, alpha=0.18, linewidth=0)
+        axis.set(title=named(block), xlabel="meta-training iteration", ylabel=view.metric or members[0][0].metric)
+        _log_if_wide(axis, [curves["val"][1] for _, curves in members if "val" in curves])
+    legend(figure, axes)
+    caption = (
+        f"Solid: development tasks; the band is ± std over {view.spread}, or ± ci95 over episodes for a single run. "
+        f"Dashed: training, smoothed.{_left_out(view)}"
+    )
+    return Picture("learning_curves", "Learning curves", caption, figure)
+
+
+def _learning(view: View, member: Group) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """For ``train`` and ``val``: steps, mean over runs, half band (std over runs, or the single run's ci95); common steps only."""
+    metric = view.metric or member.metric
+    found: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]] = {}
+    points = [list(run.metrics()) for run in member.runs]
+    for split in ("train", "val"):
+        curves = [{p["step"]: p for p in run if p.get("split") == split and isinstance(p.get(metric), float | int)} for run in points]
+        curves = [curve for curve in curves if curve]
+        common = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
+        if not common:
+            continue
+        steps = [common[i] for i in np.linspace(0, len(common) - 1, min(len(common), POINTS)).round().astype(int)]
+        values = np.array([[curve[step][metric] for step in steps] for curve in curves], dtype=float)
+        band = values.std(axis=0, ddof=1) if len(curves) > 1 else None
+        if len(curves) == 1 and metric == member.metric and split == "val":
+            band = np.array([curves[0][step].get("ci95") or np.nan for step in steps], dtype=float)
+        found[split] = np.array(steps), values.mean(axis=0), band
+    return found
+
+
+def _smooth(values: np.ndarray) -> np.ndarray:
+    """Running mean over a twentieth of the curve, over what there is at the ends."""
+    width = max(1, len(values) // 20)
+    ones = np.ones(2 * width + 1)
+    return np.convolve(values, ones)[width:-width] / np.convolve(np.ones_like(values), ones)[width:-width]
+
+
+def _log_if_wide(axis: Any, curves: list[np.ndarray]) -> None:
+    """Errors that fall by orders of magnitude are read on a logarithmic axis."""
+    values = np.concatenate(curves) if curves else np.zeros(1)
+    if values.min() > 0 and values.max() / values.min() > 50:
+        axis.set_yscale("log")
+
+
+def adaptation_curves(view: View) -> Picture | None:
+    """Test score after 0, 1, … inner steps."""
+    panels = {block: [(member, _adaptation(member)) for member in members] for block, members in panels_of(view).items()}
+    panels = {
+        block: drawn for block, members in panels.items() if (drawn := [(member, curve) for member, curve in members if len(curve) > 1])
+    }
+    if not panels:
+        return None
+    looks = looks_of(view)
+    figure, axes = figure_of(len(panels))
+    for axis, (block, members) in zip(axes, panels.items()):
+        for member, curve in members:
+            color, marker = looks[member.label]
+            step, mean, ci95 = np.array(curve).T
+            axis.plot(step, mean, color=color, marker=marker, label=member.label, markevery=max(1, len(step) // 12))
+            axis.fill_between(step, mean - ci95, mean + ci95, color=color, alpha=0.18, linewidth=0)
+        axis.set(title=named(block), xlabel="inner steps at test", ylabel=f"test {members[0][0].metric}")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        _log_if_wide(axis, [np.array(curve)[:, 1] for _, curve in members])
+    legend(figure, axes)
+    caption = f"The test score after so many inner steps, mean over {view.spread}; the band is ± ci95 over episodes.{_left_out(view)}"
+    return Picture("adaptation_curves", "Adaptation curves", caption, figure)
+
+
+def _adaptation(member: Group) -> list[tuple[float, float, float]]:
+    """(step, mean, ci95), averaged over the runs that have the step."""
+    steps: dict[int, list[tuple[float, float]]] = {}
+    for run in member.runs:
+        for point in (run.summary["test"] or {}).get("curve") or []:
+            if isinstance(point, dict) and isinstance(point.get("step"), int):
+                mean, ci95 = point.get("mean"), point.get("ci95")
+                if isinstance(mean, float | int) and isinstance(ci95, float | int):
+                    steps.setdefault(point["step"], []).append((mean, ci95))
+    return [(step, *np.mean(values, axis=0).tolist()) for step, values in sorted(steps.items())]
+
+
+def score_over(view: View, axis_name: str) -> Picture | None:
+    """The score over ways or over shots, one panel for each setting of the rest."""
+    at = BLOCK.index(axis_name)
+    panels: dict[tuple[str, ...], dict[str, list[tuple[float, Group]]]] = {}
+    for member in view.groups:
+        if member.block[at].isdecimal() and member.statistic(view.by, view.metric):
+            lines = panels.setdefault(member.block[:at] + member.block[at + 1 :], {})
+            lines.setdefault(member.label, []).append((int(member.block[at]), member))
+    panels = {
+        rest: dict(list(kept.items())[:DRAWN])
+        for rest, lines in panels.items()
+        if (kept := {label: sorted(points, key=lambda p: p[0]) for label, points in lines.items() if len(points) > 1})
+    }
+    if not panels:
+        return None
+    panels = dict(itertools.islice(panels.items(), PANELS))
+    looks = looks_of(view)
+    figure, axes = figure_of(len(panels))
+    for axis, (rest, lines) in zip(axes, panels.items()):
+        for label, points in lines.items():
+            bars(axis, [(x, member.statistic(view.by, view.metric)) for x, member in points], looks[label], label)
+        ticks = sorted({x for points in lines.values() for x, _ in points})
+        axis.set_xscale("log")
+        axis.set_xticks(ticks, [str(tick) for tick in ticks])
+        axis.set_xticks([], minor=True)
+        other = "way" if axis_name == "shot" else "shot"
+        metric = view.metric or next(iter(lines.values()))[0][1].metric
+        axis.set(title=f"{rest[0]}, {rest[1]}-{other}", xlabel=f"{axis_name}s", ylabel=f"{view.by} {metric}")
+    legend(figure, axes)
+    caption = f"{view.by} score over {axis_name}s; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
+    return Picture(f"score_over_{axis_name}", f"Score over {axis_name}s", caption, figure)

@@ -1,0 +1,269 @@
+"""Finds run folders and reads their config.yaml and summary.json; what is damaged or unfinished is named, never fatal.
+Folders may come from other people: YAML without tags and aliases, arrays without pickles, nothing is executed."""
+
+from __future__ import annotations
+
+import glob
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from metarun.errors import UserError, nearest
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times the speed of the pure Python one
+RUN_FILES = {"config.yaml", "summary.json", "metrics.jsonl", "metarun.log", "test_scores.npy", "checkpoints"}  # one of them marks a run
+REQUIRED: dict[str, tuple[type, ...]] = {
+    "algo": (str,), "data": (str,), "way": (int,), "shot": (int,), "seed": (int,), "parameters": (int,), "bn_mode": (str,),
+    "wall_s": (int, float), "val": (dict, type(None)), "test": (dict, type(None)),
+}  # fmt: skip
+FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
+HUGE = 4_000_000  # bytes; no config or summary comes near it
+
+
+class DamagedError(Exception):
+    """A run folder that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its folder, its config by dotted key, its summary."""
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        """What the run can be told apart by: algo, data, way, shot, query, seed, norm, run (its folder), other config leaves."""
+        known = {key: self.summary[key] for key in FROM_SUMMARY if key in self.summary}
+        known |= {"norm": self.summary["bn_mode"], "run": shown(self.folder)}
+        return known | {key: value for key, value in self.config.items() if key not in (*FROM_SUMMARY.values(), "net.norm")}
+
+    @cached_property
+    def statistics(self) -> dict[str, dict[str, dict[str, float]]]:
+        """``statistics[split][metric]`` is {mean, ci95, n}; only what is a finite number."""
+        return {split: _statistics(self.summary[split] or {}) for split in ("val", "test")}
+
+    @property
+    def metric(self) -> str:
+        """The run's own score: accuracy for classification, mse for regression."""
+        names = [*self.statistics["test"], *self.statistics["val"]]
+        return next((name for name in ("accuracy", "mse") if name in names), names[0])
+
+    def scores(self) -> np.ndarray:
+        """The score of each test episode, [n].
+
+        Raises:
+            DamagedError: no scores, or not as many as the summary says.
+        """
+        path, expected = self.folder / "test_scores.npy", self.statistics["test"].get(self.metric, {}).get("n")
+        if not path.is_file():
+            raise DamagedError(f"{shown(self.folder)} has no test_scores.npy")
+        try:
+            scores = np.load(path, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise DamagedError(f"{shown(path)} cannot be read ({_line(error)})") from None
+        if scores.ndim != 1 or len(scores) != expected:
+            raise DamagedError(f"{shown(path)} has shape {scores.shape}, but the summary tells of {expected} episodes")
+        if not np.isfinite(scores).all():
+            raise DamagedError(f"{shown(path)} has {int((~np.isfinite(scores)).sum())} scores that are not finite numbers")
+        return scores
+
+    def metrics(self) -> Iterator[dict[str, Any]]:
+        """The points of metrics.jsonl; a line cut off by a crash is left out."""
+        try:
+            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
+        except OSError:
+            return
+        for line in lines:
+            try:
+                point = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(point, dict) and isinstance(point.get("step"), int):
+                yield point
+
+
+@dataclass
+class Found:
+    """What a search has brought to light."""
+
+    runs: list[Run] = field(default_factory=list)
+    unfinished: list[Path] = field(default_factory=list)  # a config, no summary
+    damaged: list[tuple[Path, str]] = field(default_factory=list)  # folder and reason
+    notes: list[str] = field(default_factory=list)
+
+
+def collect(words: list[str]) -> Found:
+    """Read all runs at or below the paths and globs in ``words``, each once.
+
+    Raises:
+        UserError: a path does not exist, or nothing valid is left.
+    """
+    if not words:
+        raise UserError("name the runs: metarun compare RUN…, where RUN is a run's folder, a folder of runs (outputs, a sweep) or a glob")
+    found, seen = Found(), set[str]()
+    for word in words:
+        before = len(seen)
+        for path in _expand(word):
+            if path.is_dir():
+                for folder in _walk(path, seen, found):
+                    _read_into(found, folder)
+        if len(seen) == before and word not in words[: words.index(word)]:
+            found.notes.append(f"{word} is not a folder, left out")
+    if not found.runs:
+        counts = [f"{len(found.damaged)} damaged" * bool(found.damaged), f"{len(found.unfinished)} unfinished" * bool(found.unfinished)]
+        what = " and ".join(filter(None, counts)) or "no"
+        first = f" (first: {shown(found.damaged[0][0])}: {found.damaged[0][1]})" if found.damaged else ""
+        raise UserError(f"nothing to compare: {what} runs in {' '.join(words)}{first}; name folders that hold config.yaml and summary.json")
+    return found
+
+
+def _expand(word: str) -> list[Path]:
+    """A path as it is, or a glob's matches."""
+    path = Path(word)
+    if path.exists():
+        return [path]
+    if glob.has_magic(word):
+        matches = sorted(glob.glob(word, recursive=True), key=_natural)
+        if matches:
+            return [Path(match) for match in matches]
+        raise UserError(f"nothing matches {word}")
+    siblings = [str(path.parent / other.name) for other in path.parent.iterdir()] if path.parent.is_dir() else []
+    raise UserError(f"there is no run folder {word}{nearest(word, siblings)}")
+
+
+def _walk(folder: Path, seen: set[str], found: Found) -> Iterator[Path]:
+    """Run folders at or below ``folder`` in natural order; a run is not searched, so that its eval/ counts only when named."""
+    real = os.path.realpath(folder)  # links are followed, loops and double mentions are not
+    if real in seen:
+        return
+    seen.add(real)
+    try:
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        found.damaged.append((folder, f"cannot be opened ({error.strerror})"))
+        return
+    if not entries or RUN_FILES & {entry.name for entry in entries}:
+        yield folder
+        return
+    for entry in sorted(entries, key=lambda entry: _natural(entry.name)):
+        if entry.is_dir() and not entry.name.startswith("."):
+            yield from _walk(folder / entry.name, seen, found)
+
+
+def _natural(name: str) -> list[Any]:
+    """Sorts 2_maml before 10_maml."""
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in re.split(r"(\d+)", name)]
+
+
+def _read_into(found: Found, folder: Path) -> None:
+    try:
+        run = read(folder)
+    except DamagedError as error:
+        found.damaged.append((folder, str(error)))
+        return
+    if run:
+        found.runs.append(run)
+    else:
+        found.unfinished.append(folder)
+
+
+def read(folder: Path) -> Run | None:
+    """Read one run; None when it is unfinished.
+
+    Raises:
+        DamagedError: with the reason.
+    """
+    if not any(folder.iterdir()):
+        raise DamagedError("the folder is empty")
+    config = flatten(_yaml(folder / "config.yaml"))
+    if not (folder / "summary.json").exists():
+        return None
+    try:
+        summary = json.loads(_text(folder / "summary.json"))
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"summary.json is not complete JSON ({_line(error)})") from None
+    if not isinstance(summary, dict):
+        raise DamagedError("summary.json holds no object")
+    missing = [key for key in REQUIRED if key not in summary]
+    if missing:
+        raise DamagedError(f"summary.json lacks {', '.join(missing)}")
+    wrong = [key for key, kinds in REQUIRED.items() if not isinstance(summary[key], kinds)]
+    if wrong:
+        raise DamagedError(f"summary.json has a wrong value for {', '.join(wrong)}")
+    run = Run(folder, config, summary)
+    if not any(run.statistics.values()):
+        raise DamagedError("summary.json has no finite result, neither val nor test")
+    return run
+
+
+def _text(path: Path) -> str:
+    try:
+        if path.stat().st_size > HUGE:
+            raise DamagedError(f"{path.name} is too large to be one")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise DamagedError(f"{path.name} is missing") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise DamagedError(f"{path.name} cannot be read ({_line(error)})") from None
+    if not text.strip("\0 \n"):
+        raise DamagedError(f"{path.name} is empty")
+    return text
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    text = _text(path)
+    try:
+        # Aliases can make a few lines unfold to gigabytes.
+        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
+            raise DamagedError(f"{path.name} has YAML aliases, which metarun never writes")
+        value = yaml.load(text, Loader=LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise DamagedError(f"{path.name} is not valid YAML ({_line(error)})") from None
+    if not isinstance(value, dict):
+        raise DamagedError(f"{path.name} holds no configuration")
+    return value
+
+
+def flatten(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a config by dotted key; a list is a leaf, as text."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else str(value)
+    return flat
+
+
+def _statistics(split: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """The entries of a summary's split that are complete statistics."""
+    dicts = {name: value for name, value in split.items() if isinstance(value, dict)}
+    return {name: value for name, value in dicts.items() if all(_finite(value.get(key)) for key in ("mean", "ci95", "n"))}
+
+
+def _finite(value: Any) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)
+
+
+def _line(error: BaseException) -> str:
+    """An exception's text on one line, kept short."""
+    return " ".join(str(error).split())[:120]
+
+
+def shown(path: Path) -> str:
+    """A path as people write it: relative to the working folder when below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

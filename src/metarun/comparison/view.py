@@ -1,0 +1,145 @@
+"""What is compared with what: the groups in their order, the columns, the best of each block and the distance to it.
+Every output (terminal, Markdown, CSV, LaTeX, JSON, plots, report) is drawn from one ``View``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from metarun.comparison.groups import BLOCK, Group, best, differing, group, higher_is_better, latest, short
+from metarun.comparison.paired import Paired, UnpairedError, pair
+from metarun.comparison.runs import Run
+from metarun.errors import UserError, nearest
+
+SPLITS = ("val", "test")
+
+
+@dataclass(frozen=True)
+class View:
+    """A comparison, ready to be shown.
+
+    Attributes:
+        groups: in the order of the table.
+        columns: the keys that name a group (``Group.key``), beside the numbers.
+        metric: the metric asked for; None for each run's own score.
+        splits: shown, ``val`` and ``test`` or one of them.
+        by: the split behind order and plots: the last of ``splits`` that has a result.
+        spread: over what std is taken, ``seeds`` or ``runs``.
+        best: for each split, the best group of each block.
+        versus: for groups that can be paired with the best of their block on test episodes.
+    """
+
+    groups: list[Group]
+    columns: list[str]
+    metric: str | None
+    splits: tuple[str, ...]
+    by: str
+    spread: str
+    best: dict[str, dict[tuple[str, ...], Group]]
+    versus: dict[int, Paired]
+
+    @property
+    def runs(self) -> list[Run]:
+        """All runs of all groups."""
+        return [run for member in self.groups for run in member.runs]
+
+    def is_best(self, member: Group, split: str) -> bool:
+        """Whether the group is the best of a block of at least two."""
+        rivals = [other for other in self.groups if other.block == member.block and other.statistic(split, self.metric)]
+        return len(rivals) > 1 and self.best[split].get(member.block) is member
+
+    def metrics(self) -> list[str]:
+        """The metrics that the table's numbers are in."""
+        return [self.metric] if self.metric else list(dict.fromkeys(member.metric for member in self.groups))
+
+
+def view(runs: list[Run], metric: str | None, split: str | None, group_by: list[str], sort: str | None) -> View:
+    """Group, order and pair.
+
+    Raises:
+        UserError: a name that is not among the runs' metrics, splits or keys, with the nearest that is.
+    """
+    if split is not None and split not in SPLITS:
+        raise UserError(f"there is no split '{split}'{nearest(split, SPLITS)} (splits: val, test)")
+    _check_metric(runs, metric, split)
+    splits = (split,) if split else SPLITS
+    keys = [_key(name, runs, "--group-by") for name in group_by]
+    kept = runs if keys else latest(runs)
+    groups = group(kept, keys)
+    by = next((name for name in reversed(splits) if any(member.statistic(name, metric) for member in groups)), splits[-1])
+    groups = [member for member in groups if any(member.statistic(name, metric) for name in splits)]
+    only_seeds = all(len(member.seeds) == len(member.runs) and not differing(member.runs)[1:] for member in groups)
+    chosen = {name: best(groups, name, metric) for name in splits}
+    columns = [name for name in groups[0].key if name != "norm"]  # norm has a column of its own
+    groups = _sort(groups, sort, runs, by, metric)
+    versus = _versus(groups, chosen["test"]) if "test" in splits and metric in (None, groups[0].metric) else {}
+    return View(groups, columns, metric, splits, by, "seeds" if only_seeds else "runs", chosen, versus)
+
+
+def _check_metric(runs: list[Run], metric: str | None, split: str | None) -> None:
+    known = dict.fromkeys(name for run in runs for part in ([split] if split else SPLITS) for name in run.statistics[part])
+    if not known:
+        raise UserError(f"no run has a {split} result; leave out --split {split}")
+    if metric is not None and metric not in known:
+        raise UserError(f"no run has the metric '{metric}'{nearest(metric, known)} (metrics: {', '.join(known)})")
+
+
+def _key(name: str, runs: list[Run], option: str, extra: tuple[str, ...] = ()) -> str:
+    """A full or short key as the full one."""
+    known = list(dict.fromkeys(key for run in runs for key in run.values))
+    if name in known or name in extra:
+        return name
+    matches = [key for key in known if short(key) == name] or [key for key in known if key.rpartition(".")[2] == name]
+    if len(matches) > 1:
+        raise UserError(f"{option} {name} may be {' or '.join(matches)}; write one of them")
+    if not matches:
+        raise UserError(f"no run has the key '{name}'{nearest(name, [*extra, *known, *map(short, known)])} ({option} takes a config key)")
+    return matches[0]
+
+
+def _sort(groups: list[Group], sort: str | None, runs: list[Run], by: str, metric: str | None) -> list[Group]:
+    """By block and merit, or by the key asked for; a leading minus turns the order round."""
+
+    def merit(member: Group, split: str) -> tuple[bool, float]:
+        statistic = member.statistic(split, metric)
+        if statistic is None:
+            return True, 0.0
+        return False, -statistic.mean if higher_is_better(metric or member.metric) else statistic.mean
+
+    if sort is None:
+        return sorted(groups, key=lambda member: ([_orderly(member.runs[0].values[name]) for name in BLOCK], merit(member, by)))
+    down, name = sort.startswith("-"), sort.removeprefix("-")
+    computed: dict[str, Any] = {
+        "val": lambda member: merit(member, "val"),
+        "test": lambda member: merit(member, "test"),
+        "seeds": lambda member: len(member.seeds),
+        "parameters": lambda member: mean_of(member, "parameters"),
+        "wall": lambda member: mean_of(member, "wall_s"),
+    }
+    key = _key(name, runs, "--sort", tuple(computed))
+    return sorted(groups, key=computed.get(key, lambda member: _orderly(member.runs[0].values.get(key))), reverse=down)
+
+
+def _orderly(value: Any) -> tuple[int, float, str]:
+    """Numbers before words before nothing."""
+    if isinstance(value, int | float):
+        return 0, value, ""
+    return (2, 0, "") if value is None else (1, 0, str(value))
+
+
+def mean_of(member: Group, key: str) -> float:
+    """Mean over a group's runs of a number of the summary."""
+    return sum(run.summary[key] for run in member.runs) / len(member.runs)
+
+
+def _versus(groups: list[Group], winners: dict[tuple[str, ...], Group]) -> dict[int, Paired]:
+    found: dict[int, Paired] = {}
+    for i, member in enumerate(groups):
+        winner = winners.get(member.block)
+        if winner in (None, member):
+            continue
+        try:
+            found[i] = pair(member.runs, winner.runs)
+        except UnpairedError:
+            continue  # a dash in the table; asked for by name, --paired says why
+    return found
