@@ -1,0 +1,49 @@
+# All that a checkout needs: `make run` and `make test` set everything up by themselves, `make help` lists the rest.
+# PYTHON names the interpreter for the set-up (make run PYTHON=python3.12), ARGS goes to the command (make run ARGS="seed=1").
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
+# Two workers with one thread each: two cores are busy, and no worker waits for another's threads.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+run: $(READY) ## the main job on built-in data: MAML, 5-way 1-shot, under 3 minutes, no files needed
+	@$(BIN)/metarun experiment=quickstart $(ARGS)
+	@echo "Both commands, metarun and tensorboard, are in $(BIN); to have them at hand: . $(BIN)/activate"
+
+test: $(READY) ## the tests, without the slow ones
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(READY) ## all tests, minutes longer
+	$(PYTEST) $(ARGS)
+
+lint: $(READY) ## style, formatting, types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean: ## remove caches and build products; .venv and outputs stay
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
+	find src tests scripts -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp says that the environment agrees with the two files it depends on. An environment that is complete already is
+# taken as it is, without a network: the first install may use nothing but what is there.
+$(READY): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+	  $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+	    { echo "metarun needs Python 3.10 or newer, and '$(PYTHON)' is not; name one, for example: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }; \
+	  $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	    { echo "$(PYTHON) has no venv module; on Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }; \
+	  $(PYTHON) -m venv $(VENV); \
+	fi
+	@$(INSTALL) --no-index --no-build-isolation >/dev/null 2>&1 || \
+	  { echo "Installing metarun and what it needs into $(VENV), once; this takes a minute or more ..."; $(INSTALL); } || \
+	  { echo "The installation failed for the reason above; once it is mended, the same make command goes on." >&2; exit 1; }
+	@touch $@
