@@ -1,0 +1,85 @@
+"""What an answer may depend on: the support set and the one query, nothing else unless declared.
+The declarations (transductive, class_ordered) are checked in both directions, so that they stay honest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import ALGORITHMS, NETS_WITH_NORMS, PROBLEMS, Builder, classification, engine, in_float64, small
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from metarun.algorithm import Algorithm
+from metarun.engine import adapt
+from metarun.task import Batch, Context, Task, select
+
+
+@torch.no_grad()
+def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
+    """What the adapted learner predicts for x, as in evaluation: one or more tensors [n, ...]."""
+    algorithm.eval()
+    *_, state = adapt(algorithm, context, algorithm.test_steps)
+    return tree_leaves(algorithm.predict(state, x))
+
+
+def one_task(values: dict[str, Any]) -> tuple[Algorithm, Task]:
+    algorithm, tasks = in_float64(values, tasks=1)
+    return algorithm, select(tasks, 0)
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize(("net", "norm"), NETS_WITH_NORMS)
+def test_an_answer_depends_on_other_queries_if_and_only_if_the_net_is_transductive(algo: str, net: str, norm: str) -> None:
+    algorithm, task = one_task(small(f"algo={algo}", f"net={net}", f"net.norm={norm}"))
+    x = task.query.x
+    among_others = torch.cat([x[:1], 1 - x[1:]])
+    pairs = zip(answers(algorithm, task.context, x), answers(algorithm, task.context, among_others))
+    change = max(float((a[0] - b[0]).abs().max()) for a, b in pairs)
+    assert change > 1e-6 if algorithm.net.transductive else change < 1e-9
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_a_query_alone_gets_the_same_answer_unless_transductive(algo: str, problem: Builder) -> None:
+    algorithm, task = one_task(problem(algo))
+    if algorithm.net.transductive:
+        algorithm, task = one_task(problem(algo, "net.norm=support"))
+    for together, alone in zip(answers(algorithm, task.context, task.query.x), answers(algorithm, task.context, task.query.x[:1])):
+        torch.testing.assert_close(alone[0], together[0], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_query_labels_never_change_an_answer(algo: str, problem: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, tasks = in_float64(problem(algo))
+    predict, seen = algorithm.predict, []
+    monkeypatch.setattr(algorithm, "predict", lambda state, x: seen.append(predict(state, x)) or seen[-1])
+    other = tasks._replace(query=Batch(tasks.query.x, tasks.query.y.flip(1)))
+    for part in (tasks, other):
+        score = engine("loop").evaluate(algorithm, part, curve=True)["loss"]
+    before, after = tree_leaves(seen[: len(seen) // 2]), tree_leaves(seen[len(seen) // 2 :])
+    assert len(before) >= score.numel()
+    assert all(torch.equal(a, b) for a, b in zip(before, after))
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(algo: str) -> None:
+    algorithm, task = one_task(classification(algo))
+    x, y = task.context.support
+    new_label = torch.tensor([2, 0, 1])  # of the classes 0, 1, 2
+    regrouped = torch.argsort(new_label[y], stable=True)
+    relabelled = Context(Batch(x[regrouped], new_label[y][regrouped]), task.context.classes[torch.argsort(new_label)], *task.context[2:])
+    pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, relabelled, task.query.x))
+    change = max(float((after[:, new_label] - before).abs().max()) for before, after in pairs)
+    assert change > 1e-6 if algorithm.class_ordered else change < 1e-9
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_the_order_of_the_support_does_not_matter(algo: str, problem: Builder) -> None:
+    algorithm, task = one_task(problem(algo))
+    x, y = task.context.support
+    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+    shuffled = task.context._replace(support=Batch(x[order], y[order]))
+    pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, shuffled, task.query.x))
+    for before, after in pairs:
+        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,117 @@
+"""Whole runs of every algorithm, through metarun.run.train: repeatable, resumable bit for bit, frugal, and able to learn."""
+
+from __future__ import annotations
+
+import signal
+import weakref
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import PROBLEMS, TIMING, Builder, classification, engine, metrics_of, regression, same
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+from metarun import checkpoint
+from metarun.optim import Outer
+from metarun.run import Run, train
+from metarun.trainer import Interrupted
+
+
+def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
+    """All the numbers that a run leaves behind, without timings."""
+    last, best = (checkpoint.load(folder / "checkpoints" / f"{name}.pt") for name in ("last", "best"))
+    return {
+        "summary": {key: value for key, value in summary.items() if key not in TIMING},
+        "weights": [last["algorithm"], last["outer"], best["algorithm"]],
+        "scores": np.load(folder / "test_scores.npy").tolist(),
+        "metrics": metrics_of(folder),
+    }
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send Ctrl-C during optimizer step number ``steps``."""
+    step, done = Outer.step, []
+
+    def counted(self: Outer, progress: float) -> dict[str, float]:
+        done.append(progress)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, progress)
+
+    monkeypatch.setattr(Outer, "step", counted)
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(algo: str, problem: Builder, tmp_path: Path) -> None:
+    first, again = (results(tmp_path / name, train(problem(algo), tmp_path / name)) for name in ("first", "again"))
+    assert same(first, again)
+    other = results(tmp_path / "other", train(problem(algo, "seed=1"), tmp_path / "other"))
+    assert other["summary"]["episodes_sha256"] != first["summary"]["episodes_sha256"]
+    assert not same(other["weights"], first["weights"])
+    assert not same(other["metrics"], first["metrics"])
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_resuming_after_3_steps_equals_6_straight(algo: str, problem: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = results(tmp_path / "straight", train(problem(algo), tmp_path / "straight"))
+    with monkeypatch.context() as patch:
+        interrupt_after(3, patch)
+        with pytest.raises(Interrupted):
+            train(problem(algo), tmp_path / "cut")
+    assert checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")["progress"]["iteration"] == 3
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    assert same(results(tmp_path / "cut", train(problem(algo), tmp_path / "cut", resume=True)), straight)
+
+
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+def test_evaluation_leaves_no_graph_and_lets_go_of_past_states(algo: str, problem: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(problem(algo))
+    algorithm, tasks = run.algorithm, run.episodes("val").batch([0])
+    algorithm.test_steps = 5
+    begin, step = algorithm.begin, algorithm.step
+    made: list[list[weakref.ref[Tensor]]] = []  # by inner step, what is new in its state
+
+    def watched(result: Any, old: Any) -> Any:
+        news = [leaf for leaf in tree_leaves(result) if not any(leaf is other for other in tree_leaves(old))]
+        assert all(leaf.grad_fn is None for leaf in news)
+        made.append([weakref.ref(leaf) for leaf in news])
+        return result
+
+    def watched_step(state: Any, context: Any, k: int) -> Any:
+        if k >= 2:
+            assert all(ref() is None for ref in made[k - 2]), f"the state after {k - 2} steps is still alive at step {k}"
+        return watched(step(state, context, k), (state, context))
+
+    monkeypatch.setattr(algorithm, "begin", lambda context: watched(begin(context), (context, list(algorithm.parameters()))))
+    monkeypatch.setattr(algorithm, "step", watched_step)
+    scores = engine("loop").evaluate(algorithm, tasks, curve=True)
+    assert len(made) == 6
+    assert all(values.grad_fn is None and values.shape == (1, 6) for values in scores.values())
+    assert all(parameter.grad is None for parameter in algorithm.parameters())
+
+
+def scores_before(values: dict[str, Any]) -> float:
+    """Mean test score of the untrained learner, fully adapted."""
+    run = Run(values)
+    scores = run.engine.score(run.algorithm, run.episodes("test"), values["trainer"]["test_episodes"], False, lambda done: None)
+    return float(scores["score"].mean())
+
+
+LEARNING = ["trainer.meta_batch=4", "trainer.val_every=50", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
+
+
+@pytest.mark.parametrize("algo", [param.values[0] for param in PROBLEMS if param.values[1] is classification])
+def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
+    values = classification(algo, "query=3", "net.down=stride", "trainer.iterations=100", *LEARNING)
+    chance = 1 / 3
+    assert scores_before(values) < chance + 0.15
+    assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + 0.3
+
+
+@pytest.mark.parametrize("algo", [param.values[0] for param in PROBLEMS if param.values[1] is regression])
+def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
+    words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", "trainer.iterations=60", *LEARNING]
+    values = regression(algo, *words)
+    assert train(values, tmp_path)["test"]["mse"]["mean"] < scores_before(values) / 4

@@ -1,0 +1,163 @@
+"""Builders that the tests share: small runs composed from conf/, toy data, tasks in float64, meta-gradients as vectors."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_map
+
+from metarun.algorithm import Algorithm
+from metarun.compose import compose, groups, resolve
+from metarun.data.base import ImageDataset
+from metarun.engine import Engine
+from metarun.episodes import Split
+from metarun.errors import UserError
+from metarun.nets.norm import Norm, NormKind
+from metarun.run import Run
+from metarun.task import Task
+
+torch.set_num_threads(1)
+
+SIDE = 16  # pixels of a toy image
+TIMING = {"wall_s", "tasks_per_s", "peak_memory_mb"}  # of a summary: what may differ between two equal runs
+
+
+@cache
+def patterns(classes: int, images: int, seed: int) -> Split:
+    """Two-channel images: the class is a coarse pattern in the first channel, a stronger one in the second means nothing.
+
+    Telling the classes apart takes a learner that has found out which channel to look at.
+    """
+    rng = np.random.default_rng(seed)
+
+    def coarse(*shape: int) -> np.ndarray:
+        return rng.choice([-1.0, 1.0], (*shape, 4, 4)).repeat(SIDE // 4, -1).repeat(SIDE // 4, -2)
+
+    signal = np.broadcast_to(coarse(classes, 1), (classes, images, SIDE, SIDE))
+    pixels = 127 + np.stack([25 * signal, 75 * coarse(classes, images)], 2) + 10 * rng.standard_normal((classes, images, 2, SIDE, SIDE))
+    starts = np.arange(classes, dtype=np.int64) * images
+    rows = torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)).flatten(0, 1)
+    return Split(rows, starts, np.full(classes, images), [f"pattern {i}" for i in range(classes)])
+
+
+class Patterns(ImageDataset):
+    """``patterns`` as a dataset, known to configurations as ``metarun.data.toy.Patterns``."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__({"train": patterns(40, 8, 1), "val": patterns(10, 8, 2), "test": patterns(10, 8, 3)})
+
+
+sys.modules["metarun.data.toy"] = sys.modules[__name__]
+TOY = {"_target_": "metarun.data.toy.Patterns", "name": "patterns"}
+
+
+def capped(value: Any, largest: int) -> Any:
+    """Nested config values with no integer above ``largest``."""
+    if isinstance(value, dict):
+        return {key: capped(inner, largest) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [capped(inner, largest) for inner in value]
+    return min(value, largest) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def small(*words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run: command-line words, then narrow nets, few steps, toy images unless ``data=`` is given."""
+    defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
+    defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2"]
+    values = resolve(compose([*defaults, *words]))
+    if not any(word.startswith("data=") for word in words):
+        values["data"] = TOY
+    values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
+    values["algo"] |= {key: 2 if key == "inner_steps" else 3 for key in values["algo"] if key in ("inner_steps", "test_steps")}
+    return values
+
+
+Builder = Callable[..., dict[str, Any]]
+
+
+def classification(algo: str, *words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run on the toy images."""
+    return small(f"algo={algo}", "net.hidden=8", *words)
+
+
+def regression(algo: str, *words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run on sine waves, with an inner learning rate that suits them."""
+    values = small("data=sinusoid", "net=mlp", "way=1", "shot=5", "query=5", f"algo={algo}", *words)
+    values["algo"] |= {key: 0.01 for key in values["algo"] if key == "inner_lr"}
+    return values
+
+
+def accepts(values: dict[str, Any]) -> bool:
+    """Whether metarun builds this configuration or refuses it."""
+    try:
+        Run(values)
+    except UserError:
+        return False
+    return True
+
+
+def norms_of(net: str) -> list[str]:
+    """The norms to try a net with: all that it accepts, but a deep net repeats them too often for that, so its default is enough."""
+    values = small(f"net={net}")
+    if sum(isinstance(module, Norm) for module in Run(small(f"net={net}", "net.norm=batch")).algorithm.modules()) > 4:
+        return [values["net"]["norm"]]
+    return [norm for norm in get_args(NormKind) if accepts({**values, "net": {**values["net"], "norm": norm}})]
+
+
+# Found, not listed: whatever conf/ offers and metarun does not refuse.
+ALGORITHMS, NETS = groups()["algo"], groups()["net"]
+NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
+PROBLEMS = [
+    pytest.param(algo, problem, id=f"{algo}-{problem.__name__}")
+    for algo in ALGORITHMS
+    for problem in (classification, regression)
+    if accepts(problem(algo))
+]
+
+
+def double(tasks: Any) -> Any:
+    """The same tasks (or any tree) with every float in float64."""
+    return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tasks)
+
+
+def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]:
+    """The algorithm of a config and its first training tasks, all in float64."""
+    run = Run(values)
+    return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
+
+
+def engine(map: Any = "vmap", chunk: Any = 1000) -> Engine:
+    return Engine(torch.device("cpu"), "fp32", map=map, chunk=chunk)
+
+
+def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
+    """The meta-gradient as one vector; parameters without a gradient count as zeros."""
+    algorithm.zero_grad(set_to_none=True)
+    how.meta_gradient(algorithm, tasks, 0.0)
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in algorithm.parameters()])
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return float((a - b).norm() / b.norm())
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two trees hold the very same numbers, bit for bit."""
+    (left, shape), (right, other) = tree_flatten(a), tree_flatten(b)
+    return shape == other and all(torch.equal(x, y) if isinstance(x, Tensor) else x == y for x, y in zip(left, right))
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without timings."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in TIMING} for line in lines]
