@@ -3,28 +3,30 @@ Exit status: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
-import re
-import shutil
+import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
-from metarun import compose
 from metarun.errors import RunError, UserError, nearest
 
 log = logging.getLogger(__name__)
+Result = dict[str, Any] | None
 
-# Hydra's own options; the ones before the bar take a value.
-HYDRA_VALUES = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd",
-                "--experimental-rerun", "--info", "-i")  # fmt: skip
-HYDRA_FLAGS = ("--help", "-h", "--hydra-help", "--version", "--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc")
-OURS = ("--json", "--out", "--split", "--index", "--checkpoint")
+# Options of Hydra that only look: what they may be followed by, None for no value, () for any.
+HYDRA: dict[str, tuple[str, ...] | None] = {
+    **dict.fromkeys(("--cfg", "-c"), ("job", "hydra", "all")),
+    **dict.fromkeys(("--info", "-i"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")),
+    **dict.fromkeys(("--package", "-p"), ()),
+    **dict.fromkeys(("--resolve", "--hydra-help", "--shell-completion", "-sc")),
+}
+SWEEP = ("-m", "--multirun")
 
 
 def main(words: list[str]) -> int:
@@ -33,26 +35,39 @@ def main(words: list[str]) -> int:
     want_json = "--json" in words
     words = [word for word in words if word != "--json"]
     try:
+        before = signal.signal(signal.SIGTERM, _stop)
+    except ValueError:  # not the main thread, which gets the signals
+        before = None
+    try:
         result = _dispatch(words)
         if want_json and result is not None:
             print(json.dumps(result))
         return 0
     except KeyboardInterrupt as stop:
         return _complain(str(stop) or "interrupted", 130)
-    except UserError as error:
-        return _complain(str(error), 2)
-    except RunError as error:
-        return _complain(str(error), 1)
-    except SystemExit as stop:
-        return stop.code if isinstance(stop.code, int) else 1
     except Exception as error:
-        explained = compose.explain_hydra(error, words)
-        if isinstance(explained, UserError):
-            return _complain(str(explained), 2)
-        if isinstance(error, PermissionError | FileExistsError | NotADirectoryError | IsADirectoryError):
-            return _complain(f"cannot write or read {error.filename}: {error.strerror}; choose another folder with hydra.run.dir=FOLDER", 2)
-        text = " ".join(str(error).split())
-        return _complain(f"failed: {type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1)
+        return _complain(*explain(error, words))
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    """SIGTERM, while no training is there to save a checkpoint, is like Ctrl-C."""
+    raise KeyboardInterrupt
+
+
+def explain(error: Exception, words: list[str]) -> tuple[str, int]:
+    """One line, and the exit status."""
+    if not isinstance(error, (UserError, RunError, OSError)):
+        from metarun import compose
+
+        error = compose.explain(error, words)
+    if isinstance(error, (UserError, RunError)):
+        return str(error), 2 if isinstance(error, UserError) else 1
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)):
+        return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2
+    return f"failed: {type(error).__name__}: {' '.join(str(error).split())} (METARUN_DEBUG=1 shows where)", 1
 
 
 def _complain(line: str, status: int) -> int:
@@ -62,184 +77,216 @@ def _complain(line: str, status: int) -> int:
     return status
 
 
-def _dispatch(words: list[str]) -> dict[str, Any] | None:
-    commands: dict[str, Callable[[list[str]], dict[str, Any] | None]] = {
-        "eval": _eval, "resume": _resume, "check": _check, "show": _show, "list": _list,
-    }  # fmt: skip
+def _dispatch(words: list[str]) -> Result:
+    from metarun import catalogue
+
+    if "--help" in words or "-h" in words:
+        print(catalogue.help_page(), end="")
+        return None
+    if "--version" in words:
+        from metarun import __version__
+
+        print(f"metarun {__version__}")
+        return None
+    commands: dict[str, Callable[[list[str]], Result]] = {"eval": _eval, "resume": _resume, "check": _check, "show": _show, "list": _list}
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
-    for word in words:
-        if re.fullmatch(r"\w+", word) and not _follows_option(words, word):
+    overrides, options = _options(words, HYDRA | dict.fromkeys(SWEEP))
+    for word in overrides:
+        if "=" not in word and not word.startswith("~"):
             known = ", ".join(commands)
             raise UserError(f"there is no command '{word}'{nearest(word, commands)} (commands: {known}; or KEY=VALUE … to train)")
-    return _run(words)
+    if options.keys() & HYDRA.keys():
+        _ask_hydra(options, overrides)
+        return None
+    return _sweep(overrides) if options else _train(overrides)
 
 
-def _follows_option(words: list[str], word: str) -> bool:
-    before = words[words.index(word) - 1] if words.index(word) else ""
-    return before in HYDRA_VALUES
+def _options(words: list[str], known: Mapping[str, tuple[str, ...] | None]) -> tuple[list[str], dict[str, str]]:
+    """Split words into positional ones and options with their values (``--option VALUE`` or ``--option=VALUE``).
+
+    Raises:
+        UserError: an unknown option, or a value that is missing or not among the allowed ones.
+    """
+    rest: list[str] = []
+    options: dict[str, str] = {}
+    left = iter(words)
+    for word in left:
+        name, equals, value = word.partition("=")
+        if not word.startswith("-"):
+            rest.append(word)
+        elif name not in known or (equals and known[name] is None):
+            close = nearest(name, [*known, "--json", "--help", "--version"]) if word.startswith("--") else ""
+            raise UserError(f"there is no option '{word}'{close} (`metarun --help` shows all)")
+        elif (allowed := known[name]) is None:
+            options[name] = ""
+        else:
+            options[name] = value if equals else next(left, "")
+            if not options[name] or (allowed and options[name] not in allowed):
+                choice = f"one of {', '.join(allowed)}" if allowed else "a value"
+                raise UserError(f"{name} takes {choice}{nearest(options[name], allowed)}")
+    return rest, options
 
 
-def _run(words: list[str]) -> dict[str, Any] | None:
-    """Train, validate, test; or a sweep with -m."""
+def _ask_hydra(options: dict[str, str], overrides: list[str]) -> None:
+    """Hydra's own answers: the composed configuration, completion, its plugins; nothing runs."""
     import hydra
 
-    for word in words:
-        if word.startswith("-") and word not in (*HYDRA_VALUES, *HYDRA_FLAGS):
-            raise UserError(f"there is no option '{word}'{nearest(word, [*HYDRA_VALUES, *HYDRA_FLAGS, '--json'])} (see metarun --help)")
-    options = [word for word in words if word.startswith("-") or _follows_option(words, word)]
-    overrides = compose.normalise([word for word in words if word not in options])
-    sys.argv = ["metarun", *options, *overrides]  # Hydra 1.3 wants its flags first
-    results: list[dict[str, Any]] = []
+    from metarun import catalogue, compose
 
-    @hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name="config")
-    def job(cfg: Any) -> float | None:
-        from hydra.core.hydra_config import HydraConfig
-
-        summary = _train(compose.resolve(cfg), Path(HydraConfig.get().runtime.output_dir))
-        results.append(summary)
-        return next(iter(summary["val"].values()))["mean"]
-
-    job()
-    if not results:
-        return None
-    return results[0] if len(results) == 1 else {"runs": results}
-
-
-def _train(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    from metarun import run
-
+    if options.keys() & {"-sc", "--shell-completion"}:
+        if len(overrides) != 1 or overrides[0].partition("=")[0] not in ("install", "uninstall", "query"):
+            raise UserError('-sc takes install=SHELL or uninstall=SHELL with bash, zsh or fish, as in: eval "$(metarun -sc install=bash)"')
+    else:
+        overrides = compose.normalise(overrides)
+    kept = sys.argv
+    sys.argv = ["metarun", *(word for item in options.items() for word in item if word), *overrides]
     try:
-        summary = run.train(values, folder)
-    except UserError:
-        _remove_empty_run(folder)
-        raise
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(folder)) from None
-    _report(summary, folder)
+        hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")(lambda cfg: None)()
+    except SystemExit as stop:
+        if stop.code:
+            raise UserError("Hydra does not take these options together; `metarun --help` shows what there is") from None
+    finally:
+        sys.argv = kept
+
+
+def _train(words: list[str]) -> dict[str, Any]:
+    """Train, validate, test."""
+    from metarun import compose, config
+    from metarun.folders import alternatives
+
+    cfg = compose.compose(words)
+    values, wanted = compose.resolve(cfg), compose.folder(cfg, "run")
+    config.validate(values)
+    given = any(word.startswith("hydra.run.dir=") for word in words)
+    return _train_in([wanted] if given else alternatives(wanted), values)
+
+
+def _train_in(names: Any, values: dict[str, Any]) -> dict[str, Any]:
+    """Train in the first free one of the folders ``names``."""
+    from metarun import printout, run
+    from metarun.console import start_logging
+    from metarun.folders import new_folder
+
+    with new_folder(names) as folder:
+        start_logging(folder)
+        try:
+            summary = run.train(values, folder)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(_how_to_resume(folder)) from None
+    printout.show(summary, folder)
     return summary
 
 
-def _remove_empty_run(folder: Path) -> None:
-    """Bad input leaves nothing behind: a folder in which no training has begun goes, and the folder of the day if it is empty now."""
-    if (folder / "checkpoints").exists() or (folder / "metrics.jsonl").exists():
-        return
-    logging.shutdown()
-    shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # other runs of the day
-        folder.parent.rmdir()
-
-
 def _how_to_resume(folder: Path) -> str:
+    from metarun.folders import relative
+
     if (folder / "checkpoints" / "last.pt").is_file():
-        return f"interrupted, checkpoint saved; go on with: metarun resume {_relative(folder)}"
-    return "interrupted before the first training step; nothing to save"
+        return f"interrupted, checkpoint saved; go on with: metarun resume {relative(folder)}"
+    return "interrupted before the first training step; nothing is kept"
 
 
-def _relative(path: Path) -> str:
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+def _sweep(words: list[str]) -> dict[str, Any]:
+    """All combinations, through Hydra's sweeper and launcher, which may run them in other processes."""
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+
+    from metarun import catalogue, compose, config, printout
+    from metarun.console import start_logging
+    from metarun.folders import alternatives, new_folder, relative
+
+    for member in compose.members(words):
+        cfg = compose.compose(member)
+        config.validate(compose.resolve(cfg))
+    wanted = compose.folder(cfg, "sweep")
+
+    def job(cfg: Any) -> float | None:
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        try:
+            summary = _train_in([folder], compose.resolve(cfg))
+        except Exception as error:
+            start_logging()  # to the console alone: a refused run has no folder any more
+            log.error("%s failed: %s", folder.name, explain(error, [])[0])
+            raise
+        return next(iter(summary["val"].values()))["mean"]
+
+    kept = sys.argv
+    with new_folder(alternatives(wanted)) as top:
+        sys.argv = ["metarun", "--multirun", *compose.normalise(words), f"hydra.sweep.dir='{top}'"]
+        try:
+            hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")(job)()
+        except KeyboardInterrupt as stop:
+            raise KeyboardInterrupt(f"{stop}; the rest of the sweep has not run, what has is in {relative(top)}") from None
+        finally:
+            sys.argv = kept
+    found = sorted(top.glob("*/summary.json"), key=lambda path: (int(path.parent.name.partition("_")[0]), path))
+    summaries = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
+    printout.show_sweep(summaries, top)
+    return {"folder": str(top), "runs": list(summaries.values())}
 
 
-def _report(summary: dict[str, Any], folder: Path) -> None:
-    """The closing table on stdout."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    title = f"{summary['algo']} on {summary['data']}, {summary['way']}-way {summary['shot']}-shot, {summary['query']} queries per class"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
-    for name in ("split", "metric", "mean", "± 95 % over episodes", "episodes"):
-        table.add_column(name, justify="left" if name in ("split", "metric") else "right")
-    for split in ("val", "test"):
-        for metric, value in (summary[split] or {}).items():
-            if isinstance(value, dict):
-                table.add_row(split, metric, f"{value['mean']:.4f}", f"{value['ci95']:.4f}", str(value["n"]))
-    out = Console(width=max(100, Console().width) if not sys.stdout.isatty() else None)
-    out.print(table)
-    curve = (summary["test"] or {}).get("curve", [])
-    if len(curve) > 1:
-        out.print("adaptation curve (inner step: test mean)  " + "  ".join(f"{point['step']}: {point['mean']:.4f}" for point in curve))
-    out.print(f"norm {summary['bn_mode']} ({'transductive' if summary['bn_mode'] == 'batch' else 'inductive'})   seed {summary['seed']}   "
-              f"parameters {summary['parameters']:,}   best at iteration {summary['best_step']}   {summary['wall_s']:.0f} s   "
-              f"{summary['tasks_per_s']:.0f} training tasks/s", highlight=False)  # fmt: skip
-    out.print(f"run folder   {_relative(folder)}", soft_wrap=True, highlight=False)
-    out.print("TensorBoard  tensorboard --logdir outputs", highlight=False)
-
-
-def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any]]:
-    """The run folder named by the first word, and its stored config."""
-    from omegaconf import OmegaConf
-
+def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], list[str]]:
+    """The run folder named by the first word, its stored config, and the other words."""
     if not words or "=" in words[0]:
         raise UserError(f"name the run's folder: metarun {command} RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
-    folder = Path(words[0])
-    if not folder.is_dir():
-        siblings = [str(folder.parent / path.name) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        raise UserError(f"there is no run folder {folder}{nearest(str(folder), siblings)}")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; name a folder like outputs/DATE/TIME_NAME")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:
-        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{folder}/config.yaml holds no configuration")
-    return folder, {str(key): value for key, value in values.items()}
+    from metarun import run
 
-
-def _log_to(folder: Path) -> None:
-    """The logging that Hydra sets up for a training run, for commands that Hydra does not start."""
-    from rich.logging import RichHandler
-
-    from metarun.console import console
-
-    shown = RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
-    shown.setFormatter(logging.Formatter("%(message)s"))
-    kept = logging.FileHandler(folder / "metarun.log", delay=True)
-    kept.setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
-    logging.basicConfig(level=logging.INFO, handlers=[shown, kept], force=True)
+    return Path(words[0]), run.read_config(Path(words[0])), words[1:]
 
 
 def _resume(words: list[str]) -> dict[str, Any]:
     """Go on with an interrupted run; ends with the numbers that the uninterrupted run would have had."""
-    folder, values = _run_folder(words, "resume")
-    if words[1:]:
-        raise UserError(f"resume takes no '{words[1]}': a run goes on with its own configuration; start a new run to change it")
+    folder, values, rest = _run_folder(_options(words, {})[0], "resume")
+    if rest:
+        raise UserError(f"resume takes no '{rest[0]}': a run goes on with its own configuration; start a new run to change it")
     if (folder / "summary.json").is_file():
-        raise UserError(f"{folder} is finished (it has a summary.json); test it again with: metarun eval {folder}")
-    from metarun import run
+        raise UserError(f"{folder} is finished, there is nothing to go on with; test it again with: metarun eval {folder}")
+    from metarun import printout, run
+    from metarun.console import start_logging
 
-    _log_to(folder)
+    start_logging(folder)
     try:
         summary = run.train(values, folder, resume=True)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(_how_to_resume(folder)) from None
-    _report(summary, folder)
+    printout.show(summary, folder)
     return summary
 
 
 def _eval(words: list[str]) -> dict[str, Any]:
     """Meta-test a run's checkpoint again, under changed values; the run's own files stay as they are."""
-    words, chosen = _take(words, "--checkpoint", "best")
-    folder, values = _run_folder(words, "eval")
-    values = compose.override(values, words[1:])
-    from metarun import run
+    words, options = _options(words, {"--checkpoint": ("best", "last")})
+    folder, values, rest = _run_folder(words, "eval")
+    from metarun import compose, printout, run
+    from metarun.console import start_logging
+    from metarun.folders import new_folder
 
-    taken = [int(path.name) for path in (folder / "eval").glob("*") if path.name.isdigit()]
-    target = folder / "eval" / str(max(taken, default=-1) + 1)
-    summary = run.evaluate(values, folder, chosen, target)
-    _report(summary, target)
+    values = compose.override(values, rest)
+    start_logging()
+    numbers = (folder / "eval" / str(n) for n in range(10**6))
+    with new_folder(numbers) as target:
+        summary = run.evaluate(values, folder, options.get("--checkpoint", "best"), target)
+    printout.show(summary, target)
     return summary
+
+
+def _overrides(words: list[str], command: str) -> dict[str, Any]:
+    """The configuration that a command's KEY=VALUE words describe."""
+    from metarun import compose
+
+    for word in words:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(f"{command} takes KEY=VALUE …, not '{word}'")
+    return compose.resolve(compose.compose(words))
 
 
 def _check(words: list[str]) -> dict[str, Any]:
     """Validate configuration and data; train nothing."""
-    values = compose.resolve(compose.compose(words))
+    values = _overrides(_options(words, {})[0], "check")
     from metarun import run
+    from metarun.console import start_logging
 
+    start_logging()
     report = run.check(values)
     for key, value in report.items():
         print(f"{key:12} {value}")
@@ -249,23 +296,29 @@ def _check(words: list[str]) -> dict[str, Any]:
 
 def _show(words: list[str]) -> dict[str, Any]:
     """Draw an episode."""
-    words, out = _take(words, "--out", "")
-    words, split = _take(words, "--split", "train")
-    words, index = _take(words, "--index", "0")
-    if not index.isdigit():
-        raise UserError(f"--index {index} is not a number: the episode's index is 0, 1, 2, …")
-    values = compose.resolve(compose.compose(words))
+    words, options = _options(words, {"--out": (), "--split": ("train", "val", "test"), "--index": ()})
+    index = options.get("--index", "0")
+    if not index.isdecimal() or int(index) >= 2**63:
+        raise UserError(f"--index {index} is not possible: it is the number of an episode, 0, 1, 2, …")
+    values = _overrides(words, "show")
     from metarun import pictures, run
+    from metarun.console import start_logging
 
-    path = Path(out or f"outputs/show/{values['name']}-{split}-{index}.png")
-    pictures.episode(run.Run(values), split, int(index), path)
+    start_logging()
+    built = run.Run(values)
+    split = options.get("--split") or next(name for name in ("train", "val", "test") if name in built.data.splits)
+    path = Path(options.get("--out") or f"outputs/show/{values['name']}-{split}-{index}.png")
+    pictures.episode(built, split, int(index), path)
     print(path)
     return {"picture": str(path)}
 
 
 def _list(words: list[str]) -> dict[str, Any]:
     """What there is to choose from: every group's options with their first comment line."""
-    found = compose.descriptions()
+    from metarun import catalogue
+
+    words, _ = _options(words, {})
+    found = catalogue.descriptions()
     for word in words:
         if word not in found:
             raise UserError(f"there is no group '{word}'{nearest(word, found)} (groups: {', '.join(found)})")
@@ -275,15 +328,3 @@ def _list(words: list[str]) -> dict[str, Any]:
         for option, text in options.items():
             print(f"  {option:28} {text}")
     return chosen
-
-
-def _take(words: list[str], option: str, default: str) -> tuple[list[str], str]:
-    """Remove ``option VALUE`` or ``option=VALUE`` from the words."""
-    for i, word in enumerate(words):
-        if word.startswith(option + "="):
-            return words[:i] + words[i + 1 :], word.partition("=")[2]
-        if word == option:
-            if i + 1 == len(words):
-                raise UserError(f"{option} needs a value")
-            return words[:i] + words[i + 2 :], words[i + 1]
-    return words, default

@@ -1,5 +1,5 @@
 """From the command line's words to a composed configuration, with one friendly line for whatever Hydra objects to.
-Imports neither torch nor pydantic, so help and completion answer at once."""
+Imports neither torch nor pydantic, so completion answers at once."""
 
 from __future__ import annotations
 
@@ -8,133 +8,113 @@ import re
 from pathlib import Path
 from typing import Any
 
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from metarun.catalogue import conf_dir, groups
 from metarun.errors import UserError, nearest
 
 
-def conf_dir() -> Path:
-    """The configuration folder: the installed package's own, or the checkout's."""
-    package = Path(__file__).resolve().parent
-    installed = package / "conf"
-    return installed if installed.is_dir() else package.parents[1] / "conf"
+def compose(words: list[str]) -> DictConfig:
+    """Compose the configuration, Hydra's own node included, from overrides; runs and writes nothing.
+
+    Raises:
+        UserError: a word cannot be read, or names what does not exist.
+    """
+    words = normalise(words)
+    try:
+        with _initialised():
+            return hydra_compose("config", overrides=words, return_hydra_config=True)
+    except Exception as error:
+        raise explain(error, words) from None
 
 
-def groups() -> dict[str, list[str]]:
-    """Options of every config group, by group."""
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+def _initialised() -> initialize_config_dir:
+    # An error inside hydra.main leaves Hydra's global state behind, and two states at a time are refused.
+    GlobalHydra.instance().clear()
+    return initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="metarun")
+
+
+def normalise(words: list[str]) -> list[str]:
+    """Overrides as Hydra wants them: ``+GROUP=x`` becomes ``GROUP=x``, since every group has a default here.
+
+    Raises:
+        UserError: there is no key, or a group is chosen twice (Hydra would silently take the last).
+    """
+    names = "|".join(groups())
+    words = [re.sub(rf"^\+({names})=", r"\1=", word) for word in words]
+    chosen: dict[str, str] = {}
+    for word in words:
+        group = word.partition("=")[0]
+        if not group:
+            raise UserError(f"cannot read '{word}': write KEY=VALUE")
+        if re.fullmatch(names, group) and chosen.setdefault(group, word) != word:
+            raise UserError(f"{group} is chosen twice, {chosen[group]} and {word}; keep one")
+    return words
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """A composed config as plain resolved values.
+    """A composed config as plain resolved values, without Hydra's node.
 
     Raises:
         UserError: an interpolation leads nowhere, or a mandatory value (???) is missing.
     """
+    kept = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key not in ("hydra", "experiment")])
     try:
-        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+        values = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise UserError(f"the configuration does not resolve: {str(error).splitlines()[0]}") from None
-    assert isinstance(values, dict)
-    values.pop("hydra", None)
-    return {str(key): value for key, value in values.items() if key != "experiment"}
+        raise explain(error, []) from None
+    return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
-def compose(overrides: list[str]) -> DictConfig:
-    """Compose the configuration from overrides, without running anything.
+def folder(cfg: DictConfig, kind: str) -> Path:
+    """Where a composed config's ``run`` or ``sweep`` goes.
 
     Raises:
-        UserError: see ``explain_hydra``.
+        UserError: the path is empty or refers to what does not exist.
     """
-    from hydra import compose as hydra_compose
-    from hydra import initialize_config_dir
-
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="metarun"):
-        try:
-            return hydra_compose("config", overrides=normalise(overrides))
-        except Exception as error:
-            raise explain_hydra(error, overrides) from None
-
-
-def normalise(overrides: list[str]) -> list[str]:
-    """Accept ``+experiment=x`` for ``experiment=x``: the group has a default, so Hydra takes the plain form only."""
-    return [re.sub(r"^\+experiment=", "experiment=", word) for word in overrides]
+    try:
+        path = cfg.hydra[kind].dir
+    except OmegaConfBaseException as error:
+        raise explain(error, []) from None
+    if not path:
+        raise UserError(f"hydra.{kind}.dir is empty; name a folder")
+    return Path(path)
 
 
-def flatten(node: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of nested dicts, inner nodes included."""
-    if not isinstance(node, dict):
-        return []
-    return [name for key, value in node.items() for name in (f"{prefix}{key}", *flatten(value, f"{prefix}{key}."))]
+def members(words: list[str]) -> list[list[str]]:
+    """Some members of the sweep that ``words`` describe: every value occurs in at least one of them.
+
+    Their number is the sum, not the product, of the numbers of values, so that a large sweep is checked quickly.
+
+    Raises:
+        UserError: a word cannot be read.
+    """
+    words = normalise(words)
+    try:
+        with _initialised():
+            overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
+            values = [_values(override) for override in overrides]
+    except HydraException as error:
+        raise explain(error, words) from None
+    first = [options[0] for options in values]
+    return [first, *([*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:])]
 
 
-def known_keys(overrides: list[str]) -> list[str]:
-    """All keys of the configuration that the group choices among ``overrides`` lead to."""
-    from hydra import compose as hydra_compose
-
-    names = groups()
-    choices = [word for word in overrides if (found := re.match(r"(\w+)=(\w+)$", word)) and found[2] in names.get(found[1], [])]
-    return flatten(OmegaConf.to_container(hydra_compose("config", overrides=choices), resolve=False))
-
-
-def explain_hydra(error: Exception, overrides: list[str]) -> Exception:
-    """One friendly line for what Hydra or OmegaConf say; an error that is none of theirs comes back as it is."""
-    from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
-
-    if isinstance(error, OverrideParseException):
-        return UserError(f"cannot read '{error.override}': write KEY=VALUE, and quote values with special characters, as in 'name=\"a,b\"'")
-    if isinstance(error, MissingConfigException):
-        group, _, option = str(error.missing_cfg_file or "").rpartition("/")
-        options = groups().get(group, [])
-        if not options:
-            return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
-        return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options)})")
-    if isinstance(error, (ConfigCompositionException, HydraException, OmegaConfBaseException)):
-        text = " ".join(str(error).split())
-        if found := re.search(r"Could not (?:override|append to|delete from config[. ]*)? ?'?(?:config\. )?'?([\w.@/]+)'", text):
-            key = found[1]
-            known = [*_all_keys(overrides), *groups()]
-            if "already at" in text or "An item is already" in text:
-                return UserError(f"+{key}: the key exists already, so write {key}=VALUE without the plus sign")
-            return UserError(f"unknown key '{key}'{_nearest_key(key, known)}")
-        if found := re.search(r"Could not override '([\w/@.]+)'\. No match in the defaults list", text):
-            return UserError(f"there is no config group '{found[1]}'{nearest(found[1], groups())}")
-        return UserError(text)
-    return error
-
-
-def _nearest_key(key: str, known: list[str]) -> str:
-    """Nearest by the whole dotted name, or else by the last part alone (``inner_lr`` for ``algo.inner_lr``)."""
-    leaf = key.rpartition(".")[2]
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    close = close or [k for k in known if k.rpartition(".")[2] == leaf][:1]
-    close = close or difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], n=1, cutoff=0.6)
-    if close and close[0] not in known:
-        close = [k for k in known if k.rpartition(".")[2] == close[0]][:1]
-    return f"; did you mean '{close[0]}'?" if close else " (see `metarun --cfg job` for all keys)"
-
-
-def _all_keys(overrides: list[str]) -> list[str]:
-    from hydra import initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf_dir()), version_base="1.3", job_name="metarun"):
-        return known_keys(overrides)
-
-
-def descriptions() -> dict[str, dict[str, str]]:
-    """By group and option, the comment that opens the option's YAML."""
-    return {
-        group: {option: _first_comment(conf_dir() / group / f"{option}.yaml") for option in options} for group, options in groups().items()
-    }
-
-
-def _first_comment(path: Path) -> str:
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("# @package")]
-    return lines[0].lstrip("# ") if lines and lines[0].startswith("#") else ""
+def _values(override: Override) -> list[str]:
+    """The words that a sweep over this override would use; an interval is represented by its start."""
+    if not override.is_sweep_override():
+        return [str(override.input_line)]
+    found = list(override.sweep_string_iterator()) if override.is_discrete_sweep() else [override.value().start]  # type: ignore[union-attr]
+    if not found:
+        raise UserError(f"{override.input_line} matches nothing")
+    return [f"{override.get_key_element()}={value}" for value in found]
 
 
 def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
@@ -145,30 +125,93 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     Raises:
         UserError: a word that cannot be read, an unknown key or option.
     """
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.errors import HydraException
-
+    words = normalise(words)
     changed = OmegaConf.create(values)
-    names = groups()
-    chosen = [word for word in words if word.partition("=")[0] in names]
+    chosen = [word for word in words if word.partition("=")[0] in groups()]
     if chosen:
         fresh = resolve(compose(chosen))
         for word in chosen:
-            changed[word.partition("=")[0]] = fresh[word.partition("=")[0]]
+            group = word.partition("=")[0]
+            if group not in fresh:
+                raise UserError(f"{word} builds a whole new run; a finished one takes single groups and keys, such as data=… or way=…")
+            changed[group] = fresh[group]
+    known = flatten(OmegaConf.to_container(changed))
     for word in words:
         if word in chosen:
             continue
         try:
             parsed = OverridesParser.create().parse_override(word)
         except HydraException as error:
-            raise explain_hydra(error, words) from None
-        key, value = parsed.key_or_group, parsed.value()
-        if OmegaConf.select(changed, key, throw_on_missing=False, default=_ABSENT) is _ABSENT:
-            raise UserError(f"unknown key '{key}'{_nearest_key(key, flatten(OmegaConf.to_container(changed)))}")
+            raise explain(error, words) from None
+        key = parsed.key_or_group
+        if parsed.is_sweep_override() or parsed.type is not OverrideType.CHANGE:
+            raise UserError(f"'{word}' is not KEY=VALUE with one value, which is all that a finished run takes")
+        if key not in known:
+            raise _unknown(key, known)
+        value = parsed.value()
         OmegaConf.update(changed, key, value)
         if key in ("way", "shot", "query"):
             OmegaConf.update(changed, f"episode.eval.{key}", value)
     return resolve(changed)
 
 
-_ABSENT = object()
+def flatten(node: Any, prefix: str = "") -> list[str]:
+    """All dotted keys of nested dicts, inner nodes included."""
+    if not isinstance(node, dict):
+        return []
+    return [name for key, value in node.items() for name in (f"{prefix}{key}", *flatten(value, f"{prefix}{key}."))]
+
+
+def _known_keys(words: list[str]) -> list[str]:
+    """All keys of the configuration that the group choices among ``words`` lead to."""
+    names = groups()
+    choices = [word for word in words if (found := re.match(r"(\w+)=(\w+)$", word)) and found[2] in names.get(found[1], [])]
+    with _initialised():
+        return flatten(OmegaConf.to_container(hydra_compose("config", overrides=choices), resolve=False))
+
+
+def explain(error: Exception, words: list[str]) -> Exception:
+    """One friendly line for what Hydra or OmegaConf say; an error that is none of theirs comes back as it is."""
+    if isinstance(error, OverrideParseException):
+        return UserError(f"cannot read '{error.override}': write KEY=VALUE, and quote values with special characters, as in 'name=\"a,b\"'")
+    if isinstance(error, MissingConfigException):
+        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        options = groups().get(group, error.options)
+        if options is None:
+            return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
+        return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options) or 'none'})")
+    if isinstance(error, InterpolationKeyError):
+        key = str(error).partition("'")[2].partition("'")[0]
+        return UserError(f"the configuration needs the key '{key}' (as ${{{key}}}), which does not exist")
+    text = " ".join(str(error).split())
+    if "config group override must be a string" in text.lower():
+        return UserError("a group takes the name of one of its options; `metarun list` shows them")
+    if not isinstance(error, (HydraException, OmegaConfBaseException)):
+        return error
+    if found := re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text):
+        return UserError(f"{found[1]} gives several values: add -m for a sweep over them, or write [a,b] for a list")
+    if found := re.match(r"Could not append to config\. An item is already at '(.+?)'", text):
+        return UserError(f"the key '{found[1]}' exists already; write {found[1]}=VALUE without the plus sign")
+    if found := re.match(r"Could not (?:override|append|delete)(?: from config\.)? '([^'=]+)", text):
+        return _unknown(found[1], [*_known_keys(words), *groups()])
+    if found := re.match(r"Override \S+ looks like a config group override, but config group '(.+?)'", text):
+        return _unknown(found[1], [*_known_keys(words), *groups()])
+    if found := re.match(r"Error merging override ([^=]+)=", text):
+        return UserError(f"{found[1]} is not a key that takes such a value; `metarun --cfg job` shows all keys and values")
+    return UserError(f"the configuration cannot be composed: {text}")
+
+
+def _unknown(key: str, known: list[str]) -> UserError:
+    """Nearest in the same section; if there is none, by the whole dotted name or the last part alone (``inner_lr`` for ``algo.inner_lr``)."""
+    if key in known:  # it is there, but a group or a section
+        return UserError(f"{key} cannot be set or removed as a whole; choose an option ({key}=NAME) or set its keys ({key}.KEY=VALUE)")
+    section, _, leaf = key.rpartition(".")
+    inside = [k for k in known if section and k.startswith(f"{section}.") and k.rpartition(".")[2] not in ("_target_", "name")]
+    close = difflib.get_close_matches(key, inside, n=1, cutoff=0.6)
+    if not inside:
+        leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
+        close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+        close = close or [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
+    if close:
+        return UserError(f"unknown key '{key}'; did you mean '{close[0]}'?")
+    return UserError(f"unknown key '{key}' ({'known here: ' + ', '.join(inside) if inside else '`metarun --cfg job` shows all keys'})")

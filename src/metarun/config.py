@@ -10,15 +10,21 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from metarun.errors import UserError, nearest
 from metarun.task import EpisodeSpec
 
-# A run folder from somebody else is data, not code: a section may only name targets of its own package.
-TARGETS = {"algo": "metarun.algos.", "data": "metarun.data.", "net": "metarun.nets.", "optim": "metarun.optim."}
+# What a section may configure: classes below a package, and of which kind. A run folder from somebody else is data, not code.
+TARGETS = {
+    "algo": ("metarun.algos.", "metarun.algorithm.Algorithm"),
+    "data": ("metarun.data.", "metarun.data.base.Dataset"),
+    "net": ("metarun.nets.", "metarun.nets.base.Net"),
+    "optim": ("metarun.optim.", "metarun.optim.Outer"),
+}
 FIXED = {"engine": "metarun.engine.Engine", "trainer": "metarun.trainer.Trainer", "logger": "metarun.tracker.Tracker"}
+SECTIONS = (*TARGETS, *FIXED, "episode")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +34,7 @@ class Root:
     way: Annotated[int, Ge(1)]
     shot: Annotated[int, Ge(1)]
     query: Annotated[int, Ge(1)]
-    seed: Annotated[int, Ge(0)]
+    seed: Annotated[int, Ge(0), Le(2**63 - 1)]
     device: str
     precision: Literal["fp32", "bf16"]
     name: str
@@ -42,10 +48,67 @@ class Episode(EpisodeSpec):
     eval: dict[str, Any]
 
 
-def locate(target: str) -> Any:
-    """The class that a ``_target_`` names."""
-    module, _, name = target.rpartition(".")
+def validate(config: dict[str, Any]) -> dict[str, Any]:
+    """Check every section of a resolved config; returns it with the episode section as two ``EpisodeSpec``.
+
+    Raises:
+        UserError: see ``check``; nothing is read or written before this has passed.
+    """
+    for section in SECTIONS:
+        if section not in config:
+            raise UserError(f"the configuration lacks the section {section}")
+        if not isinstance(config[section], dict):
+            raise UserError(
+                f"{section}={_shown(config[section])} is not possible: it should be a group of keys, set as {section}.KEY=VALUE"
+            )
+    root = check(Root, {key: value for key, value in config.items() if key not in SECTIONS}, "")
+    valid: dict[str, Any] = dict(root)
+    for section in (*TARGETS, *FIXED):
+        valid[section] = check(target_of(config, section), without_meta(config[section]), f"{section}.")
+    episode = check(Episode, without_meta(config["episode"]), "episode.")
+    valid["episode"] = {part: EpisodeSpec(**check(EpisodeSpec, episode[part], f"episode.{part}.")) for part in ("train", "eval")}
+    data = target_of(config, "data")
+    for part, spec in valid["episode"].items():
+        if data.kind == "classification" and spec.way < 2:
+            key = "way" if spec.way == root["way"] else f"episode.{part}.way"
+            raise UserError(f"{key}={spec.way} is out of range: telling classes apart needs way >= 2")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", root["device"]):
+        raise UserError(
+            f"device={root['device']} is not a device: use auto, cpu, cuda or cuda:N{nearest(root['device'], ['auto', 'cpu', 'cuda'])}"
+        )
+    if not re.fullmatch(r"[^/\x00-\x1f]{1,150}", root["name"]):
+        raise UserError(f"name={root['name']!r} is not possible: it names the run's folder, so it has 1 to 150 characters and no slash")
+    return valid
+
+
+def target_of(config: dict[str, Any], section: str) -> Any:
+    """The class a section configures.
+
+    Raises:
+        UserError: the section names something that is not metarun's own, or no longer there.
+    """
+    if section in FIXED:
+        return _locate(FIXED[section])
+    path, (package, base) = str(config[section].get("_target_")), TARGETS[section]
+    if not path.startswith(package):
+        raise UserError(f"{section}._target_={path} is refused: only classes below {package}* are run from a configuration")
+    try:
+        target = _locate(path)
+    except (ImportError, AttributeError):
+        raise UserError(f"{section}._target_={path} does not exist in this version of metarun") from None
+    if not (inspect.isclass(target) and issubclass(target, _locate(base)) and not inspect.isabstract(target)):
+        raise UserError(f"{section}._target_={path} is refused: it is no {base.rpartition('.')[2]} that a configuration may run")
+    return target
+
+
+def _locate(path: str) -> Any:
+    module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
+
+
+def without_meta(section: dict[str, Any]) -> dict[str, Any]:
+    """A section's values without the keys that name it."""
+    return {key: value for key, value in section.items() if key not in ("_target_", "name")}
 
 
 @cache
@@ -54,7 +117,7 @@ def schema(target: Any) -> type[BaseModel]:
     hints = get_type_hints(target.__init__, include_extras=True)
     parameters = inspect.signature(target.__init__).parameters.values()
     fields: Any = {p.name: (hints[p.name], ...) for p in parameters if p.kind is p.KEYWORD_ONLY}
-    return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True), **fields)
+    return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
 
 
 def check(target: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
@@ -65,72 +128,51 @@ def check(target: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
     """
     model = schema(target)
     try:
-        valid = model.model_validate(values)
+        valid = model.model_validate({str(key): value for key, value in values.items()})
     except ValidationError as error:
-        raise UserError(_explain(error, prefix, values, list(model.model_fields))) from None
+        raise UserError(_explain(error, prefix, list(model.model_fields))) from None
     return {name: getattr(valid, name) for name in model.model_fields}
 
 
-def _explain(error: ValidationError, prefix: str, values: dict[str, Any], known: list[str]) -> str:
-    first = error.errors(include_url=False)[0]
-    name = str(first["loc"][0])
-    key = prefix + name
+def _explain(error: ValidationError, prefix: str, known: list[str]) -> str:
+    errors: list[Any] = error.errors(include_url=False)
+    first = errors[0]
+    name, value = first["loc"][0], first["input"]
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}{nearest(name, known)} (known: {', '.join(prefix + k for k in known)})"
+        return f"unknown key {prefix}{name}{nearest(name, known)} (known: {', '.join(prefix + k for k in known)})"
     if first["type"] == "missing":
-        return f"{key} is missing from the configuration"
-    wanted = [e["msg"].replace("Input should be ", "") for e in error.errors(include_url=False) if str(e["loc"][0]) == name]
-    value = values[name]
-    shown = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
+        return f"{prefix}{name} is missing from the configuration"
+    # Alternatives of a union are one error each; integers in the location index a list.
+    wanted = [_wanted(e) for e in errors if e["loc"][0] == name and e["input"] is value]
+    key = prefix + name + "".join(f"[{step}]" for step in first["loc"][1:] if isinstance(step, int))
     hint = ""
     if isinstance(value, str):
         hint = nearest(value, re.findall(r"'([^']+)'", " ".join(wanted)))
-    return f"{key}={shown} is not possible: it should be {' or '.join(dict.fromkeys(wanted))}{hint}"
+    elif isinstance(value, float) and value.is_integer() and "an integer" in wanted:
+        hint = f"; did you mean {int(value)}?"
+    return f"{key}={_shown(value)} is not possible: it should be {' or '.join(dict.fromkeys(wanted))}{hint}"
 
 
-def without_meta(section: dict[str, Any]) -> dict[str, Any]:
-    """A section's values without the keys that name it."""
-    return {key: value for key, value in section.items() if key not in ("_target_", "name")}
+def _wanted(error: dict[str, Any]) -> str:
+    """What should stand in place of the value, in words that follow "it should be"."""
+    context = error.get("ctx", {})
+    plain = {
+        "int_type": "an integer",
+        "int_from_float": "an integer",
+        "float_type": "a number",
+        "finite_number": "a finite number",
+        "bool_type": "true or false",
+        "string_type": "a text (quoted, as in 'name=\"5\"', where it looks like something else)",
+        "list_type": "a list, as in [1,2]",
+        "dict_type": "a group of keys",
+        "too_short": f"a list of at least {context.get('min_length')} values",
+        "too_long": f"a list of at most {context.get('max_length')} values",
+        "greater_than_equal": f"{context.get('ge')} or more",
+        "less_than_equal": f"{context.get('le')} or less",
+    }
+    return plain.get(error["type"]) or error["msg"].replace("Input should be ", "")
 
 
-def target_of(config: dict[str, Any], section: str) -> Any:
-    """The class a section configures.
-
-    Raises:
-        UserError: the section names something that is not metarun's own.
-    """
-    path = FIXED.get(section) or str(config[section].get("_target_"))
-    if section in TARGETS and not path.startswith(TARGETS[section]):
-        raise UserError(f"{section}._target_={path} is refused: only classes below {TARGETS[section]}* are run from a configuration")
-    try:
-        return locate(path)
-    except (ImportError, AttributeError):
-        raise UserError(f"{section}._target_={path} does not exist in this version of metarun") from None
-
-
-def validate(config: dict[str, Any]) -> dict[str, Any]:
-    """Check every section of a resolved config; returns it with the episode section as two ``EpisodeSpec``.
-
-    Raises:
-        UserError: see ``check``; nothing is read or written before this has passed.
-    """
-    sections = {*TARGETS, *FIXED, "episode"}
-    missing = sections - config.keys()
-    if missing:
-        raise UserError(f"the configuration lacks the section {sorted(missing)[0]}")
-    root = check(Root, {key: value for key, value in config.items() if key not in sections}, "")
-    valid: dict[str, Any] = dict(root)
-    for section in (*TARGETS, *FIXED):
-        valid[section] = check(target_of(config, section), without_meta(config[section]), f"{section}.")
-    check(Episode, without_meta(config["episode"]), "episode.")
-    valid["episode"] = {part: EpisodeSpec(**check(EpisodeSpec, config["episode"][part], f"episode.{part}.")) for part in ("train", "eval")}
-    data = target_of(config, "data")
-    for part, spec in valid["episode"].items():
-        if data.kind == "classification" and spec.way < 2:
-            key = "way" if spec.way == root["way"] else f"episode.{part}.way"
-            raise UserError(f"{key}={spec.way} is out of range: telling classes apart needs way >= 2")
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", root["device"]):
-        raise UserError(
-            f"device={root['device']} is not a device: use auto, cpu, cuda or cuda:N{nearest(root['device'], ['auto', 'cpu', 'cuda'])}"
-        )
-    return valid
+def _shown(value: Any) -> str:
+    """A value as the command line would have it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,6 +1,81 @@
-"""The one console of the process, so that log lines and the live progress bar do not garble each other."""
+"""What a run says on stderr while it works: log lines and a live progress bar on one console, so that they do not garble each other.
+Off a terminal there is no bar but a plain line now and then. stdout is kept for results."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
 
 from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
-"""For progress and log lines; stdout is kept for results."""
+QUIET_SECONDS = 30.0  # between plain progress lines, off a terminal
+
+
+def start_logging(folder: Path | None = None) -> None:
+    """Log lines to the console and, in full, to ``folder/metarun.log``, which appears with the first line."""
+    handlers: list[logging.Handler] = []
+    if console.is_terminal:
+        handlers.append(
+            RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
+        )
+        handlers[0].setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handlers.append(logging.StreamHandler())
+        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    if folder:
+        handlers.append(logging.FileHandler(folder / "metarun.log", delay=True, encoding="utf-8"))
+        handlers[1].setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.getLogger("hydra").setLevel(logging.WARNING)  # what a sweep runs, the command line says itself
+
+
+class Display:
+    """How far training, validation or test has come.
+
+    Args:
+        enabled: show anything at all.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.enabled = enabled
+        self.bar: Progress | None = None
+        self.spoken = time.monotonic()
+
+    def show(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
+        """``done`` of ``total``, and a few numbers. Work inside work (a validation) has a line of its own while it lasts."""
+        if not self.enabled:
+            return
+        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        if not console.is_terminal:
+            if time.monotonic() - self.spoken >= QUIET_SECONDS:
+                self.spoken = time.monotonic()
+                log.info("%s %d/%d  %s", label, done, total, text)
+            return
+        if self.bar is None:
+            columns = (TextColumn("{task.description:<8}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
+            self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True)
+            self.bar.start()
+        task = next((task for task in self.bar.tasks if task.description == label), None)
+        if task is None or task.completed > done:  # the next validation starts anew, clock included
+            if task is not None:
+                self.bar.remove_task(task.id)
+            number = self.bar.add_task(label, total=total, numbers="")
+        else:
+            number = task.id
+        self.bar.update(number, completed=done, total=total, numbers=text, visible=done < total)
+
+    def close(self) -> None:
+        """Take the bar away; safe to call twice."""
+        if self.bar:
+            self.bar.stop()
+            self.bar = None
+
+
+def _short(value: float) -> str:
+    """Losses and fractions with three decimals, large numbers without any."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"

@@ -1,5 +1,5 @@
-"""The one exception for the user's mistakes: shown as a single line, exit status 2.
-Raise it with what is wrong and how to mend it; anything else that escapes is our failure (exit status 1)."""
+"""The two exceptions that are shown as a single line: the user's mistake (exit status 2) and a run that failed (1).
+Raise them with what is wrong and how to mend it; anything else that escapes is a failure of ours."""
 
 from __future__ import annotations
 

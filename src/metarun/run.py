@@ -141,7 +141,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         UserError: it is no run folder, or its config cannot be read.
     """
     if not folder.is_dir():
-        siblings = [str(folder.parent / path.name) for path in folder.parent.iterdir()] if folder.parent.is_dir() else []
+        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
         raise UserError(f"there is no run folder {folder}{nearest(str(folder), siblings)}")
     if not (folder / "config.yaml").is_file():
         raise UserError(f"{folder} is not a run folder: it has no config.yaml; name a folder like outputs/DATE/TIME_NAME")

@@ -1,21 +1,15 @@
-"""Where a run's numbers go: metrics.jsonl, TensorBoard, a live progress bar on a terminal and plain lines elsewhere."""
+"""Where a run's numbers go: metrics.jsonl and TensorBoard, kept in its folder, and the progress display."""
 
 from __future__ import annotations
 
 import json
-import logging
 import os
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from metarun.console import console
-
-log = logging.getLogger(__name__)
-QUIET_SECONDS = 30.0  # between plain progress lines, off a terminal
+from metarun.console import Display
 
 
 class Tracker:
@@ -30,15 +24,13 @@ class Tracker:
     """
 
     def __init__(self, folder: Path | None, start: int = 0, *, every: Annotated[int, Ge(1)], tensorboard: bool, progress: bool) -> None:
-        self.every, self.progress = every, progress
+        self.every, self.display = every, Display(progress)
         self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
         self.writer: Any = None
         if tensorboard and folder:
             from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
 
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else None)
-        self.bar: Progress | None = None
-        self.spoken = time.monotonic()
 
     def position(self) -> int:
         """Length of metrics.jsonl in bytes, for the checkpoint."""
@@ -77,27 +69,11 @@ class Tracker:
 
     def show(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
         """Move the progress display: ``done`` of ``total``, and a few numbers."""
-        if not self.progress:
-            return
-        text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
-        if not console.is_terminal:
-            if time.monotonic() - self.spoken >= QUIET_SECONDS:
-                self.spoken = time.monotonic()
-                log.info("%s %d/%d  %s", label, done, total, text)
-            return
-        if self.bar is None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-            self.bar.start()
-        task = next((task for task in self.bar.tasks if task.description == label), None)
-        number = task.id if task else self.bar.add_task(label, total=total, numbers="", completed=done)
-        self.bar.update(number, completed=done, total=total, numbers=text, visible=done < total)
+        self.display.show(label, done, total, values)
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
-        if self.bar:
-            self.bar.stop()
-            self.bar = None
+        self.display.close()
         if self.writer:
             self.writer.close()
         self.metrics.close()

@@ -1,0 +1,78 @@
+"""Run folders: made so that no two processes share one, and taken away again when nothing came of the run."""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from metarun.errors import UserError
+
+DATE = re.compile(r"\d{4}-\d\d-\d\d")
+
+
+def alternatives(wanted: Path) -> Iterator[Path]:
+    """``wanted``, ``wanted_2``, ``wanted_3``, …: two runs that start within a second both get a folder."""
+    return itertools.chain([wanted], (wanted.with_name(f"{wanted.name}_{n}") for n in itertools.count(2)))
+
+
+@contextmanager
+def new_folder(names: Iterable[Path]) -> Iterator[Path]:
+    """The first of ``names`` that is free, created. If the block fails before there is a result, all that was created goes again.
+
+    Raises:
+        UserError: no folder can be made there, or all names are taken.
+    """
+    made: list[Path] = []
+    path = _claim(names, made)
+    try:
+        yield path
+    except BaseException:
+        if not _worth_keeping(path):
+            shutil.rmtree(path, ignore_errors=True)
+            for folder in reversed(made):
+                with suppress(OSError):  # others use it by now
+                    folder.rmdir()
+        raise
+
+
+def _claim(names: Iterable[Path], made: list[Path]) -> Path:
+    path = Path()
+    try:
+        for path in names:
+            made.extend(parent for parent in reversed(path.parents) if not parent.exists())
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                path.mkdir()  # either this process makes it or another one
+            except FileExistsError:
+                if not path.is_dir() or any(path.iterdir()):
+                    continue
+            return path
+    except OSError as error:
+        why = f"{error.strerror}: {error.filename}"
+        raise UserError(f"the folder {path} cannot be made ({why}); name another with hydra.run.dir=FOLDER") from None
+    raise UserError(
+        f"{path} is there already and is not an empty folder; name another with hydra.run.dir=FOLDER, or: metarun resume {path}"
+    )
+
+
+def _worth_keeping(path: Path) -> bool:
+    """A checkpoint, or numbers of a run that failed, or runs of a sweep."""
+    return any((path / "checkpoints").glob("*.pt")) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
+
+
+def outputs_root(folder: Path) -> Path:
+    """The folder that holds all runs beside this one: what is above ``[multirun/]DATE/``, or the run's own folder."""
+    for path in folder.resolve().parents:
+        if DATE.fullmatch(path.name):
+            return path.parent.parent if path.parent.name == "multirun" else path.parent
+    return folder
+
+
+def relative(path: Path) -> str:
+    """A path as short as it can be said from here."""
+    path, here = path.resolve(), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)

@@ -1,0 +1,95 @@
+"""What a finished run says on stdout: a table for people.
+Accuracies are fractions, and every ± is 1.96 standard errors over episodes, as the table says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from metarun.folders import outputs_root, relative
+
+
+def show(summary: dict[str, Any], folder: Path) -> None:
+    """One run's summary: results, adaptation curve, how they came about, and where everything lies."""
+    out = _console()
+    if "accuracy" in summary["val"]:
+        task = f"{summary['way']}-way {summary['shot']}-shot, {summary['query']} queries a class"
+    else:
+        task = f"{summary['shot']} support and {summary['query']} query points"
+    out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
+    out.print(_results(summary))
+    curve = (summary["test"] or {}).get("curve", [])
+    if len(curve) > 1:
+        out.print(_curve(curve))
+        out.print()
+    norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
+    facts = [
+        norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
+        f"best at iteration {summary['best_step']:,} of {summary['iterations']:,}",
+        f"{summary['parameters']:,} parameters",
+        f"{summary['wall_s']:.0f} s" + (f", {summary['tasks_per_s']:,.0f} training tasks/s" if summary["tasks_per_s"] else ""),
+    ]
+    out.print(f" {facts[0]}   {facts[1]}\n {facts[2]}   {facts[3]}", style="dim")
+    out.print(f"\n run folder   {relative(folder)}", soft_wrap=True)
+    if (folder / "tb").is_dir():
+        out.print(f" TensorBoard  tensorboard --logdir {relative(outputs_root(folder))}", soft_wrap=True)
+    out.print()
+
+
+def show_sweep(summaries: dict[str, dict[str, Any]], folder: Path) -> None:
+    """One line a run."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("run", overflow="fold")
+    for name in ("seed", "metric", "val", "test"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name, summary in summaries.items():
+        metric = next(iter(summary["val"]))
+        cells = [_mean_ci((summary[split] or {}).get(metric)) for split in ("val", "test")]
+        table.add_row(name, str(summary["seed"]), metric, *cells)
+    out = _console()
+    out.print(f"\n [bold]sweep of {len(summaries)} runs[/], mean ± 95 % over episodes")
+    out.print(table)
+    out.print(f" sweep folder {relative(folder)}", soft_wrap=True)
+    out.print(f" TensorBoard  tensorboard --logdir {relative(folder)}\n", soft_wrap=True)
+
+
+def _console() -> Console:
+    """stdout as wide as the terminal; off one, wide enough for every table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
+def _results(summary: dict[str, Any]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
+    table.caption = "mean ± 95 % (1.96 standard errors) over episodes"
+    table.add_column("split")
+    metrics = list(summary["val"])
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    table.add_column("episodes", justify="right")
+    for split in ("val", "test"):
+        result = summary[split]
+        if result:
+            style = "bold" if split == "test" else ""
+            table.add_row(split, *(_mean_ci(result[metric]) for metric in metrics), str(result[metrics[0]]["n"]), style=style)
+    return table
+
+
+def _curve(curve: list[dict[str, Any]]) -> Table:
+    """The adaptation curve; a long one is thinned to about eight points."""
+    stride = -(-(len(curve) - 1) // 8)
+    shown = [point for point in curve if point["step"] % stride == 0 or point is curve[-1]]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("inner step", style="bold")
+    for point in shown:
+        table.add_column(str(point["step"]), justify="right")
+    table.add_row("test mean", *(f"{point['mean']:.4f}" for point in shown))
+    return table
+
+
+def _mean_ci(value: dict[str, float] | None) -> str:
+    return f"{value['mean']:.4f} ± {value['ci95']:.4f}" if value else "–"
