@@ -1,0 +1,118 @@
+"""The wheel: everything is in it, and it works from another folder in a virtual environment that has never seen the checkout."""
+
+import importlib
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from metarun import catalogue, compose, config
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CONF = CHECKOUT / "conf"
+OPTIONS = [f"{group}={option}" for group, options in catalogue.groups().items() for option in options]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=CHECKOUT, check=True, capture_output=True)
+    return next(folder.glob("metarun-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A function that runs a program of a fresh environment, in a folder far from the checkout; returns its stdout."""
+    home = tmp_path_factory.mktemp("environment")
+    venv.create(home, with_pip=False, symlinks=True)
+    python = home / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "-q", "--no-deps", "--no-index", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    # The dependencies come from this environment: a path alone, so its own .pth files (an editable metarun) are not followed.
+    site = subprocess.run(
+        [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], check=True, capture_output=True, text=True
+    ).stdout.strip()
+    Path(site, "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    away = tmp_path_factory.mktemp("away")
+    env = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+
+    def run(program, *words):
+        done = subprocess.run([home / "bin" / program, *words], cwd=away, env=env, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run.home, run.away = home, away
+    return run
+
+
+def test_the_wheel_holds_every_source_file_and_every_yaml_and_nothing_else(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    expected = {f"metarun/conf/{path.relative_to(CONF).as_posix()}" for path in CONF.rglob("*.yaml")}
+    source = (path for path in (CHECKOUT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    expected |= {path.relative_to(CHECKOUT / "src").as_posix() for path in source}
+    assert {name for name in names if ".dist-info/" not in name} == expected
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_installed_package_uses_its_own_configuration_and_nothing_of_the_checkout(installed):
+    probe = """
+import sys
+from metarun.__main__ import main
+sys.argv = ["metarun", "check", "net=mlp", "data.train_classes=6", "data.val_classes=6", "data.test_classes=6"]
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+from metarun import catalogue
+print(catalogue.conf_dir())
+print(*sorted({module.__file__ for module in sys.modules.values() if getattr(module, "__file__", None)}), sep="\\n")
+"""
+    out = installed("python", "-c", probe)
+    assert "all is well" in out
+    conf, *files = out.partition("all is well\n")[2].splitlines()
+    assert Path(conf).is_relative_to(installed.home.resolve())
+    assert Path(conf).name == "conf"
+    ours = [path for path in files if "metarun" in Path(path).parts]
+    assert ours
+    assert all(Path(path).resolve().is_relative_to(installed.home.resolve()) for path in ours)
+    assert not [path for path in files if Path(path).is_relative_to(CHECKOUT / "src")]
+
+
+def test_the_installed_commands_answer(installed):
+    assert "Usage" in installed("metarun", "--help")
+    listed = installed("metarun", "list")
+    assert all(option.partition("=")[2] in listed for option in OPTIONS)
+    values = yaml.safe_load(installed("metarun", "--cfg", "job"))
+    assert (values["way"], values["algo"]["name"]) == (5, "maml")
+
+
+def test_the_installed_package_trains(installed):
+    words = ("algo=protonet", "net=mlp", "query=2", "data.train_classes=6", "data.val_classes=6", "data.test_classes=6", "logger=quiet",
+             "trainer.iterations=1", "trainer.meta_batch=2", "trainer.val_episodes=2", "trainer.test_episodes=2")  # fmt: skip
+    out = installed("python", "-m", "metarun", *words)
+    assert "run folder" in out
+    assert len(list(installed.away.glob("outputs/*/*/summary.json"))) == 1
+
+
+@pytest.mark.parametrize("choice", OPTIONS)
+def test_every_option_composes_and_every_key_of_it_is_valid(choice):
+    values = compose.resolve(compose.compose([choice]))
+    config.validate(values)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())
+def test_every_yaml_opens_with_what_it_is_and_its_target_imports(path):
+    text = path.read_text(encoding="utf-8")
+    first = next(line for line in text.splitlines() if not line.startswith("# @package"))
+    assert first.startswith("# ")
+    assert first.endswith("."), "the first comment is the line of `metarun list`: one sentence"
+    target = yaml.safe_load(text).get("_target_")
+    if target:
+        module, _, name = target.rpartition(".")
+        assert isinstance(getattr(importlib.import_module(module), name), type)
