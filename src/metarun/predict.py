@@ -92,7 +92,8 @@ def command(words: Sequence[str]) -> dict[str, Any]:
         "export": (options.export or "") + (" (normalises every batch by itself, too)" if options.export and fitted.transductive else ""),
     }
     if sheet:
-        draw(sheet, [told["learner"], told["accuracy"], told["norm"]], [(picture.folder, picture.image) for picture in support], answers)
+        lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers)
     for key, value in told.items():
         if value:
             print(f"{key:12} {value}")

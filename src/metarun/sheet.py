@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from metarun.checkpoint import replace_file
 
 TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
-CAPTION = 42  # pixels below a classified picture: bar, answer, probability
+CAPTION = 56  # pixels below a classified picture: bar, answer, probability, truth
 SHOTS, ANSWERS = 5, 120  # how many pictures of a class, and of those classified, are shown
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
 TEXT, FAINT, RULE, RIGHT, WRONG, OPEN = "#1c1c1c", "#6b6b6b", "#d9d9d9", "#1f6fb4", "#d1495b", "#6b6b6b"
@@ -46,21 +46,20 @@ def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarr
 
     Args:
         path: where to.
-        lines: what is said on top, a title first; empty ones are left out.
+        lines: what is said on top, a title first.
         support: class and picture [channels, height, width] uint8 of every labelled example; at most 5 of a class are drawn.
         answers: in the order of the sheet; the first 120 are drawn.
     """
     blocks = _blocks(support)
     shown = answers[:ANSWERS]
-    said = [line for line in lines if line]
     place = _flow([len(images[:SHOTS]) for images in blocks.values()])
-    top = MARGIN + 30 + 20 * (len(said) - 1) + 34
+    top = MARGIN + 30 + 20 * (len(lines) - 1) + 42
     middle = top + (1 + max(row for row, _ in place)) * (TILE + 32) + 44
     rows = -(-len(shown) // COLUMNS)
     sheet = Image.new("RGB", (WIDTH, middle + rows * (TILE + CAPTION + GAP) + MARGIN - GAP), "white")
     pen = ImageDraw.Draw(sheet)
 
-    for i, line in enumerate(said):
+    for i, line in enumerate(lines):
         font, y, color = (_font(13), MARGIN + 10 + 20 * i, FAINT) if i else (_font(18), MARGIN, TEXT)
         pen.text((MARGIN, y), _fit(line, font, WIDTH - 2 * MARGIN), color, font)
     _heading(pen, top - 30, "support")
@@ -71,7 +70,9 @@ def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarr
         pen.text((x, y), _fit(label, _font(13), room), TEXT, _font(13))
         for i, image in enumerate(images[:SHOTS]):
             sheet.paste(_tile(image), (x + i * (TILE + GAP), y + 18))
-    _heading(pen, middle - 30, f"the first {len(shown)} of {len(answers)} pictures" if len(shown) < len(answers) else "pictures")
+    heading = f"the first {len(shown)} of {len(answers)} pictures" if len(shown) < len(answers) else "pictures"
+    colors = "; frame: blue if the answer is the name of its folder, red if it is another class" if any(a.truth for a in shown) else ""
+    _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
     for i, answer in enumerate(shown):
         _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer)
     replace_file(path, lambda handle: sheet.save(handle, "PNG"))
@@ -85,8 +86,9 @@ def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer
     pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
     pen.rectangle((x, y + TILE + 5, x + max(1, round(answer.confidence * (TILE - 1))), y + TILE + 8), color)
     pen.text((x, y + TILE + 11), _fit(answer.guess, _font(13), TILE), color if color == WRONG else TEXT, _font(13))
-    sure = f"{100 * answer.confidence:.0f} %" + (f", is {answer.truth}" if color == WRONG else "")
-    pen.text((x, y + TILE + 27), _fit(sure, _font(11), TILE), FAINT, _font(11))
+    pen.text((x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, _font(11))
+    if color == WRONG:
+        pen.text((x, y + TILE + 41), f"is {_fit(str(answer.truth), _font(11), TILE - 14)}", FAINT, _font(11))
 
 
 def _heading(pen: ImageDraw.ImageDraw, y: int, text: str) -> None:

@@ -1,0 +1,276 @@
+"""``metarun predict``: tables, sheet, export and one clear line for every mistake.
+Calls the command's function; a run's own files stay as they are."""
+
+import csv
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+from helpers import small
+from PIL import Image
+
+import metarun
+from metarun import run, sheet
+from metarun.errors import UserError
+from metarun.predict import command
+from metarun.sheet import Answer
+
+GLYPHS = ["data=glyphs", "data.train_classes=8", "data.val_classes=8", "data.test_classes=8", "data.size=16", "trainer.iterations=1"]
+CLASSES = ["bar", "cross", "dot"]
+
+
+def paint(path, kind, shift=0):
+    """Black ink on white paper, 32 x 32 pixels."""
+    pixels = np.full((32, 32), 255, np.uint8)
+    middle = slice(14 + shift, 17 + shift)
+    if kind in ("bar", "cross"):
+        pixels[4:28, middle] = 0
+    if kind == "cross":
+        pixels[middle, 4:28] = 0
+    if kind == "dot":
+        pixels[12 + shift : 20 + shift, 12:20] = 0
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Run folders of a prototypical network and of MAML, by name."""
+    folder = tmp_path_factory.mktemp("runs")
+    for name, words in {"protonet": ["net.norm=layer"], "transductive": ["net.norm=batch"], "maml": ["net.norm=layer"]}.items():
+        run.train(small(f"algo={'maml' if name == 'maml' else 'protonet'}", *GLYPHS, *words), folder / name)
+    run.train(small("algo=maml", "data=sinusoid", "net=mlp", "way=1", "trainer.iterations=1"), folder / "waves")
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """``support`` with 1 to 3 pictures of a class, ``query`` with 2 pictures of a class in folders of its name."""
+    for i, kind in enumerate(CLASSES):
+        for shot in range(i + 1):
+            paint(tmp_path / "support" / kind / f"{shot}.png", kind, shot)
+        for shot in range(2):
+            paint(tmp_path / "query" / kind / f"{shot}.png", kind, -shot)
+    return tmp_path
+
+
+def predict(trained, pictures, *words, name="protonet"):
+    return command([str(trained / name), "--support", str(pictures / "support"), "--query", str(pictures / "query"), *map(str, words)])
+
+
+def files_of(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_table_sheet_and_report(trained, pictures, capsys):
+    before = files_of(trained / "protonet")
+    result = predict(trained, pictures, "--out", pictures / "out")
+    assert json.loads(json.dumps(result)) == result
+    with open(pictures / "out" / "predictions.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0]) == ["file", "class", "probability", "truth", "p_bar", "p_cross", "p_dot"]
+    assert [row["file"] for row in rows] == [f"{kind}/{i}.png" for kind in CLASSES for i in range(2)]
+    assert [row["truth"] for row in rows] == [kind for kind in CLASSES for _ in range(2)]
+    for row in rows:
+        probabilities = {name: float(row[f"p_{name}"]) for name in CLASSES}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert row["class"] == max(probabilities, key=probabilities.get)
+        assert float(row["probability"]) == max(probabilities.values())
+    accuracy = sum(row["class"] == row["truth"] for row in rows) / 6
+    assert result["accuracy"] == accuracy
+    assert result["classes"] == CLASSES
+    assert result["shots"] == {"bar": 1, "cross": 2, "dot": 3}
+    assert (result["pictures"], result["skipped"], result["transductive"], result["export"]) == (6, [], False, None)
+    with Image.open(result["sheet"]) as image:
+        assert image.size[0] == sheet.WIDTH
+        assert len(image.getcolors(1 << 20)) > 10
+    out = capsys.readouterr().out
+    assert "adapted to 3 classes with 1 to 3 pictures each" in out
+    assert f"{accuracy:.4f} on the 6 pictures" in out
+    assert "transductive" not in out
+    assert files_of(trained / "protonet") == before
+
+    model = metarun.load(trained / "protonet", device="cpu")
+    support, query = (sorted((pictures / part).glob("*/*.png")) for part in ("support", "query"))
+    fitted = model.adapt(support, [path.parent.name for path in support])
+    assert fitted.predict(query) == [row["class"] for row in rows]
+
+
+def test_without_out_it_is_kept_in_the_run(trained, pictures):
+    before = files_of(trained / "maml")
+    results = [predict(trained, pictures, "--format", format, name="maml") for format in ("csv", "json")]
+    assert [result["predictions"] for result in results] == [
+        str(trained / "maml" / "predict" / name) for name in ("0/predictions.csv", "1/predictions.json")
+    ]
+    after = files_of(trained / "maml")
+    assert {path: after[path] for path in before} == before
+    assert len(after) == len(before) + 4
+
+
+def test_json_with_unknown_truths(trained, pictures):
+    paint(pictures / "query" / "loose.png", "bar")
+    paint(pictures / "query" / "other" / "ring.png", "dot")
+    result = predict(trained, pictures, "--out", pictures / "deep" / "answers.json")
+    records = json.loads((pictures / "deep" / "answers.json").read_text())
+    assert records[0]["file"] == "loose.png"
+    assert {record["file"]: record["truth"] for record in records}["other/ring.png"] is None
+    assert records[1]["truth"] == "bar"
+    assert all(record["probabilities"][record["class"]] == record["probability"] for record in records)
+    known = [record["class"] == record["truth"] for record in records if record["truth"]]
+    assert len(known) == 6
+    assert result["accuracy"] == sum(known) / 6
+    assert (result["pictures"], result["sheet"]) == (8, None)
+    assert sorted(path.name for path in (pictures / "deep").iterdir()) == ["answers.json"]
+
+
+def test_a_flat_query_has_no_accuracy(trained, pictures, capsys):
+    paint(pictures / "flat" / "a.png", "bar")
+    arguments = [f"--support={pictures}/support", f"--query={pictures}/flat", f"--out={pictures}/flat.csv", f"--sheet={pictures}/flat.png"]
+    result = command([*arguments, str(trained / "protonet")])
+    assert result["accuracy"] is None
+    assert "accuracy" not in capsys.readouterr().out
+    assert (pictures / "flat.csv").read_text().splitlines()[0] == "file,class,probability,p_bar,p_cross,p_dot"
+    assert (pictures / "flat.png").is_file()
+
+
+def test_steps_change_the_answer(trained, pictures):
+    tables = []
+    for steps in (0, 3, 3):
+        predict(trained, pictures, "--steps", steps, "--out", pictures / "answers.csv", name="maml")
+        tables.append((pictures / "answers.csv").read_bytes())
+    assert tables[0] != tables[1] == tables[2]
+
+
+def test_a_checkpoint_can_be_chosen(trained, pictures):
+    (trained / "protonet" / "checkpoints" / "last.pt").rename(trained / "protonet" / "kept")
+    try:
+        with pytest.raises(UserError, match=r"no checkpoint at .*last\.pt"):
+            predict(trained, pictures, "--checkpoint", "last")
+        assert predict(trained, pictures, "--out", pictures / "a.csv", "--checkpoint", "best")["pictures"] == 6
+    finally:
+        (trained / "protonet" / "kept").rename(trained / "protonet" / "checkpoints" / "last.pt")
+
+
+def test_transduction_is_said(trained, pictures, capsys):
+    result = predict(trained, pictures, "--out", pictures / "out", "--export", pictures / "net.pt2", name="transductive")
+    assert result["transductive"] is True
+    out = capsys.readouterr().out
+    assert "norm         batch (transductive): pictures are normalised together" in out
+    assert "net.pt2 (normalises every batch by itself, too)" in out
+
+
+def test_the_export_gives_the_probabilities_of_the_table(trained, pictures):
+    result = predict(trained, pictures, "--out", pictures / "out.json", "--export", pictures / "net.pt2", name="maml")
+    records = json.loads((pictures / "out.json").read_text())
+    x = metarun.load(trained / "maml", device="cpu").inputs([pictures / "query" / record["file"] for record in records])
+    answers = torch.export.load(result["export"]).module()(x)
+    wanted = torch.tensor([list(record["probabilities"].values()) for record in records])
+    assert torch.allclose(answers, wanted, atol=1e-5)
+
+
+def test_unreadable_pictures_are_named_and_skipped(trained, pictures, caplog, capsys):
+    (pictures / "support" / "dot" / "broken.png").write_bytes(b"nothing")
+    (pictures / "query" / "broken.jpg").write_bytes(b"nothing")
+    with caplog.at_level(logging.WARNING):
+        result = predict(trained, pictures, "--out", pictures / "out")
+    broken = [f"{pictures}/support/dot/broken.png", f"{pictures}/query/broken.jpg"]
+    assert caplog.messages == [f"{path} is not a readable picture and is skipped" for path in broken]
+    assert result["skipped"] == broken
+    assert (result["pictures"], result["shots"]["dot"]) == (6, 3)
+    assert "6 classified, 1 skipped" in capsys.readouterr().out
+
+
+def test_mistakes_in_the_folders(trained, pictures):
+    def refused(message):
+        with pytest.raises(UserError, match=message) as caught:
+            predict(trained, pictures, "--out", pictures / "out")
+        assert "\n" not in str(caught.value)
+        assert not (pictures / "out").exists()
+
+    paint(pictures / "support" / "loose.png", "bar")
+    refused(r"pictures outside its class folders, such as loose\.png: move")
+    (pictures / "support" / "loose.png").unlink()
+    (pictures / "support" / "void").mkdir()
+    refused("class 'void' of .*support has no readable picture")
+    (pictures / "support" / "void" / "broken.png").write_bytes(b"nothing")
+    refused("class 'void' of .*support has no readable picture")
+    (pictures / "support" / "void").rename(pictures / "void")
+    (pictures / "query").rename(pictures / "kept")
+    refused("--query .*query does not exist: give a folder of pictures")
+    (pictures / "query").mkdir()
+    refused("query has no readable picture")
+    (pictures / "query").rmdir()
+    (pictures / "query").touch()
+    refused("--query .*query is not a folder")
+    for name in ("bar", "dot"):
+        (pictures / "support" / name).rename(pictures / name)
+    (pictures / "query").unlink()
+    (pictures / "kept").rename(pictures / "query")
+    refused("all 2 images are of the class 'cross'")
+    (pictures / "support" / "cross").rename(pictures / "cross")
+    refused("--support .*support has no class folders: it should hold one folder of pictures per class")
+    (pictures / "support").rmdir()
+    refused("--support .*support does not exist")
+
+
+def test_classes_that_the_method_cannot_take(trained, pictures):
+    paint(pictures / "support" / "more" / "0.png", "bar")
+    assert predict(trained, pictures, "--out", pictures / "out")["classes"] == ["bar", "cross", "dot", "more"]
+    with pytest.raises(UserError, match=r"trained for 3 ways, but the support has 4 classes; algo=maml has one output per class"):
+        predict(trained, pictures, name="maml")
+
+
+def test_runs_without_pictures(trained, pictures):
+    with pytest.raises(UserError, match=r"trained on data=sinusoid, .* use it from Python: metarun\.load"):
+        predict(trained, pictures, name="waves")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--stesp", "3"], "predict takes no '--stesp'; did you mean '--steps'"),
+        (["way=7"], "predict takes no 'way=7'"),
+        (["--steps", "many"], "argument --steps: invalid int value: 'many'"),
+        (["--steps", "-1"], "steps=-1 is out of range"),
+        (["--steps", "2"], "algo=protonet takes no inner steps"),
+        (["--format", "xml"], "argument --format: invalid choice: 'xml'"),
+        (["--checkpoint", "first"], "argument --checkpoint: invalid choice: 'first'"),
+        (["--out", "table.csv", "--format", "json"], r"--out table\.csv and --format json contradict each other"),
+        (["--out", "table.txt"], r"--out table\.txt is not possible: give a folder, or a file that ends in \.csv or \.json"),
+        (["--sheet", "sheet.pdf"], r"--sheet sheet\.pdf is not possible: give a file that ends in \.png"),
+        (["--export", "net.onnx"], r"cannot export to net\.onnx: give a file that ends in \.pt2"),
+    ],
+)
+def test_mistakes_in_the_options(trained, pictures, monkeypatch, words, message):
+    monkeypatch.chdir(pictures)
+    before = files_of(pictures)
+    with pytest.raises(UserError, match=message) as caught:
+        predict(trained, pictures, *words)
+    assert "\n" not in str(caught.value)
+    assert files_of(pictures) == before
+
+
+def test_what_has_to_be_given(trained, capsys):
+    for words in ([], [str(trained / "protonet")], [str(trained / "protonet"), "--support", "a"]):
+        with pytest.raises(UserError, match=r"the following arguments are required: .* \(see metarun predict --help\)"):
+            command(words)
+    with pytest.raises(SystemExit) as stop:
+        command(["--help"])
+    assert stop.value.code == 0
+    assert "--export FILE.pt2" in capsys.readouterr().out
+
+
+def test_a_sheet_of_many_pictures_in_colour_with_long_names(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"Ἀλφάβητος/{'very_' * 5}long_{i}" for i in range(7)]
+    support = [(name, rng.integers(0, 256, (3, 100, 100), np.uint8)) for i, name in enumerate(names) for _ in range(i + 1)]
+    shares = dict.fromkeys(names, 0.1) | {names[2]: 0.4}
+    answers = [Answer(f"{i}.png", support[0][1], shares, [None, names[2], names[0]][i % 3]) for i in range(300)]
+    sheet.draw(tmp_path / "many.png", ["title", "more"], support, answers)
+    sheet.draw(tmp_path / "few.png", ["title", "more"], support, answers[:120])
+    sheet.draw(tmp_path / "fewer.png", ["title", "more"], support, answers[:108])
+    with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "fewer.png") as fewer:
+        assert many.size == few.size  # the first 120 only
+        assert few.size[1] == fewer.size[1] + sheet.TILE + sheet.CAPTION + sheet.GAP
