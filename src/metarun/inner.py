@@ -111,7 +111,7 @@ def uniform(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
     Counter-based and made of tensor operations, so vmap, chunks and ranks do not change a draw.
     """
     counter = torch.arange(1, math.prod(shape) + 1, device=key.device) * -0x61C8864680B583EB
-    bits = _mix(_mix(key + stream * 0x2545F4914F6CDD1D) + counter)
+    bits = _mix(_mix(key + stream * 0x2545F4914F6CDD1D % 2**63) + counter)
     return (((bits >> 41) & 0x7FFFFF).float().add(0.5) * 2.0**-23).reshape(shape)
 
 
