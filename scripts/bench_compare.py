@@ -3,6 +3,7 @@ Use: python scripts/bench_compare.py [RUNS]; `make_runs` also serves the tests."
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,7 @@ import numpy as np
 import yaml
 
 EPISODES = 100
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 
 def config(algo: str, data: str, way: int, shot: int, seed: int, inner_lr: float | None, lr: float, hidden: int) -> dict[str, Any]:
@@ -69,7 +71,8 @@ def make_run(
         "episodes_sha256": hashlib.sha256(key.encode()).hexdigest(), "bn_mode": "batch", "precision": "fp32", "device": "cpu",
         "wall_s": 60.0 + seed, "tasks_per_s": 250.0, "peak_memory_mb": 600.0, "versions": {"metarun": "0.1.0"},
     }  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(config(algo, data, way, shot, seed, inner_lr, lr, hidden), sort_keys=False))
+    values = config(algo, data, way, shot, seed, inner_lr, lr, hidden)
+    (folder / "config.yaml").write_text(yaml.dump(values, Dumper=DUMPER, sort_keys=False))
     (folder / "summary.json").write_text(json.dumps(summary, indent=2))
     np.save(folder / "test_scores.npy", scores)
     with (folder / "metrics.jsonl").open("w") as handle:
@@ -144,10 +147,16 @@ def main() -> None:
         for label, options in (("table", []), ("table, plots and report", ["--out", f"{name}/report"])):
             taken = []
             for _ in range(3):
-                started = time.perf_counter()
+                started, used = time.perf_counter(), _child_cpu()
                 subprocess.run([sys.executable, "-c", code, name, *options], check=True, capture_output=True)
-                taken.append(time.perf_counter() - started)
-            print(f"{n} runs, {n // 10} damaged, {label}: {min(taken):.2f} s (best of 3, whole process)")
+                taken.append((time.perf_counter() - started, _child_cpu() - used))
+            wall, cpu = min(taken)
+            print(f"{n} runs, {n // 10} damaged, {label}: {wall:.2f} s, of which CPU {cpu:.2f} s (best of 3, whole process)")
+
+
+def _child_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 if __name__ == "__main__":

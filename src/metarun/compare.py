@@ -65,8 +65,10 @@ def command(words: list[str]) -> dict[str, Any]:
     shape = view(found.runs, options.value("--metric"), options.value("--split"), [key for key in keys if key], options.value("--sort"))
     if len(shape.runs) < len(found.runs):
         _note(f"{len(found.runs) - len(shape.runs)} runs left out: repetitions of a config and seed, of which the latest counts")
+    verdict, paired = _paired(pairing, found, shape, options)
     _print(shape, options)
-    verdict, paired = _paired(pairing, found, shape)
+    if verdict:
+        print(f"\n{verdict}")
     files = _report(shape, found, verdict, options)
     return {
         "metric": shape.metrics(),
@@ -132,28 +134,25 @@ def _print(shape: View, options: Options) -> None:
         tables.print_rich(shape)
 
 
-def _paired(pairing: list[Found], found: Found, shape: View) -> tuple[str | None, dict[str, Any] | None]:
+def _paired(pairing: list[Found], found: Found, shape: View, options: Options) -> tuple[str | None, dict[str, Any] | None]:
     """The paired comparison that --paired asks for, or that two runs call for by themselves."""
-    asked = bool(pairing)
-    if not asked and len(found.runs) != 2:
+    if not pairing and (len(found.runs) != 2 or len(shape.groups) != 2):  # two seeds of one group are no rivals
         return None, None
-    first, second = [side.runs for side in pairing] if asked else [[run] for run in (shape.runs if len(shape.runs) == 2 else found.runs)]
-    names = [_name([run.folder for run in side]) for side in (first, second)]
+    first, second = [side.runs for side in pairing] if pairing else [[run] for run in found.runs]
+    words = options.given.get("--paired", ["", ""])
+    names = [
+        side[0].folder.resolve().name if len(side) == 1 else f"{word} ({len(side)} runs)" for side, word in zip((first, second), words)
+    ]
+    if names[0] == names[1]:
+        names = [shown(side[0].folder) for side in (first, second)]
     try:
         result = pair(first, second)
     except UnpairedError as error:
-        if asked:
+        if pairing:
             raise UserError(f"{names[0]} and {names[1]} cannot be paired: {error}") from None
         _note(f"no paired comparison: {error}")
         return None, None
-    verdict = tables.describe(result, *names)
-    print(f"\n{verdict}")
-    return verdict, _as_json(result, names)
-
-
-def _name(folders: list[Path]) -> str:
-    """A short name for one run or several."""
-    return folders[0].resolve().name if len(folders) == 1 else f"{_common(folders).name} ({len(folders)} runs)"
+    return tables.describe(result, *names), _as_json(result, names)
 
 
 def _common(folders: list[Path]) -> Path:

@@ -20,7 +20,7 @@ HOUSEKEEPING = (
     "trainer.name",
     "data.root",
 )  # and what starts with logger. or ends with _target_: no experiment differs by them
-TECHNICAL = ("device", "engine.")  # results are the same to rounding; tells runs apart only when nothing else does
+TECHNICAL = ("device", "engine.")  # results are the same to rounding: these tell runs apart only when nothing else does
 
 
 class Statistic(NamedTuple):
@@ -92,15 +92,27 @@ def group(runs: list[Run], by: list[str] | None = None) -> list[Group]:
     """Group over seeds, or by the named keys alone."""
     if len(runs) == 2 and len({_repetition(run) for run in runs}) == 1:
         by = by or ["run"]
-    columns = by or differing(runs)
     technical = len({(*_identity(run), run.values["seed"]) for run in runs}) < len(runs)
-    if technical and not by:
-        columns += [name for name in _keys(runs) if name.startswith(TECHNICAL) and _distinct(runs, name) > 1]
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         identity = tuple(run.values.get(name) for name in by) if by else _identity(run, technical)
         found.setdefault(identity, []).append(run)
+    columns = by or _separating([members[0] for members in found.values()], differing(runs))
     return [Group(members, {name: members[0].values.get(name) for name in columns}) for members in found.values()]
+
+
+def _separating(firsts: list[Run], columns: list[str]) -> list[str]:
+    """The columns and what it takes beyond them to tell all groups apart, such as a key that older runs do not have."""
+
+    def told_apart(names: list[str]) -> int:
+        return len({tuple(run.values.get(name) for name in names) for run in firsts})
+
+    for name in differences(firsts):
+        if told_apart(columns) == len(firsts):
+            break
+        if told_apart([*columns, name]) > told_apart(columns):
+            columns = [*columns, name]
+    return columns
 
 
 def differing(runs: list[Run]) -> list[str]:
@@ -139,7 +151,7 @@ def _tells_apart(name: str, technical: bool = False) -> bool:
 
 
 def _identity(run: Run, technical: bool = False) -> tuple[Any, ...]:
-    return tuple(sorted((name, str(value)) for name, value in run.values.items() if _tells_apart(name, technical)))
+    return tuple(sorted((item for item in run.values.items() if _tells_apart(item[0], technical)), key=lambda item: item[0]))
 
 
 def _repetition(run: Run) -> tuple[Any, ...]:

@@ -179,7 +179,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 def _log_if_wide(axis: Any, curves: list[np.ndarray]) -> None:
     """Errors that fall by orders of magnitude are read on a logarithmic axis."""
     values = np.concatenate(curves) if curves else np.zeros(1)
-    if values.min() > 0 and values.max() / values.min() > 50:
+    if values.min() > 0 and values.max() / values.min() > 20:
         axis.set_yscale("log")
 
 
@@ -240,6 +240,7 @@ def score_over(view: View, axis_name: str) -> Picture | None:
     for axis, (rest, lines) in zip(axes, panels.items()):
         for label, points in lines.items():
             bars(axis, [(x, member.statistic(view.by, view.metric)) for x, member in points], looks[label], label)
+        _log_if_wide(axis, [line.get_ydata() for line in axis.lines])
         ticks = sorted({x for points in lines.values() for x, _ in points})
         axis.set_xscale("log")
         axis.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -248,5 +249,5 @@ def score_over(view: View, axis_name: str) -> Picture | None:
         metric = view.metric or next(iter(lines.values()))[0][1].metric
         axis.set(title=f"{rest[0]}, {rest[1]}-{other}", xlabel=f"{axis_name}s", ylabel=f"{view.by} {metric}")
     legend(figure, axes)
-    caption = f"{view.by} score over {axis_name}s; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
+    caption = f"The {view.by} score over {axis_name}s; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
     return Picture(f"score_over_{axis_name}", f"Score over {axis_name}s", caption, figure)

@@ -14,6 +14,8 @@ from metarun.comparison.groups import BLOCK, Group, higher_is_better, short, tex
 from metarun.comparison.plots import INK, MARKERS, PALETTE, PANELS, Look, Picture, bars, figure_of, legend, named
 from metarun.comparison.view import View
 
+TICKS = 6  # values of a setting that are all named on its axis
+
 
 def hyperparameters(view: View) -> Picture | None:
     """What the numeric settings that differ do to the development score: a line, heat maps, or parallel coordinates."""
@@ -65,8 +67,12 @@ def _lines(view: View, name: str, scored: list[Group]) -> Picture | None:
         for algo, line in _by(members, _algo).items():
             points = [(member.key[name], member.statistic("val", view.metric)) for member in line]
             bars(axis, sorted(points, key=lambda point: point[0]), looks[algo], algo)
-        if _is_wide([member.key[name] for member in members]):
+        places = sorted({member.key[name] for member in members})
+        if _is_wide(places):
             axis.set_xscale("log")
+        if len(places) <= TICKS:
+            axis.set_xticks(places, [text(place) for place in places])
+            axis.set_xticks([], minor=True)
         axis.set(title=named(block), xlabel=short(name), ylabel=f"val {view.metric or members[0].metric}")
     legend(figure, axes)
     caption = f"Development score over {name}; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
@@ -153,7 +159,9 @@ def _scale(values: list[Any], spread: bool = False) -> tuple[Callable[[Any], flo
             return float(((np.log(value) if wide else value) - low) / (high - low)) if high > low else 0.5
 
         labelled = (
-            numbers if len(numbers) <= 6 and not spread else [float(f"{value:.3g}") for value in np.linspace(numbers[0], numbers[-1], 5)]
+            numbers
+            if len(numbers) <= TICKS and not spread
+            else [float(f"{value:.3g}") for value in np.linspace(numbers[0], numbers[-1], 5)]
         )
         ticks = [(height(value), text(value)) for value in labelled]
         return height, ticks + [(-0.1, "–")] * (None in values)

@@ -65,7 +65,8 @@ def table(view: View) -> tuple[list[Column], list[list[Cell]]]:
         row += [Cell(str(len(member.seeds if view.spread == "seeds" else member.runs)))]
         for split in view.splits:
             row += _numbers(view, member, split)
-        row += [_versus(view.versus.get(i), view.is_best(member, "test"))] * bool(view.versus)
+        if view.versus:
+            row.append(_versus(view.versus.get(i), view.is_best(member, "test")))
         norms = ", ".join(sorted({run.summary["bn_mode"] for run in member.runs}))
         row += [Cell(norms), _parameters(member), Cell(duration(mean_of(member, "wall_s")), mean_of(member, "wall_s"))]
         rows.append(row)
