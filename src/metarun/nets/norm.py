@@ -42,27 +42,32 @@ class Norm(nn.Module):
 
     def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
         """Args: x [n, channels, *space]; n_support: that many leading rows are the support (kind ``support`` only)."""
-        per_channel = (1, -1, *[1] * (x.dim() - 2))
-        if self.kind != "none":
-            x = self._centre(widen(x), per_channel, n_support).to(x.dtype)
-        return x * self.weight.view(per_channel).to(x.dtype) + self.bias.view(per_channel).to(x.dtype)
+        dtype, per_channel = x.dtype, (1, -1, *[1] * (x.dim() - 2))
+        weight, bias = self.weight.view(per_channel), self.bias.view(per_channel)
+        if self.kind == "none":
+            return x * weight.to(dtype) + bias.to(dtype)
+        centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), per_channel, n_support)
+        # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
+        return (centred * (scale * weight) + bias).to(dtype)
 
-    def _centre(self, x: Tensor, per_channel: tuple[int, ...], n_support: int | None) -> Tensor:
-        if self.groups:
-            parts = x.reshape(x.shape[0], self.groups, -1)
-            parts = parts - parts.mean(-1, keepdim=True)
-            return (parts * torch.rsqrt(parts.square().mean(-1, keepdim=True) + self.eps)).reshape(x.shape)
+    def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x less its mean and 1 / standard deviation, over the groups of channels of each example alone."""
+        parts = x.reshape(x.shape[0], self.groups, -1)
+        centred = parts - parts.mean(-1, keepdim=True)
+        scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
+        per_channel = scale.repeat_interleave(x.shape[1] // self.groups, dim=1)
+        return centred.reshape(x.shape), per_channel.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+
+    def _by_channel(self, x: Tensor, per_channel: tuple[int, ...], n_support: int | None) -> tuple[Tensor, Tensor]:
+        """x less the mean and 1 / standard deviation of every channel, over the examples that the kind names."""
         if self.kind == "running" and not self.training:
-            return (x - self.mean.view(per_channel)) * torch.rsqrt(self.var.view(per_channel) + self.eps)
+            return x - self.mean.view(per_channel), torch.rsqrt(self.var.view(per_channel) + self.eps)
         over = [0, *range(2, x.dim())]
         source = x[:n_support] if self.kind == "support" else x
         mean = source.mean(over, keepdim=True)
-        if source is x:  # centre once and reuse it: the second derivative is paid for every operation
-            x = source = x - mean
-            var = source.square().mean(over, keepdim=True)
-        else:
-            var = (source - mean).square().mean(over, keepdim=True)
-            x = x - mean
+        centred = x - mean
+        spread = centred[:n_support] if self.kind == "support" else centred
+        var = (spread * spread).mean(over, keepdim=True)
         if self.tally is not None:
             self.tally.append((mean.flatten(), var.flatten()))
-        return x * torch.rsqrt(var + self.eps)
+        return centred, torch.rsqrt(var + self.eps)
