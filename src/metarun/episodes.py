@@ -88,7 +88,7 @@ class Episodes(ABC):
 
     @abstractmethod
     def identity(self, indices: Sequence[int]) -> bytes:
-        """Bytes that determine these episodes (class and sample indices), for ``sha256``."""
+        """Bytes that determine these episodes (class and sample indices), one after the other, for ``sha256``."""
 
     def sha256(self, n: int, block: int = 256) -> str:
         """SHA-256 over the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
@@ -157,4 +157,4 @@ class ClassEpisodes(Episodes):
 
     def identity(self, indices: Sequence[int]) -> bytes:
         _, classes, rows = self.indices(indices)
-        return classes.astype("<i8").tobytes() + rows.astype("<i8").tobytes()
+        return np.concatenate([classes, rows.reshape(len(rows), -1)], 1).astype("<i8").tobytes()

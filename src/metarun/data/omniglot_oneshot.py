@@ -87,8 +87,8 @@ class OneshotEpisodes(Episodes):
         return Task(Context(support, runs[:, None] * WAY + y, keys, {}), query)
 
     def identity(self, indices: Sequence[int]) -> bytes:
-        runs = np.array(list(indices), dtype="<i8")
-        return runs.tobytes() + self.labels.cpu().numpy()[runs].astype("<i8").tobytes()
+        runs = np.array(list(indices), dtype=np.int64)
+        return np.concatenate([runs[:, None], self.labels.cpu().numpy()[runs]], 1).astype("<i8").tobytes()
 
 
 def _runs(path: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
