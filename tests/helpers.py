@@ -21,6 +21,7 @@ from metarun.data.base import ImageDataset
 from metarun.engine import Engine
 from metarun.episodes import Split
 from metarun.errors import UserError
+from metarun.nets.base import Net
 from metarun.nets.norm import Norm, NormKind
 from metarun.run import Run
 from metarun.task import Task
@@ -58,6 +59,17 @@ class Patterns(ImageDataset):
 
 sys.modules["metarun.data.toy"] = sys.modules[__name__]
 TOY = {"_target_": "metarun.data.toy.Patterns", "name": "patterns"}
+
+
+class Identity(Net):
+    """A backbone whose features are its inputs."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features, self.norm = features, "none"
+
+    def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        return x
 
 
 def capped(value: Any, largest: int) -> Any:

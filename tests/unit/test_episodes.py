@@ -1,0 +1,149 @@
+"""Episodes are a pure function of (seed, split, index): uniform, disjoint, hashed, and the same for ever."""
+
+from __future__ import annotations
+
+import hashlib
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from helpers import same
+
+from metarun.episodes import ClassEpisodes, Split, choose, draws, episode_keys
+from metarun.errors import UserError
+from metarun.task import EpisodeSpec, select
+
+SPEC = EpisodeSpec(way=3, shot=2, query=3)
+
+
+def split(classes: int = 7, images: int = 6) -> Split:
+    """One-pixel images whose value is their own row number, so that an episode shows which images it holds."""
+    n = classes * images
+    rows = torch.arange(n, dtype=torch.uint8).view(n, 1, 1, 1)
+    return Split(rows, np.arange(classes) * images, np.full(classes, images), [f"class {i}" for i in range(classes)])
+
+
+def episodes(spec: EpisodeSpec = SPEC, seed: int = 0, name: str = "train", **size: int) -> ClassEpisodes:
+    return ClassEpisodes(split(**size), name, spec, seed)
+
+
+def rows(x: torch.Tensor) -> torch.Tensor:
+    """The row numbers that images show."""
+    return (x * 255).round().long().flatten(1)
+
+
+def chi_square_is_plausible(counts: np.ndarray) -> bool:
+    """Pearson's statistic of equal probabilities, within 5 standard deviations of its mean."""
+    expected, freedom = counts.sum() / counts.size, counts.size - 1
+    return abs(((counts - expected) ** 2 / expected).sum() - freedom) < 5 * np.sqrt(2 * freedom)
+
+
+def test_an_episode_does_not_depend_on_its_batch() -> None:
+    source = episodes()
+    together = source.batch([5, 0, 9])
+    for position, index in enumerate([5, 0, 9]):
+        assert same(select(together, position), select(source.batch([index]), 0))
+    assert same(source.batch(range(3)), episodes().batch([0, 1, 2]))
+
+
+def test_seed_split_and_index_each_change_the_episode() -> None:
+    identities = [episodes(seed=seed, name=name).identity([index]) for seed in (0, 1) for name in ("train", "val") for index in (0, 1)]
+    assert len(set(identities)) == len(identities)
+
+
+def test_negative_and_huge_seeds_are_seeds_too() -> None:
+    identities = {episodes(seed=seed).identity([0]) for seed in (-1, 0, 2**40, 2**62)}
+    assert len(identities) == 4
+
+
+def test_support_and_query_are_disjoint_and_labelled_by_class() -> None:
+    tasks = episodes().batch(range(50))
+    support, query = rows(tasks.context.support.x.flatten(2)[..., 0]), rows(tasks.query.x.flatten(2)[..., 0])
+    for part, y in ((support, tasks.context.support.y), (query, tasks.query.y)):
+        torch.testing.assert_close(part // 6, tasks.context.classes.gather(1, y))
+    images = torch.cat([support, query], 1)
+    assert all(len(set(episode.tolist())) == 3 * 5 for episode in images)
+    assert all(len(set(classes.tolist())) == 3 for classes in tasks.context.classes)
+    assert torch.equal(tasks.context.support.y[0], torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+def test_ordered_classes_and_images_are_uniform() -> None:
+    _, classes, images = episodes(EpisodeSpec(way=2, shot=1, query=1), classes=4, images=3).indices(range(6000))
+    assert chi_square_is_plausible(np.unique(classes @ [4, 1], return_counts=True)[1])
+    ordered_images = (images - 3 * classes[..., None]) @ [3, 1]
+    for label in (0, 1):
+        counts = np.unique(ordered_images[:, label], return_counts=True)[1]
+        assert len(counts) == 6
+        assert chi_square_is_plausible(counts)
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 2), (4, 3), (3, 3), (5, 1)])
+def test_choose_is_uniform_over_ordered_samples(n: int, k: int) -> None:
+    uniform = draws(episode_keys(0, "test", range(12_000)), 1, (2 * k,))
+    counts = {sample: 0 for sample in permutations(range(n), k)}
+    for sample in choose(uniform, n, k).tolist():
+        counts[tuple(sample)] += 1
+    assert chi_square_is_plausible(np.array(list(counts.values())))
+
+
+def test_draws_are_uniform_and_streams_are_independent() -> None:
+    keys = episode_keys(3, "val", range(2000))
+    first, second = draws(keys, 1, (5,)), draws(keys, 2, (5,))
+    assert chi_square_is_plausible(np.histogram(first, bins=50, range=(0, 1))[0])
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / np.sqrt(first.size)
+    assert first.min() >= 0
+    assert first.max() < 1
+    np.testing.assert_array_equal(draws(keys, 1, (3,)), first[:, :3])  # asking for more leaves the first ones alone
+
+
+def test_keys_of_episodes_differ_from_each_other_and_do_not_depend_on_the_batch() -> None:
+    keys = episodes().batch(range(1000)).context.key
+    assert len(set(keys.tolist())) == 1000
+    assert torch.equal(episodes().batch([500]).context.key[0], keys[500])
+
+
+def test_the_stream_of_episodes_never_changes() -> None:
+    """A lock: if this fails, earlier runs can no longer be compared with new ones. Mend the sampler, not the hashes."""
+    source = episodes(seed=123, name="test")
+    assert source.sha256(10) == GOLDEN_EPISODES
+    tasks = source.batch(range(10))
+    content = b"".join(part.numpy().tobytes() for part in (tasks.context.key, tasks.context.support.x, tasks.query.x, tasks.query.y))
+    assert hashlib.sha256(content).hexdigest() == GOLDEN_CONTENT
+
+
+GOLDEN_EPISODES = "db495214a0907e5dc86fd406793f14cd73fe04e64e6b06ceecbf9eec018360cd"
+GOLDEN_CONTENT = "a4f0ffcf270b7ae2c12b18a5aecd0de4c50bf061a830b9d2bc115179bda09276"
+
+
+def test_the_hash_does_not_depend_on_the_block_size_but_on_every_episode() -> None:
+    source = episodes()
+    assert len({source.sha256(100, block) for block in (1, 7, 100, 1000)}) == 1
+    assert source.sha256(100) != source.sha256(99)
+    assert source.sha256(100) != episodes(seed=1).sha256(100)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        (EpisodeSpec(way=8, shot=1, query=1), "way=8 is larger than the 7 classes of the train split; choose way <= 7"),
+        (
+            EpisodeSpec(way=2, shot=4, query=3),
+            r"shot=4 \+ query=3 = 7 images per class, but class 'class 0' .* has 6; choose shot \+ query <= 6",
+        ),
+    ],
+)
+def test_impossible_requests_are_refused_with_the_numbers(spec: EpisodeSpec, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        episodes(spec)
+
+
+def test_requests_at_the_limit_are_served() -> None:
+    tasks = episodes(EpisodeSpec(way=7, shot=1, query=5)).batch([0])
+    assert sorted(tasks.context.classes[0].tolist()) == list(range(7))
+
+
+def test_the_class_that_is_too_small_is_the_one_named() -> None:
+    data = split()._replace(counts=np.array([6, 6, 6, 4, 6, 6, 6]))
+    with pytest.raises(UserError, match="class 'class 3' of the val split has 4"):
+        ClassEpisodes(data, "val", SPEC, 0)

@@ -1,0 +1,97 @@
+"""Each kind of normalisation against torch's own, with first and second derivatives, and whose statistics it uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from metarun.nets.norm import Norm, NormKind
+
+F64 = torch.float64
+CHANNELS = 16
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def norm(kind: NormKind) -> Norm:
+    """A norm with scale and shift of its own."""
+    layer = Norm(CHANNELS, kind).double()
+    with torch.no_grad():
+        layer.weight.add_(0.3 * random(CHANNELS, seed=1))
+        layer.bias.add_(0.3 * random(CHANNELS, seed=2))
+    return layer
+
+
+def scaled(x: Tensor, layer: Norm) -> Tensor:
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    return x * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+REFERENCES: dict[NormKind, Callable[[Tensor, Norm], Tensor]] = {
+    "batch": lambda x, layer: F.batch_norm(x, None, None, layer.weight, layer.bias, training=True),
+    "support": lambda x, layer: F.batch_norm(x, None, None, layer.weight, layer.bias, training=True),
+    "running": lambda x, layer: F.batch_norm(x, None, None, layer.weight, layer.bias, training=True),
+    "group": lambda x, layer: F.group_norm(x, 8, layer.weight, layer.bias),
+    "instance": lambda x, layer: F.instance_norm(x, None, None, layer.weight, layer.bias),
+    "layer": lambda x, layer: scaled(F.layer_norm(x, x.shape[1:]), layer),
+    "none": scaled,
+}
+
+
+@pytest.mark.parametrize("shape", [(5, CHANNELS, 3, 4), (5, CHANNELS)])
+@pytest.mark.parametrize("kind", REFERENCES)
+def test_values_and_two_derivatives_equal_torch(kind: NormKind, shape: tuple[int, ...]) -> None:
+    if kind == "instance" and len(shape) == 2:
+        return  # an instance without space has no statistics
+    layer, x, towards, again = norm(kind), random(*shape, seed=3), random(*shape, seed=4), random(*shape, seed=5)
+
+    def derivatives(function: Callable[[Tensor, Norm], Tensor]) -> list[Tensor]:
+        at = x.clone().requires_grad_()
+        inputs = [at, layer.weight, layer.bias]
+        value = function(at, layer)
+        first = torch.autograd.grad((value * towards).sum(), inputs, create_graph=True)
+        second = torch.autograd.grad((first[0] * again).sum() + first[1].sin().sum(), inputs[:2], allow_unused=True)
+        return [value, *first, *(torch.zeros(()) if grad is None else grad for grad in second)]
+
+    for actual, expected in zip(derivatives(lambda at, layer: layer(at)), derivatives(REFERENCES[kind])):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, check_dtype=False)
+
+
+def test_support_statistics_come_from_the_support_alone() -> None:
+    layer, support, queries = norm("support"), random(4, CHANNELS, 3, 3), random(6, CHANNELS, 3, 3, seed=1) * 5
+    mean, var = support.mean((0, 2, 3)), support.var((0, 2, 3), unbiased=False)
+    expected = F.batch_norm(torch.cat([support, queries]), mean, var, layer.weight, layer.bias, training=False)
+    torch.testing.assert_close(layer(torch.cat([support, queries]), 4), expected)
+
+
+def test_running_switches_from_batch_to_population_statistics() -> None:
+    layer, x = norm("running"), random(6, CHANNELS)
+    layer.mean.copy_(random(CHANNELS, seed=1))
+    layer.var.copy_(random(CHANNELS, seed=2).exp())
+    torch.testing.assert_close(layer(x), F.batch_norm(x, None, None, layer.weight, layer.bias, training=True))
+    layer.eval()
+    torch.testing.assert_close(layer(x), F.batch_norm(x, layer.mean, layer.var, layer.weight, layer.bias, training=False))
+
+
+def test_only_running_keeps_statistics() -> None:
+    assert set(norm("running").state_dict()) == {"weight", "bias", "mean", "var"}
+    for kind in set(REFERENCES) - {"running"}:
+        assert set(norm(kind).state_dict()) == {"weight", "bias"}
+
+
+def test_half_precision_is_normalised_in_full_precision() -> None:
+    x = (1000 + random(64, CHANNELS)).to(torch.bfloat16)
+    layer = Norm(CHANNELS, "batch")
+    assert layer(x).dtype == torch.bfloat16
+    torch.testing.assert_close(layer(x), layer(x.float()).to(torch.bfloat16))
+
+
+def test_channels_that_do_not_fall_into_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match="12 channels do not fall into 8 groups"):
+        Norm(12, "group")

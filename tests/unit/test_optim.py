@@ -1,0 +1,111 @@
+"""The outer optimizer: schedules at their ends, clipping, decay, and a state that survives a resume."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from metarun.optim import Outer, Schedule, lr_scale
+
+DEFAULTS: dict[str, Any] = {
+    "method": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "final_lr": 0.0,
+    "clip_norm": None, "clip_value": None,
+}  # fmt: skip
+
+
+def outer(parameters: list[nn.Parameter], **values: Any) -> Outer:
+    return Outer(parameters, **{**DEFAULTS, **values})
+
+
+def parameter(*values: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values))
+
+
+def step(optimizer: Outer, p: nn.Parameter, gradient: Tensor, progress: float = 0.0) -> dict[str, float]:
+    p.grad = gradient.clone()
+    return optimizer.step(progress)
+
+
+@pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55)])
+def test_schedules_start_at_one_and_end_at_the_final_fraction(schedule: Schedule, middle: float) -> None:
+    assert lr_scale(schedule, 0.0, 0.0, 0.1) == 1
+    assert lr_scale(schedule, 0.5, 0.0, 0.1) == pytest.approx(middle)
+    assert lr_scale(schedule, 1.0, 0.0, 0.1) == pytest.approx(0.1)
+    values = [lr_scale(schedule, i / 20, 0.0, 0.1) for i in range(21)]
+    assert values == sorted(values, reverse=True)
+
+
+def test_cosine_falls_late_at_first_and_constant_never() -> None:
+    assert lr_scale("cosine", 0.25, 0.0, 0.0) == pytest.approx((1 + math.sqrt(0.5)) / 2)
+    assert [lr_scale("constant", x, 0.0, 0.1) for x in (0.0, 0.5, 1.0)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_warm_up_rises_from_almost_nothing_to_one(schedule: Schedule) -> None:
+    values = [lr_scale(schedule, x, 0.2, 0.0) for x in (0.0, 0.1, 0.2)]
+    assert 0 < values[0] < 0.01
+    assert values[1] == pytest.approx(0.5, abs=0.01)
+    assert values[2] == pytest.approx(1)
+
+
+def test_plain_sgd_steps_against_the_gradient_and_clears_it() -> None:
+    p = parameter(1.0, 2.0)
+    logged = step(outer([p]), p, torch.tensor([3.0, 4.0]))
+    torch.testing.assert_close(p.data, torch.tensor([0.7, 1.6]))
+    assert logged == {"lr": pytest.approx(0.1), "grad_norm": pytest.approx(5)}
+    assert p.grad is None
+
+
+def test_the_schedule_scales_the_step() -> None:
+    p = parameter(0.0)
+    assert step(outer([p], schedule="linear"), p, torch.ones(1), progress=0.75)["lr"] == pytest.approx(0.025)
+    torch.testing.assert_close(p.data, torch.tensor([-0.025]))
+
+
+def test_clipping_by_norm_keeps_the_direction_and_by_value_does_not() -> None:
+    p = parameter(0.0, 0.0)
+    logged = step(outer([p], lr=1.0, clip_norm=1.0), p, torch.tensor([30.0, 40.0]))
+    torch.testing.assert_close(p.data, torch.tensor([-0.6, -0.8]))
+    assert logged["grad_norm"] == pytest.approx(50)  # before clipping
+    q = parameter(0.0, 0.0)
+    step(outer([q], lr=1.0, clip_value=2.0), q, torch.tensor([30.0, 1.0]))
+    torch.testing.assert_close(q.data, torch.tensor([-2.0, -1.0]))
+
+
+@pytest.mark.parametrize(("method", "reference"), [("adam", torch.optim.Adam), ("adamw", torch.optim.AdamW)])
+def test_adam_is_the_textbook_one(method: str, reference: type[torch.optim.Optimizer]) -> None:
+    p, q = parameter(1.0, -2.0), parameter(1.0, -2.0)
+    ours, theirs = outer([p], method=method, momentum=0.9, weight_decay=0.01), reference([q], lr=0.1, weight_decay=0.01)
+    for i in range(5):
+        gradient = torch.tensor([0.3 * i, -1.0])
+        step(ours, p, gradient)
+        q.grad = gradient
+        theirs.step()
+    torch.testing.assert_close(p, q)
+
+
+def test_a_restored_optimizer_goes_on_where_it_was() -> None:
+    p, gradients = parameter(1.0, -2.0), torch.randn(6, 2)
+    straight = outer([p], method="adam", momentum=0.9)
+    for gradient in gradients[:3]:
+        step(straight, p, gradient)
+    q = nn.Parameter(p.detach().clone())
+    resumed = outer([q], method="adam", momentum=0.9)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    for gradient in gradients[3:]:
+        step(straight, p, gradient)
+        step(resumed, q, gradient)
+    assert torch.equal(p, q)
+
+
+def test_frozen_parameters_stay_and_nothing_to_learn_is_fine() -> None:
+    frozen = nn.Parameter(torch.ones(1), requires_grad=False)
+    nothing = outer([frozen], weight_decay=0.5)
+    assert nothing.step(0.0) == {}
+    nothing.load_state_dict(nothing.state_dict())
+    assert frozen.item() == 1

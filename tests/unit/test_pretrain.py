@@ -1,0 +1,64 @@
+"""Pre-training against independent forms: joint cross-entropy, chance before fine-tuning, logistic regression on frozen features."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from helpers import engine, in_float64, regression, small
+
+from metarun.engine import adapt
+from metarun.task import select
+
+
+def test_training_is_one_classification_of_all_training_classes() -> None:
+    pretrain, tasks = in_float64(small("algo=pretrain", "net.hidden=8", "net.norm=batch"), tasks=2)
+    assert pretrain.head.out_features == 40
+    expected = []
+    for i in range(2):
+        (x, y), query = tasks.context.support, tasks.query
+        joint = torch.cat([x[i], query.x[i]])
+        labels = tasks.context.classes[i][torch.cat([y[i], query.y[i]])]
+        expected.append(F.cross_entropy(pretrain.head(pretrain.net(joint)), labels))
+    metrics = engine().meta_gradient(pretrain, tasks, 0.0)
+    assert metrics["loss"] == pytest.approx(float(sum(expected) / 2), rel=1e-9)
+
+
+@pytest.mark.parametrize("adapt_what", ["head", "all"])
+def test_without_fine_tuning_it_is_exactly_at_chance(adapt_what: str) -> None:
+    pretrain, tasks = in_float64(small("algo=pretrain", "net.hidden=8", f"algo.adapt={adapt_what}"), tasks=5)
+    scores = engine().evaluate(pretrain, tasks, curve=True)
+    torch.testing.assert_close(scores["score"][:, 0], torch.full((5,), 1 / 3))
+    torch.testing.assert_close(scores["loss"][:, 0], torch.full((5,), float(np.log(3)), dtype=torch.float64))
+
+
+def test_fine_tuning_the_head_is_logistic_regression_on_frozen_features() -> None:
+    pretrain, tasks = in_float64(small("algo=pretrain", "net.hidden=8", "net.norm=none", "algo.inner_lr=0.3"), tasks=1)
+    task, steps = select(tasks, 0), 7
+    *_, state = adapt(pretrain, task.context, steps)
+    features = pretrain.net(task.context.support.x).detach().numpy()
+    targets = np.eye(3)[task.context.support.y.numpy()]
+    weight, bias = np.zeros((3, features.shape[1])), np.zeros(3)
+    for _ in range(steps):
+        scores = np.exp(features @ weight.T + bias)
+        residual = (scores / scores.sum(1, keepdims=True) - targets) / len(features)
+        weight, bias = weight - 0.3 * residual.T @ features, bias - 0.3 * residual.sum(0)
+    answers = pretrain.predict(state, task.query.x).detach().numpy()
+    np.testing.assert_allclose(answers, pretrain.net(task.query.x).detach().numpy() @ weight.T + bias, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("adapt_what", "moves"), [("head", False), ("all", True)])
+def test_the_body_moves_only_when_all_is_adapted(adapt_what: str, moves: bool) -> None:
+    pretrain, tasks = in_float64(small("algo=pretrain", "net.hidden=8", f"algo.adapt={adapt_what}"), tasks=1)
+    *_, state = adapt(pretrain, select(tasks, 0).context, 2)
+    body = {name: weight for name, weight in state.fast.items() if name.startswith("net.")}
+    assert bool(body) == moves
+    assert any(not torch.equal(weight, pretrain.get_parameter(name)) for name, weight in body.items()) == moves
+
+
+def test_regression_keeps_the_trained_head() -> None:
+    pretrain, tasks = in_float64(regression("pretrain"), tasks=1)
+    state = pretrain.begin(select(tasks, 0).context)
+    x = tasks.query.x[0]
+    torch.testing.assert_close(pretrain.predict(state, x), pretrain(x, x))
