@@ -12,6 +12,8 @@ import torch
 
 from metarun.errors import RunError, UserError
 
+KEYS = {"problem", "algorithm", "outer", "progress"}  # of a checkpoint's content
+
 
 def replace_file(path: Path, write: Any) -> None:
     """Call ``write(handle)`` on a temporary file beside ``path`` and put it in place in one step, or leave ``path`` as it was."""
@@ -47,7 +49,10 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no checkpoint at {path}: the run was cut before its first one, or this is not a run folder; start it again")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not (isinstance(state, dict) and state.keys() == KEYS):
+            raise ValueError("another program's")
+        return state
     except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError):
         other = path.with_name("best.pt" if path.name == "last.pt" else "last.pt")
         hint = f"; {other.name} beside it can be used: metarun eval {path.parents[1]} --checkpoint {other.stem}" if other.is_file() else ""

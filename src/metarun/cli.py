@@ -10,6 +10,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -143,20 +144,24 @@ def _ask_hydra(options: dict[str, str], overrides: list[str]) -> None:
     sys.argv = ["metarun", *(word for item in options.items() for word in item if word), *overrides]
     try:
         hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")(lambda cfg: None)()
-    except SystemExit as stop:
-        if stop.code:
-            raise UserError("Hydra does not take these options together; `metarun --help` shows what there is") from None
+    except ValueError as error:
+        raise UserError(" ".join(str(error).split())) from None
+    except SystemExit:
+        pass  # an answer has been given
     finally:
         sys.argv = kept
 
 
 def _train(words: list[str]) -> dict[str, Any]:
     """Train, validate, test."""
-    from metarun import compose, config
+    from metarun import compose
     from metarun.folders import alternatives
 
     cfg = compose.compose(words)
     values, wanted = compose.resolve(cfg), compose.folder(cfg, "run")
+
+    from metarun import config  # imports torch, for which a typo need not wait
+
     config.validate(values)
     given = any(word.startswith("hydra.run.dir=") for word in words)
     return _train_in([wanted] if given else alternatives(wanted), values)
@@ -205,7 +210,9 @@ def _sweep(words: list[str]) -> dict[str, Any]:
         try:
             summary = _train_in([folder], compose.resolve(cfg))
         except Exception as error:
-            start_logging()  # to the console alone: a refused run has no folder any more
+            start_logging()  # to the console alone: a refused run leaves its folder empty
+            with suppress(OSError):
+                folder.rmdir()
             log.error("%s failed: %s", folder.name, explain(error, [])[0])
             raise
         return next(iter(summary["val"].values()))["mean"]

@@ -140,7 +140,7 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
         if word in chosen:
             continue
         try:
-            parsed = OverridesParser.create().parse_override(word)
+            (parsed,) = OverridesParser.create().parse_overrides([word])
         except HydraException as error:
             raise explain(error, words) from None
         key = parsed.key_or_group
@@ -202,16 +202,17 @@ def explain(error: Exception, words: list[str]) -> Exception:
 
 
 def _unknown(key: str, known: list[str]) -> UserError:
-    """Nearest in the same section; if there is none, by the whole dotted name or the last part alone (``inner_lr`` for ``algo.inner_lr``)."""
+    """Nearest in the same section, or else by the whole dotted name or the last part alone (``inner_lr`` for ``algo.inner_lr``)."""
     if key in known:  # it is there, but a group or a section
         return UserError(f"{key} cannot be set or removed as a whole; choose an option ({key}=NAME) or set its keys ({key}.KEY=VALUE)")
     section, _, leaf = key.rpartition(".")
     inside = [k for k in known if section and k.startswith(f"{section}.") and k.rpartition(".")[2] not in ("_target_", "name")]
-    close = difflib.get_close_matches(key, inside, n=1, cutoff=0.6)
-    if not inside:
+    close = difflib.get_close_matches(key, inside, n=1, cutoff=0.7)
+    if section not in known:
         leaves = {k.rpartition(".")[2]: k for k in reversed(known)}
         close = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
         close = close or [leaves[name] for name in difflib.get_close_matches(leaf, leaves, n=1, cutoff=0.6)]
     if close:
         return UserError(f"unknown key '{key}'; did you mean '{close[0]}'?")
-    return UserError(f"unknown key '{key}' ({'known here: ' + ', '.join(inside) if inside else '`metarun --cfg job` shows all keys'})")
+    shown = f"known here: {', '.join(inside)}" if inside else "`metarun --cfg job` shows all keys"
+    return UserError(f"unknown key '{key}' ({shown})")

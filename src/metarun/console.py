@@ -9,7 +9,8 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
 
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
@@ -57,14 +58,15 @@ class Display:
                 log.info("%s %d/%d  %s", label, done, total, text)
             return
         if self.bar is None:
-            columns = (TextColumn("{task.description:<8}"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"))
-            self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(), console=console, transient=True)
+            bar = BarColumn(max(6, min(30, console.width - 72)))
+            columns = (TextColumn("{task.description:<8}"), bar, MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), Clock())
+            self.bar = Progress(*columns, console=console, transient=True)
             self.bar.start()
         task = next((task for task in self.bar.tasks if task.description == label), None)
         if task is None or task.completed > done:  # the next validation starts anew, clock included
             if task is not None:
                 self.bar.remove_task(task.id)
-            number = self.bar.add_task(label, total=total, numbers="")
+            number = self.bar.add_task(label, total=total, completed=done, numbers="")  # a resumed run has not come so far in no time
         else:
             number = task.id
         self.bar.update(number, completed=done, total=total, numbers=text, visible=done < total)
@@ -76,6 +78,19 @@ class Display:
             self.bar = None
 
 
+class Clock(ProgressColumn):
+    """Time spent < time left, as narrow as 80 columns ask for."""
+
+    def render(self, task: Task) -> Text:
+        left = "-:--" if task.time_remaining is None else _clock(task.time_remaining)
+        return Text(f"{_clock(task.elapsed or 0)} < {left}", style="cyan", no_wrap=True)
+
+
+def _clock(seconds: float) -> str:
+    minutes, second = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{second:02}" if minutes >= 60 else f"{minutes}:{second:02}"
+
+
 def _short(value: float) -> str:
-    """Losses and fractions with three decimals, large numbers without any."""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    """Losses and fractions with three decimals, larger numbers with fewer."""
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}"

@@ -32,7 +32,8 @@ def new_folder(names: Iterable[Path]) -> Iterator[Path]:
         yield path
     except BaseException:
         if not _worth_keeping(path):
-            shutil.rmtree(path, ignore_errors=True)
+            for child in path.iterdir():
+                shutil.rmtree(child) if child.is_dir() else child.unlink()
             for folder in reversed(made):
                 with suppress(OSError):  # others use it by now
                     folder.rmdir()
@@ -45,11 +46,11 @@ def _claim(names: Iterable[Path], made: list[Path]) -> Path:
         for path in names:
             made.extend(parent for parent in reversed(path.parents) if not parent.exists())
             path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                path.mkdir()  # either this process makes it or another one
-            except FileExistsError:
-                if not path.is_dir() or any(path.iterdir()):
-                    continue
+            with suppress(FileExistsError):
+                path.mkdir()  # by this process and no other
+                made.append(path)
+                return path
+        if path.is_dir() and not any(path.iterdir()):  # the only name there is, and an empty folder
             return path
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"

@@ -1,0 +1,179 @@
+"""Every command does what the contract says, and with --json ends in one JSON object."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cli_support import TINY, everything
+from PIL import Image
+
+from metarun import catalogue
+from metarun.folders import alternatives, new_folder
+
+
+def test_bare_run_keeps_the_contract(metarun):
+    result = metarun(*TINY, "logger.tensorboard=true", "--json")
+    assert result.status == 0
+    (folder,) = Path("outputs").glob("*/*")
+    assert re.fullmatch(r"outputs/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d_maml-glyphs-3w1s", str(folder))
+    assert {path.name for path in folder.iterdir()} == {
+        "config.yaml", "metrics.jsonl", "summary.json", "test_scores.npy", "checkpoints", "tb", "metarun.log"
+    }  # fmt: skip
+    summary = json.loads((folder / "summary.json").read_text())
+    assert result.json == summary
+    scores = np.load(folder / "test_scores.npy")
+    assert scores.shape == (4,)
+    assert summary["test"]["accuracy"]["mean"] == pytest.approx(scores.mean())
+    assert summary["test"]["accuracy"]["ci95"] == pytest.approx(1.96 * scores.std() / 2)
+    assert [point["step"] for point in summary["test"]["curve"]] == [0, 1, 2, 3]
+    table = "\n".join(result.out)
+    assert f"{scores.mean():.4f} ± {summary['test']['accuracy']['ci95']:.4f}" in table
+    assert "over episodes" in table
+    assert "norm batch (transductive)" in table
+    assert f"run folder   {folder}" in table
+    assert "tensorboard --logdir outputs\n" in table
+    assert "development accuracy" in (folder / "metarun.log").read_text()
+
+
+def test_two_runs_within_a_second_get_two_folders(tmp_path):
+    wanted = tmp_path / "outputs" / "run"
+    with new_folder(alternatives(wanted)) as first, new_folder(alternatives(wanted)) as second:
+        assert (first.name, second.name) == ("run", "run_2")
+
+
+def test_same_seed_same_scores(metarun, finished):
+    assert metarun(*TINY, "hydra.run.dir=again").status == 0
+    assert (Path("again") / "test_scores.npy").read_bytes() == (finished / "test_scores.npy").read_bytes()
+
+
+def test_eval_leaves_the_run_alone(metarun, run_folder):
+    before = everything(run_folder)
+    first, second = (
+        metarun(f"eval {run_folder} --json"),
+        metarun(f"eval {run_folder} shot=2 trainer.test_episodes=6 --checkpoint last --json"),
+    )
+    assert (first.status, second.status) == (0, 0)
+    trained = json.loads((run_folder / "summary.json").read_text())
+    assert first.json["test"] == trained["test"]
+    assert first.json["episodes_sha256"] == trained["episodes_sha256"]
+    assert second.json["shot"] == 2
+    assert second.json["test"]["accuracy"]["n"] == 6
+    assert json.loads((run_folder / "eval" / "1" / "summary.json").read_text()) == second.json
+    after = everything(run_folder)
+    assert {path for path in after if path not in before} >= {"eval/0/summary.json", "eval/0/test_scores.npy", "eval/1/summary.json"}
+    assert {path: after[path] for path in before} == before
+
+
+def test_check_trains_and_writes_nothing(metarun, tmp_path):
+    result = metarun("check", *TINY, "--json")
+    assert result.status == 0
+    assert result.json["train"].startswith("6 classes, 30 images of 1x28x28; 3-way 1-shot")
+    assert "all is well" in result.out
+    assert not everything(tmp_path)
+
+
+def test_list(metarun):
+    result = metarun("list --json")
+    assert result.json == catalogue.descriptions()
+    assert all(text for options in result.json.values() for text in options.values())
+    assert metarun("list algo").out[0] == "algo="
+    assert not any("data=" in line for line in metarun("list algo").out)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        TINY,
+        [*TINY, "shot=3", "--split=test", "--index", "7"],
+        ["data=sinusoid", "net=mlp", "way=1", "shot=4"],
+    ],
+)
+def test_show_draws_an_episode(metarun, words):
+    result = metarun("show", *words, "--json")
+    assert result.status == 0
+    path = Path(result.json["picture"])
+    assert result.out[-2] == str(path)
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        assert picture.width > 300
+        assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_show_to_a_file_of_choice(metarun):
+    assert metarun("show", *TINY, "--out", "deep/down/picture.png").status == 0
+    assert Path("deep/down/picture.png").is_file()
+    assert not Path("outputs").exists()
+
+
+def test_cfg_prints_the_composed_configuration(metarun, tmp_path):
+    result = metarun("--cfg job algo=protonet way=7")
+    assert result.status == 0
+    assert "name: protonet" in "\n".join(result.out)
+    assert "way: 7" in result.out
+    assert not everything(tmp_path)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_sweep_with_its_flag_anywhere(metarun, place):
+    words = ["algo=maml,protonet", "seed=1"]
+    words.insert(place, "-m")
+    result = metarun(*words, *TINY, "--json")
+    assert result.status == 0
+    assert [summary["algo"] for summary in result.json["runs"]] == ["maml", "protonet"]
+    folder = Path(result.json["folder"])
+    assert re.fullmatch(r"outputs/multirun/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder))
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"0_maml-glyphs-3w1s", "1_protonet-glyphs-3w1s"}
+
+
+def test_version_and_help(metarun):
+    assert re.fullmatch(r"metarun \d+\.\d+\.\d+", metarun("--version").out[0])
+    page = "\n".join(metarun("--help").out)
+    for command in ("check", "show", "list", "eval", "resume"):
+        assert f"metarun {command} " in page
+    for group, options in catalogue.groups().items():
+        assert re.search(rf"\b{group} +{' '.join(options)}\n", page)
+    assert '"$(metarun -sc install=bash)"' in page
+    assert metarun("eval --help").out == metarun("--help").out
+
+
+@pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["-sc", "query=bash"], ["--cfg", "job"], ["wayy=5"]])
+def test_answers_that_need_no_torch_do_not_import_it(words):
+    code = "import sys; from metarun.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    environment = {**os.environ, "COMP_LINE": "metarun algo=pro"}
+    assert subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("metarun algo=pro", "algo=protonet"),
+        ("metarun -m data=omniglot_o", "data=omniglot_oneshot"),
+        ("metarun trainer.iter", "trainer.iterations="),
+    ],
+)
+def test_completion_query(metarun, monkeypatch, line, expected):
+    monkeypatch.setenv("COMP_LINE", line)
+    assert expected in metarun("-sc query=bash").out
+
+
+def test_completion_in_a_real_bash(tmp_path):
+    """As bash does it: the installed rule calls whatever `metarun` is on the path."""
+    executable = tmp_path / "metarun"
+    executable.write_text(f'#!/bin/sh\nexec {sys.executable} -m metarun "$@"\n')
+    executable.chmod(0o755)
+    script = """
+        eval "$(metarun -sc install=bash)"
+        complete -p metarun
+        COMP_LINE="metarun algo=pro"; COMP_WORDS=(metarun algo=pro); COMP_CWORD=1; COMP_POINT=16
+        hydra_bash_completion
+        echo "${COMPREPLY[@]}"
+    """
+    environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    found = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert found[0].endswith("-F hydra_bash_completion metarun")
+    assert found[1:] == ["algo=protonet"]
