@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metarun.algorithm import Algorithm, State
 from metarun.distributed import World
 from metarun.episodes import Episodes
+from metarun.precision import BFloat16
 from metarun.task import Context, Task, count, select
 
 Precision = Literal["fp32", "bf16"]
@@ -37,7 +38,7 @@ class Engine:
 
     Args:
         device: where algorithm and tasks live.
-        precision: ``fp32``, or ``bf16`` for autocast with fp32 weights, statistics, losses and inner updates.
+        precision: ``fp32``, or ``bf16`` for convolutions and linear layers in bfloat16 (see ``BFloat16``).
         world: the processes that share the work; None for this one alone.
         map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
         chunk: tasks at a time; ``auto`` picks what fits the cache or the memory. Results do not depend on it beyond rounding.
@@ -81,9 +82,9 @@ class Engine:
 
         sums: dict[str, Tensor] = {}
         for chunk in self._chunks(algorithm, tasks, train=True):
-            with self._autocast():
+            with self._numbers():
                 losses, metrics = self._map(objective, chunk)
-            (losses.sum() / total).backward()
+                (losses.sum() / total).backward()
             for name, values in metrics.items():
                 sums[name] = sums.get(name, 0) + values.sum()
         return {name: float(value) / here for name, value in sums.items()}
@@ -106,7 +107,7 @@ class Engine:
             return {"score": torch.stack(score), "loss": torch.stack(loss)}
 
         parts = []
-        with self._autocast():
+        with self._numbers():
             for chunk in self._chunks(algorithm, tasks, train=False):
                 parts.append(self._map(scores, chunk))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
@@ -116,14 +117,15 @@ class Engine:
     ) -> dict[str, np.ndarray]:
         """``evaluate`` on episodes 0..n-1, made a block at a time so that memory stays flat; ``after_block`` hears how many are done.
 
-        Each rank scores its share. Returns ``score`` and ``loss``, each [n, steps] float64, the same on every rank.
+        Each rank scores its share, in as many blocks as the others, so that ``after_block`` may be collective.
+        Returns ``score`` and ``loss``, each [n, steps] float64, the same on every rank.
         """
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
         block = max(1, EPISODE_BYTES // size)
         was_training = algorithm.training
         algorithm.eval()
         share, parts = self.world.share(range(n)), []
-        for first in range(0, max(len(share), 1), block):
+        for first in range(0, -(-n // self.world.size), block):
             indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
             parts.append(self.evaluate(algorithm, episodes.batch(indices), curve))
             after_block(min(self.world.size * (first + block), n))
@@ -172,8 +174,5 @@ class Engine:
             self._activations[id(algorithm.net)] = max(1, sum(sizes) // 2)
         return self._activations[id(algorithm.net)]
 
-    def _autocast(self) -> AbstractContextManager[Any]:
-        if self.precision == "fp32":
-            return nullcontext()
-        # The cache of cast weights would outlive a functional transform, so it is off.
-        return torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False)
+    def _numbers(self) -> AbstractContextManager[Any]:
+        return nullcontext() if self.precision == "fp32" else BFloat16()

@@ -1,0 +1,55 @@
+"""bf16 must really compute in bfloat16 under vmap, and must leave weights, gradients and losses in fp32."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from metarun.precision import BFloat16
+
+
+def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return F.conv2d(x, weight, padding=1)
+
+
+@pytest.fixture
+def tasks() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(3, 2, 4, 6, 6, generator=generator), torch.randn(3, 5, 4, 3, 3, generator=generator)
+
+
+def test_torch_autocast_still_does_nothing_under_vmap(tasks):
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        dtype = torch.vmap(convolve)(*tasks).dtype
+    assert dtype == torch.float32, "torch is mended: autocast works under vmap, metarun.precision may go"
+
+
+def test_convolutions_and_linear_layers_compute_in_bfloat16_under_vmap(tasks):
+    x, weight = tasks
+    with BFloat16():
+        assert torch.vmap(convolve)(x, weight).dtype == torch.bfloat16
+        assert F.linear(x, torch.eye(6)).dtype == torch.bfloat16
+        assert (x @ x).dtype == torch.float32
+    assert torch.vmap(convolve)(x, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize("order", ["first", "second"])
+def test_gradients_are_fp32_and_near_those_of_fp32(tasks, order):
+    x, start = tasks
+
+    def loss(weight, x):
+        return convolve(x, weight).float().tanh().square().mean()
+
+    def adapted_loss(weight, x):
+        return loss(weight - torch.func.grad(loss)(weight, x), x)
+
+    def meta_gradient() -> torch.Tensor:
+        weight = start.clone().requires_grad_()
+        torch.vmap(loss if order == "first" else adapted_loss)(weight, x).sum().backward()
+        return weight.grad
+
+    exact = meta_gradient()
+    with BFloat16():
+        rounded = meta_gradient()
+    assert rounded.dtype == torch.float32
+    error = (rounded - exact).norm() / exact.norm()
+    assert 1e-6 < error < 2e-2, "bfloat16 rounds at 2^-9: neither exact nor far off"
