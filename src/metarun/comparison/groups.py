@@ -33,7 +33,7 @@ class Statistic(NamedTuple):
     episodes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Runs that differ in nothing but the seed, or that ``--group-by`` puts together."""
 
@@ -184,13 +184,11 @@ def text(value: Any) -> str:
 
 
 def best(groups: Iterable[Group], split: str, metric: str | None) -> dict[tuple[str, ...], Group]:
-    """The best group of each block."""
-    found: dict[tuple[str, ...], tuple[float, Group]] = {}
+    """The best group of each block in which there are at least two."""
+    blocks: dict[tuple[str, ...], list[tuple[float, Group]]] = {}
     for candidate in groups:
         statistic = candidate.statistic(split, metric)
-        if statistic is None:
-            continue
-        merit = statistic.mean if higher_is_better(metric or candidate.metric) else -statistic.mean
-        if candidate.block not in found or merit > found[candidate.block][0]:
-            found[candidate.block] = merit, candidate
-    return {block: winner for block, (_, winner) in found.items()}
+        if statistic:
+            merit = statistic.mean if higher_is_better(metric or candidate.metric) else -statistic.mean
+            blocks.setdefault(candidate.block, []).append((merit, candidate))
+    return {block: max(rivals, key=lambda rival: rival[0])[1] for block, rivals in blocks.items() if len(rivals) > 1}

@@ -108,8 +108,9 @@ def named(block: tuple[str, ...]) -> str:
 
 
 def _left_out(view: View) -> str:
+    """What the caption says when not all groups are drawn."""
     drawn = sum(map(len, panels_of(view).values()))
-    return f" Shown: {drawn} of {len(view.groups)} groups, the best of each setting." if drawn < len(view.groups) else ""
+    return f" Of {len(view.groups)} groups, at most the best {DRAWN} of each setting are drawn." if drawn < len(view.groups) else ""
 
 
 def bars(axis: Any, points: list[tuple[float, Statistic | None]], look: Look, label: str) -> None:

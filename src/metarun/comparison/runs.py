@@ -53,7 +53,7 @@ class Run:
         """``statistics[split][metric]`` is {mean, ci95, n}; only what is a finite number."""
         return {split: _statistics(self.summary[split] or {}) for split in ("val", "test")}
 
-    @property
+    @cached_property
     def metric(self) -> str:
         """The run's own score: accuracy for classification, mse for regression."""
         names = [*self.statistics["test"], *self.statistics["val"]]

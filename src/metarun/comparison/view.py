@@ -25,7 +25,7 @@ class View:
         splits: shown, ``val`` and ``test`` or one of them.
         by: the split behind order and plots: the last of ``splits`` that has a result.
         spread: over what std is taken, ``seeds`` or ``runs``.
-        best: for each split, the best group of each block.
+        best: for each split, the best group of each block of at least two.
         versus: for groups that can be paired with the best of their block on test episodes.
     """
 
@@ -45,8 +45,7 @@ class View:
 
     def is_best(self, member: Group, split: str) -> bool:
         """Whether the group is the best of a block of at least two."""
-        rivals = [other for other in self.groups if other.block == member.block and other.statistic(split, self.metric)]
-        return len(rivals) > 1 and self.best[split].get(member.block) is member
+        return self.best[split].get(member.block) is member
 
     def metrics(self) -> list[str]:
         """The metrics that the table's numbers are in."""
@@ -136,7 +135,7 @@ def _versus(groups: list[Group], winners: dict[tuple[str, ...], Group]) -> dict[
     found: dict[int, Paired] = {}
     for i, member in enumerate(groups):
         winner = winners.get(member.block)
-        if winner in (None, member):
+        if winner is None or winner is member:
             continue
         try:
             found[i] = pair(member.runs, winner.runs)
