@@ -14,11 +14,13 @@ from helpers import same
 from metarun import checkpoint
 from metarun.errors import RunError, UserError
 
-STATE = {
+STATE: dict[str, Any] = {
+    "problem": {"classes": 9, "outputs": 3},
     "algorithm": {"w": torch.arange(3.0)},
     "outer": {"state": {0: {"step": torch.tensor(2.0)}}},
     "progress": {"iteration": 3, "best": {}},
 }
+OTHER = {**STATE, "progress": {"iteration": 4, "best": {}}}
 
 
 def file_in(folder: Path) -> Path:
@@ -45,7 +47,7 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path: Path, monkeypatch: 
     path = file_in(tmp_path)
     monkeypatch.setattr(torch, "save", broken_save)
     with pytest.raises(OSError, match="disk full"):
-        checkpoint.save(path, {"other": 1})
+        checkpoint.save(path, OTHER)
     assert os.listdir(path.parent) == ["last.pt"]
     assert same(checkpoint.load(path), STATE)
 
@@ -59,9 +61,9 @@ def test_the_old_file_is_complete_until_the_new_one_is(tmp_path: Path, monkeypat
         seen.append(checkpoint.load(path))
 
     monkeypatch.setattr(torch, "save", observing)
-    checkpoint.save(path, {"other": 1})
+    checkpoint.save(path, OTHER)
     assert same(seen[0], STATE)
-    assert checkpoint.load(path) == {"other": 1}
+    assert same(checkpoint.load(path), OTHER)
 
 
 def cut(path: Path) -> None:
@@ -111,7 +113,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.pt"
-    checkpoint.save(path, {"algorithm": Payload(tmp_path / "hacked")})
+    checkpoint.save(path, {**STATE, "algorithm": Payload(tmp_path / "hacked")})
     with pytest.raises(RunError):
         checkpoint.load(path)
     assert not (tmp_path / "hacked").exists()
