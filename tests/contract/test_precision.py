@@ -13,8 +13,9 @@ def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 @pytest.fixture
 def tasks() -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and weights such that outputs have unit variance: a saturated tanh would magnify rounding."""
     generator = torch.Generator().manual_seed(0)
-    return torch.randn(3, 2, 4, 6, 6, generator=generator), torch.randn(3, 5, 4, 3, 3, generator=generator)
+    return torch.randn(3, 2, 4, 6, 6, generator=generator), torch.randn(3, 5, 4, 3, 3, generator=generator) / 6
 
 
 def test_torch_autocast_still_does_nothing_under_vmap(tasks):
