@@ -46,7 +46,7 @@ def test_the_table_names_its_spreads_and_its_norm(sweep, capsys):
     assert out.count("mean ± std over seeds") == 2
     assert out.count("over episodes") >= 3
     assert "accuracy: glyphs 5-way" in out
-    rows = [line for line in out.splitlines() if re.match(r" +(maml|protonet) ", line)]
+    rows = [line for line in out.splitlines() if re.match(r" (maml|protonet) ", line)]
     assert [line.split()[:2] for line in rows] == [["protonet", "1"], ["maml", "1"], ["protonet", "5"], ["maml", "5"]]
     assert all("batch" in line for line in rows)
     assert [line.rstrip().endswith("60.5 s") for line in rows] == [True] * 4
@@ -68,6 +68,20 @@ def test_wide_tables_are_not_cut_off_a_terminal(sweep, capsys, monkeypatch):
     _, out, _ = call(capsys, sweep)
     assert "…" not in out
     assert "mean ± std over seeds" in out
+
+
+@pytest.mark.parametrize("width", [72, 90, 110, 200])
+def test_a_narrow_terminal_loses_columns_and_is_told_which(sweep, capsys, monkeypatch, width):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", str(width))
+    _, out, _ = call(capsys, sweep)
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    table = plain[: plain.index("± std over seeds (n-1)")]
+    assert max(map(len, table.splitlines())) <= width
+    assert "…" not in table
+    if width > 72:  # below that, cells fold
+        assert len(re.findall(r"(?m)^ (?:maml|protonet) .* 0\.\d{4} ± 0\.\d{4} .*batch", table)) == 4
+    assert ("too narrow a terminal for wall time" in plain) == (width < 120)
 
 
 def test_paths_globs_and_json_of_one_group(sweep, capsys):

@@ -16,6 +16,9 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
+DISPENSABLE = ("wall time", "parameters", "Δ to best", "val ci95")  # on a narrow terminal, in this order
+
+
 class Cell(NamedTuple):
     """One cell: what is read, what it is sorted by, and whether it is the best of its block."""
 
@@ -126,25 +129,43 @@ def describe(paired: Paired, first: str, second: str) -> str:
 
 
 def print_rich(view: View) -> None:
-    """The table on stdout."""
-    from rich import box
+    """The table on stdout; on a narrow terminal without its last columns, and it says so."""
     from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from rich.measure import Measurement
 
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = 1000  # a file or a pipe has no margin to fold at
-    columns, rows = table(view)
-    drawn = Table(title=Text(title(view), "bold"), box=box.SIMPLE_HEAD, title_justify="left")
-    for column in columns:
-        drawn.add_column(Text("\n".join(filter(None, [column.title, column.note]))), justify="right" if column.numeric else "left")
-    for i, row in enumerate(rows):
-        drawn.add_row(*(Text(cell.text, "bold green" if cell.best else "") for cell in row))
-        if i + 1 < len(rows) and view.groups[i].block != view.groups[i + 1].block and len(rows) > 2:
-            drawn.add_section()
+    dropped: list[str] = []
+    drawn = _rich(view, dropped, out.is_terminal)
+    for name in DISPENSABLE:
+        if Measurement.get(out, out.options.update(max_width=1000), drawn).maximum <= out.width:
+            break
+        dropped.append(name)
+        drawn = _rich(view, dropped, out.is_terminal)
     out.print(drawn)
     out.print(caption(view), markup=False, soft_wrap=True)
+    if dropped:
+        out.print(f"too narrow a terminal for {', '.join(dropped)}: see them with --csv or --markdown", markup=False, soft_wrap=True)
+
+
+def _rich(view: View, dropped: list[str], compact: bool) -> Any:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    columns, rows = table(view)
+    kept = [i for i, column in enumerate(columns) if column.title not in dropped]
+    drawn = Table(title=Text(title(view), "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    for column in (columns[i] for i in kept):
+        note = column.note.replace(" over ", " over\n").replace("over e", "over\ne") if compact else column.note
+        header = Text("\n".join(filter(None, [column.title, note])))
+        drawn.add_column(header, justify="right" if column.numeric else "left", no_wrap=len(dropped) < len(DISPENSABLE), overflow="fold")
+    for i, row in enumerate(rows):
+        drawn.add_row(*(Text(row[k].text, "bold green" if row[k].best else "") for k in kept))
+        if i + 1 < len(rows) and view.groups[i].block != view.groups[i + 1].block and len(rows) > 2:
+            drawn.add_section()
+    return drawn
 
 
 def markdown(view: View) -> str:
