@@ -87,9 +87,14 @@ def _curve(curve: list[dict[str, Any]]) -> Table:
     table.add_column("inner step", style="bold")
     for point in shown:
         table.add_column(str(point["step"]), justify="right")
-    table.add_row("test mean", *(f"{point['mean']:.4f}" for point in shown))
+    table.add_row("test mean", *(_number(point["mean"]) for point in shown))
     return table
 
 
-def _mean_ci(value: dict[str, float] | None) -> str:
-    return f"{value['mean']:.4f} ± {value['ci95']:.4f}" if value else "–"
+def _mean_ci(value: dict[str, Any] | None) -> str:
+    return f"{_number(value['mean'])} ± {_number(value['ci95'])}" if value else "–"
+
+
+def _number(value: float | None) -> str:
+    """Four decimals; null is what a summary has for a loss that diverged."""
+    return "nan" if value is None else f"{value:.4f}"

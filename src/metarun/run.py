@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import os
 import platform
 import resource
@@ -106,7 +107,7 @@ class Run:
         cuda = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         spec = self.spec["eval"]
-        return {
+        summary = {
             "algo": self.values["algo"]["name"],
             "data": self.values["data"]["name"],
             "way": spec.way,
@@ -133,6 +134,16 @@ class Run:
             },
         }
 
+        return _json_able(summary)
+
+
+def _json_able(value: Any) -> Any:
+    """JSON has no NaN: a score that is not a number (an inner loop that diverged) becomes null."""
+    if isinstance(value, dict):
+        return {key: _json_able(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_json_able(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config that a run's folder holds.

@@ -201,7 +201,8 @@ class Trainer:
         scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
         result = {problem.metric: statistics(scores["score"][:, -1]), "loss": statistics(scores["loss"][:, -1])}
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
-        better = best is None or (mean > best if problem.higher_is_better else mean < best)
+        # Anything is better than not a number, which compares with nothing.
+        better = best is None or math.isnan(best) or (mean > best if problem.higher_is_better else mean < best)
         self.tracker.log(p.iteration, "val", {name: s["mean"] for name, s in result.items()} | {"ci95": result[problem.metric]["ci95"]})
         p.validated = p.iteration
         if better:
