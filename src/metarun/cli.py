@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+from metarun import ranks
 from metarun.errors import RunError, UserError, nearest
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ SWEEP = ("-m", "--multirun")
 
 def main(words: list[str]) -> int:
     """Run the command line ``words`` (without the program's name); returns the exit status."""
+    if ranks.follows():
+        return ranks.follow()
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and errors are explained here
     want_json = "--json" in words
     words = [word for word in words if word != "--json"]
@@ -43,6 +46,7 @@ def main(words: list[str]) -> int:
         result = _dispatch(words)
         if want_json and result is not None:
             print(json.dumps(result))
+        ranks.dismiss()
         return 0
     except KeyboardInterrupt as stop:
         return _complain(str(stop) or "interrupted", 130)
@@ -89,7 +93,15 @@ def _dispatch(words: list[str]) -> Result:
 
         print(f"metarun {__version__}")
         return None
-    commands: dict[str, Callable[[list[str]], Result]] = {"eval": _eval, "resume": _resume, "check": _check, "show": _show, "list": _list}
+    commands: dict[str, Callable[[list[str]], Result]] = {
+        "eval": _eval,
+        "resume": _resume,
+        "compare": _compare,
+        "predict": _predict,
+        "check": _check,
+        "show": _show,
+        "list": _list,
+    }
     if words and words[0] in commands:
         return commands[words[0]](words[1:])
     overrides, options = _options(words, HYDRA | dict.fromkeys(SWEEP))
@@ -169,30 +181,35 @@ def _train(words: list[str]) -> dict[str, Any]:
 
 def _train_in(names: Any, values: dict[str, Any]) -> dict[str, Any]:
     """Train in the first free one of the folders ``names``."""
-    from metarun import printout, run
-    from metarun.console import start_logging
     from metarun.folders import new_folder
 
     with new_folder(names) as folder:
-        start_logging(folder)
-        try:
-            summary = run.train(values, folder)
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(_how_to_resume(folder)) from None
+        return _run(values, folder)
+
+
+def _run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train or go on, on all ranks; one that is stopped says how it goes on."""
+    from metarun import printout, run
+    from metarun.console import start_logging
+    from metarun.distributed import Alone
+    from metarun.folders import relative
+
+    start_logging(folder)
+    try:
+        summary = ranks.call(run.train, values, folder, resume)
+    except (KeyboardInterrupt, Alone) as stop:
+        how = " before the first training step; nothing is kept"
+        if (folder / "checkpoints" / "last.pt").is_file():
+            how = f", checkpoint saved; go on with: metarun resume {relative(folder)}"
+        raise type(stop)(f"{str(stop) or 'interrupted'}{how}") from None
     printout.show(summary, folder)
     return summary
 
 
-def _how_to_resume(folder: Path) -> str:
-    from metarun.folders import relative
-
-    if (folder / "checkpoints" / "last.pt").is_file():
-        return f"interrupted, checkpoint saved; go on with: metarun resume {relative(folder)}"
-    return "interrupted before the first training step; nothing is kept"
-
-
 def _sweep(words: list[str]) -> dict[str, Any]:
     """All combinations, through Hydra's sweeper and launcher, which may run them in other processes."""
+    if ranks.several():
+        raise UserError("a sweep (-m) does not go with torchrun, which shares one run: leave one of them out")
     import hydra
     from hydra.core.hydra_config import HydraConfig
 
@@ -248,16 +265,7 @@ def _resume(words: list[str]) -> dict[str, Any]:
         raise UserError(f"resume takes no '{rest[0]}': a run goes on with its own configuration; start a new run to change it")
     if (folder / "summary.json").is_file():
         raise UserError(f"{folder} is finished, there is nothing to go on with; test it again with: metarun eval {folder}")
-    from metarun import printout, run
-    from metarun.console import start_logging
-
-    start_logging(folder)
-    try:
-        summary = run.train(values, folder, resume=True)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(_how_to_resume(folder)) from None
-    printout.show(summary, folder)
-    return summary
+    return _run(values, folder, resume=True)
 
 
 def _eval(words: list[str]) -> dict[str, Any]:
@@ -272,9 +280,23 @@ def _eval(words: list[str]) -> dict[str, Any]:
     start_logging()
     numbers = (folder / "eval" / str(n) for n in range(10**6))
     with new_folder(numbers) as target:
-        summary = run.evaluate(values, folder, options.get("--checkpoint", "best"), target)
+        summary = ranks.call(run.evaluate, values, folder, options.get("--checkpoint", "best"), target)
     printout.show(summary, target)
     return summary
+
+
+def _compare(words: list[str]) -> dict[str, Any]:
+    """Tables, paired comparisons, plots and a report from run folders."""
+    from metarun.compare import command
+
+    return command(words)
+
+
+def _predict(words: list[str]) -> dict[str, Any]:
+    """Adapt a trained run to folders of pictures and classify others."""
+    from metarun.predict import command
+
+    return command(words)
 
 
 def _overrides(words: list[str], command: str) -> dict[str, Any]:

@@ -3,16 +3,22 @@ One process is a world of its own, in which every operation does nothing."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from metarun.errors import RunError
+from metarun.errors import RunError, UserError
+from metarun.ranks import several
+
+T = TypeVar("T")
+
+
+class Alone(RunError):
+    """Another process of the run is gone, so the rest cannot go on."""
 
 
 class World:
@@ -21,7 +27,7 @@ class World:
     Every operation is collective: all ranks call it in the same order.
 
     Raises:
-        RunError: another process of the run is gone.
+        Alone: another process of the run is gone.
     """
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
@@ -30,7 +36,7 @@ class World:
     @classmethod
     def join(cls) -> World:
         """The world that torchrun's environment variables describe; gloo on CPUs, nccl on GPUs."""
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if not several():
             return cls()
         if not dist.is_initialized():
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
@@ -42,15 +48,20 @@ class World:
         return indices[n * self.rank // self.size : n * (self.rank + 1) // self.size]
 
     def sum_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Add up ``.grad`` over ranks; afterwards all ranks hold the same, as one flat message."""
+        """Add up ``.grad`` over ranks, as one flat message; afterwards all ranks hold the same.
+
+        A gradient that no rank has stays None: an optimizer leaves such a parameter alone, weight decay included.
+        """
         if self.size == 1:
             return
         parameters = [p for p in parameters if p.requires_grad]
         grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        flat = torch.cat([grad.reshape(-1) for grad in grads])
+        present = grads[0].new_tensor([p.grad is not None for p in parameters])
+        flat = torch.cat([*(grad.reshape(-1) for grad in grads), present])
         self._call(dist.all_reduce, flat)
-        for p, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            p.grad = part.view_as(p)
+        *parts, present = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for p, part, ranks in zip(parameters, parts, present.tolist()):
+            p.grad = part.view_as(p) if ranks else None
 
     def sum(self, values: dict[str, float]) -> dict[str, float]:
         """Add up named numbers over ranks; a rank without tasks may bring an empty dict."""
@@ -84,9 +95,24 @@ class World:
         self._call(dist.broadcast_object_list, box)
         return box[0]
 
+    def together(self, build: Callable[[], T]) -> T:
+        """``build()``, if it works on all ranks; otherwise the first failure, on every rank, so that none waits for the others."""
+        if self.size == 1:
+            return build()
+        result, failure = None, None
+        try:
+            result = build()
+        except (UserError, RunError) as error:
+            failure = error
+        except Exception as error:
+            failure = RunError(f"rank {self.rank} failed: {type(error).__name__}: {' '.join(str(error).split())}")
+        for first in self.gather(failure):
+            if first:
+                raise first
+        return result  # type: ignore[return-value]
+
     def _call(self, operation: Any, *arguments: Any) -> None:
         try:
             operation(*arguments)
-        except RuntimeError as error:
-            line = " ".join(str(error).split())[:120]
-            raise RunError(f"another process of this run is gone ({line}); go on with: torchrun … -m metarun resume RUN") from None
+        except RuntimeError:
+            raise Alone("another process of this run is gone") from None

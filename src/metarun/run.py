@@ -43,17 +43,18 @@ class Run:
     Args:
         values: a resolved config (see ``config.resolve``).
         trained: for evaluation, a checkpoint to take the weights from; the data need no training split then.
+        world: the processes that share the work; None for this one alone.
 
     Raises:
         UserError: the config is not valid, or data, episodes and checkpoint do not fit.
     """
 
-    def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None) -> None:
+    def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None) -> None:
         keep_freed_memory()
         self.values = values
         self.valid = config.validate(values)
         _refuse_other_kinds(values)
-        self.world = World.join()
+        self.world = world or World()
         self.device = pick_device(self.valid["device"])
         self.data: Dataset = config.target_of(values, "data")(self.valid["seed"], **self.valid["data"])
         self.spec: dict[str, EpisodeSpec] = dict(self.valid["episode"])
@@ -133,7 +134,6 @@ class Run:
                 "python": platform.python_version(),
             },
         }
-
         return _json_able(summary)
 
 
@@ -144,6 +144,7 @@ def _json_able(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_able(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
 
 def read_config(folder: Path) -> dict[str, Any]:
     """The resolved config that a run's folder holds.
@@ -193,23 +194,27 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     Raises:
         UserError, RunError, Interrupted: see ``Run`` and ``Trainer.fit``.
     """
-    run = Run(values)
-    train_episodes, val_episodes = run.episodes("train"), run.episodes("val")
-    test_episodes = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
+    world = World.join()
+
+    def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
+        run = Run(values, world=world)
+        test = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
+        return run, run.episodes("train"), run.episodes("val"), test
+
+    run, train_episodes, val_episodes, test_episodes = world.together(build)
     if not resume:
         run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
     outer = Outer(run.algorithm.parameters(), **run.valid["optim"])
-    state = checkpoint.load(folder / "checkpoints" / "last.pt") if resume else None
+    state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
     start = state["progress"]["iteration"] if state else 0
-    tracker = Tracker(None if run.world.rank else folder, start, **run.valid["logger"])
+    tracker = _tracker(run, folder, start)
     try:
         trainer = Trainer(run.algorithm, outer, run.engine, tracker, folder, train_episodes, val_episodes, **run.valid["trainer"])
         if state:
             trainer.load(state)
             log.info("resuming at iteration %d of %d", start, trainer.iterations)
         trainer.fit()
-        run.world.any(False)  # rank 0 has written the best checkpoint when the others get here
-        run.algorithm.load_state_dict(checkpoint.load(folder / "checkpoints" / "best.pt")["algorithm"])
+        run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = run.test(test_episodes, tracker, folder) if test_episodes else None
         summary = run.summary(trainer.finish(), trainer.tasks_per_s, result, test_episodes)
         run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
@@ -224,12 +229,17 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
 
 def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:
     """Meta-test the checkpoint ``name`` of a run under another config; ``folder`` receives summary.json and test_scores.npy."""
-    state = checkpoint.load(run_folder / "checkpoints" / f"{name}.pt")
-    run = Run(values, state)
-    episodes = run.episodes("test")
+    world = World.join()
+    state = _read(world, run_folder / "checkpoints" / f"{name}.pt")
+
+    def build() -> tuple[Run, Episodes]:
+        run = Run(values, state, world)
+        return run, run.episodes("test")
+
+    run, episodes = world.together(build)
     progress = Progress(**state["progress"])
     started = time.monotonic()
-    tracker = Tracker(None, **run.valid["logger"])
+    tracker = _tracker(run, None)
     try:
         result = run.test(episodes, tracker, folder)
     finally:
@@ -239,6 +249,17 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) 
     run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
     run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
+
+
+def _read(world: World, path: Path) -> dict[str, Any]:
+    """A checkpoint's content; rank 0 reads it for all."""
+    return world.broadcast(checkpoint.load(path) if world.rank == 0 else None)
+
+
+def _tracker(run: Run, folder: Path | None, start: int = 0) -> Tracker:
+    """The run's tracker; beside rank 0, one that keeps and shows nothing."""
+    options = run.valid["logger"]
+    return Tracker(None, **options | {"progress": False}) if run.world.rank else Tracker(folder, start, **options)
 
 
 def _refuse_other_kinds(values: dict[str, Any]) -> None:

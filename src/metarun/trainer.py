@@ -17,7 +17,7 @@ from annotated_types import Ge, Gt
 
 from metarun import checkpoint
 from metarun.algorithm import Algorithm
-from metarun.distributed import World
+from metarun.distributed import Alone, World
 from metarun.engine import Engine
 from metarun.episodes import Episodes
 from metarun.errors import RunError
@@ -88,12 +88,9 @@ def watched_score(
 
     def after_block(done: int) -> None:
         tracker.show(label, done, n, {})
-        if engine.world.size == 1:  # ranks have different numbers of blocks, so they agree at the end only
-            stop.check(engine.world)
+        stop.check(engine.world)
 
-    scores = engine.score(algorithm, episodes, n, curve, after_block)
-    stop.check(engine.world)
-    return scores
+    return engine.score(algorithm, episodes, n, curve, after_block)
 
 
 class Trainer:
@@ -139,6 +136,7 @@ class Trainer:
 
         Raises:
             Interrupted: a signal came; ``last.pt`` is saved.
+            Alone: another rank is gone; ``last.pt`` is saved if this is rank 0.
             RunError: the loss is no longer a number; the last good checkpoint stays.
         """
         p = self.progress
@@ -153,7 +151,7 @@ class Trainer:
                         return
                     self._train_step()
                     stop.check(self.engine.world)
-            except Interrupted:
+            except (Interrupted, Alone):
                 self.save("last")
                 raise
 
