@@ -1,0 +1,146 @@
+"""Validation: every section against the signature of what it configures, each mistake in one line that says how to mend it."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from metarun.compose import compose, groups, resolve
+from metarun.config import target_of, validate
+from metarun.errors import UserError
+from metarun.task import EpisodeSpec
+
+VALUES = resolve(compose([]))
+
+
+def changed(key: str, value: Any) -> dict[str, Any]:
+    """The default configuration with one key set."""
+    values = copy.deepcopy(VALUES)
+    section = values
+    *path, last = key.split(".")
+    for name in path:
+        section = section[name]
+    section[last] = value
+    return values
+
+
+def without(key: str) -> dict[str, Any]:
+    values = copy.deepcopy(VALUES)
+    section, _, last = key.rpartition(".")
+    del (values[section] if section else values)[last]
+    return values
+
+
+def complaint(values: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as caught:
+        validate(values)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group, options in groups().items() for option in options])
+def test_every_shipped_option_is_valid(group: str, option: str) -> None:
+    needs = ["data.root=."] if (group, option) == ("data", "folder") else []
+    validate(resolve(compose([f"{group}={option}", *needs])))
+
+
+def test_validation_returns_values_and_two_episode_shapes() -> None:
+    valid = validate(VALUES)
+    assert valid["episode"] == {part: EpisodeSpec(way=5, shot=1, query=15) for part in ("train", "eval")}
+    assert valid["trainer"]["iterations"] == VALUES["trainer"]["iterations"]
+    assert "_target_" not in valid["algo"]
+    assert "name" not in valid["net"]
+
+
+MISSPELT = ["algo.inner_lrr", "data.drawerz", "net.hiden", "optim.lrr", "trainer.iteration", "logger.evry", "engine.chunks"]
+NOT_TEXTS = ["algo.inner_lr", "data.size", "net.hidden", "optim.lr", "trainer.iterations", "logger.every", "engine.map", "seed"]
+OUT_OF_RANGE = {
+    "algo.inner_lr": -1.0,
+    "algo.inner_steps": -1,
+    "net.hidden": 0,
+    "optim.momentum": 1.0,
+    "optim.warmup": 1.5,
+    "trainer.meta_batch": 0,
+    "trainer.max_minutes": 0.0,
+    "engine.chunk": 0,
+    "episode.train.shot": 0,
+    "way": 0,
+    "shot": 0,
+    "seed": -1,
+    "precision": "fp16",
+}
+OF_ANOTHER_TYPE = {"trainer.iterations": True, "algo.first_order": 1, "trainer.meta_batch": 10.5, "net.hidden": None}
+
+
+@pytest.mark.parametrize("key", MISSPELT)
+def test_an_unknown_key_is_named_with_the_nearest_one(key: str) -> None:
+    section = key.partition(".")[0]
+    message = complaint(changed(key, 1))
+    assert message.startswith(f"unknown key {key}; did you mean '")
+    assert f"known: {section}." in message
+
+
+@pytest.mark.parametrize("key", NOT_TEXTS)
+def test_a_wrong_type_is_refused_in_every_section(key: str) -> None:
+    assert complaint(changed(key, "abc")).startswith(f"{key}=abc is not possible: it should be ")
+
+
+@pytest.mark.parametrize(("key", "value"), OUT_OF_RANGE.items())
+def test_a_value_out_of_range_is_refused(key: str, value: Any) -> None:
+    assert complaint(changed(key, value)).startswith(f"{key}={value} is not possible: it should be ")
+
+
+@pytest.mark.parametrize(("key", "value"), OF_ANOTHER_TYPE.items())
+def test_types_are_not_guessed(key: str, value: Any) -> None:
+    assert f"{key}=" in complaint(changed(key, value))
+
+
+@pytest.mark.parametrize(("key", "value"), [("algo.inner_lr", 1), ("trainer.patience", None), ("trainer.patience", 3), ("engine.chunk", 4)])
+def test_alternatives_are_accepted(key: str, value: Any) -> None:
+    validate(changed(key, value))
+
+
+def test_a_misspelt_choice_gets_the_nearest_one() -> None:
+    assert "did you mean 'cosine'?" in complaint(changed("optim.schedule", "cosin"))
+
+
+@pytest.mark.parametrize("key", ["algo.inner_lr", "optim.lr", "seed"])
+def test_a_missing_key_is_named(key: str) -> None:
+    assert complaint(without(key)) == f"{key} is missing from the configuration"
+
+
+@pytest.mark.parametrize("section", ["algo", "trainer", "episode"])
+def test_a_missing_section_is_named(section: str) -> None:
+    assert section in complaint(without(section))
+
+
+@pytest.mark.parametrize("part", ["train", "eval"])
+def test_one_way_is_no_classification(part: str) -> None:
+    assert "telling classes apart needs way >= 2" in complaint(changed(f"episode.{part}.way", 1))
+    validate(resolve(compose(["data=sinusoid", "net=mlp", "way=1"])))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpuu"])
+def test_a_device_that_is_none_is_refused(device: str) -> None:
+    assert complaint(changed("device", device)).startswith(f"device={device} is not a device")
+
+
+@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "metarun.cli.main", "metarun.algorithm.Algorithm", "metarun.algosx.Y"])
+def test_a_configuration_cannot_name_other_peoples_code(target: str) -> None:
+    with pytest.raises(UserError, match="is refused: only classes below metarun"):
+        target_of(changed("algo._target_", target), "algo")
+    assert "is refused" in complaint(changed("algo._target_", target))
+
+
+@pytest.mark.parametrize("target", ["metarun.algos.mamll.MAML", "metarun.algos.maml.MAMML"])
+def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
+    assert complaint(changed("algo._target_", target)) == f"algo._target_={target} does not exist in this version of metarun"
+
+
+@pytest.mark.parametrize("target", ["metarun.algos.maml.Tensor", "metarun.algos.maml.inner", "metarun.algos.maml.GradientLearner"])
+def test_a_target_must_be_a_concrete_class_of_its_kind(target: str) -> None:
+    """What a module of ours has imported is not for a configuration to run."""
+    with pytest.raises(UserError, match="is refused"):
+        target_of(changed("algo._target_", target), "algo")
