@@ -19,7 +19,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 OMNIGLOT: list[tuple[str, str, dict[str, str]]] = [
     ("protonet", "experiment=omniglot_small_protonet", {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20"}),
     ("maml-1shot", "experiment=omniglot_small_maml", {"5w1s": ""}),
-    ("maml-5shot", "experiment=omniglot_small_maml shot=5", {"5w5s": ""}),
+    ("maml-5shot", "experiment=omniglot_small_maml_5shot", {"5w5s": ""}),
     ("pretrain", "experiment=omniglot_small_pretrain", {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20"}),
 ]
 SINUSOID = [
