@@ -7,6 +7,8 @@ READY := $(VENV)/.installed
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 # Two workers with one thread each: two cores are busy, and no worker waits for another's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+# A waiting thread of torch sleeps: by default it spins, and on a machine that does something else as well both then crawl.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all lint clean
