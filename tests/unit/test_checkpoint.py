@@ -66,6 +66,14 @@ def test_the_old_file_is_complete_until_the_new_one_is(tmp_path: Path, monkeypat
     assert same(checkpoint.load(path), OTHER)
 
 
+def test_the_file_is_replaced_and_never_rewritten(tmp_path: Path) -> None:
+    """Whoever has the old file open, or linked, keeps all of it."""
+    path = file_in(tmp_path)
+    os.link(path, tmp_path / "old.pt")
+    checkpoint.save(path, OTHER)
+    assert same(checkpoint.load(tmp_path / "old.pt"), STATE)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 

@@ -200,6 +200,12 @@ def test_draws_have_their_distribution_along_counters_keys_and_streams(
         assert kolmogorov_smirnov(sample, cdf) < 1.95
 
 
+def test_normal_draws_have_the_moments_of_the_normal_distribution() -> None:
+    sample = inner.normal(torch.tensor(5), (500_000,)).double()
+    for power, moment, variance in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):
+        assert abs(float((sample**power).mean()) - moment) < 5 * (variance / 500_000) ** 0.5
+
+
 @pytest.mark.parametrize("draw", [inner.uniform, inner.normal])
 def test_neighbouring_draws_are_uncorrelated(draw: Callable[..., Tensor]) -> None:
     rows = torch.stack([draw(torch.tensor(k), (4000,), s) for k in (0, 1) for s in (0, 1)] + [draw(torch.tensor(0), (4001,))[1:]])

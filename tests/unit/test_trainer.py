@@ -201,6 +201,27 @@ def test_test_episodes_are_made_only_after_training(tmp_path: Path, monkeypatch:
     assert (tmp_path / "checkpoints" / "best.pt").is_file()
 
 
+def test_the_test_is_of_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    score, validations = Engine.score, []
+
+    def worse_and_worse(self: Engine, algorithm: Any, episodes: Any, n: int, curve: bool, *rest: Any, **more: Any) -> Any:
+        result = score(self, algorithm, episodes, n, curve, *rest, **more)
+        if episodes.split == "val":
+            validations.append(episodes)
+            result["score"] = result["score"] + 100 * len(validations)  # squared errors
+        return result
+
+    monkeypatch.setattr(Engine, "score", worse_and_worse)
+    values = regression("maml")
+    summary = train(values, tmp_path)
+    assert summary["best_step"] == 2
+    run = Run(values)
+    for name, tested in (("best", True), ("last", False)):
+        run.algorithm.load_state_dict(checkpoint.load(tmp_path / "checkpoints" / f"{name}.pt")["algorithm"])
+        scores = score(run.engine, run.algorithm, run.episodes("test"), 6, False, lambda done: None)["score"][:, -1]
+        assert np.allclose(scores, np.load(tmp_path / "test_scores.npy"), rtol=1e-6) == tested
+
+
 def test_validation_uses_the_same_episodes_every_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     batch, calls = ClassEpisodes.batch, []
 
