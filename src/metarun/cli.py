@@ -4,13 +4,12 @@ Exit status: 0 done, 1 the run failed, 2 the input is wrong, 130 interrupted."""
 from __future__ import annotations
 
 import json
-import logging
 import os
+import re
 import signal
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -18,7 +17,6 @@ from typing import Any, NoReturn
 from metarun import ranks
 from metarun.errors import RunError, UserError, nearest
 
-log = logging.getLogger(__name__)
 Result = dict[str, Any] | None
 
 # Options of Hydra that only look: what they may be followed by, None for no value, () for any.
@@ -47,7 +45,7 @@ def main(words: list[str]) -> int:
         if want_json and result is not None:
             print(json.dumps(result))
         ranks.dismiss()
-        return 0
+        return 1 if result and result.get("failed") else 0  # runs of a sweep, already told
     except KeyboardInterrupt as stop:
         return _complain(str(stop) or "interrupted", 130)
     except Exception as error:
@@ -85,7 +83,8 @@ def _complain(line: str, status: int) -> int:
 def _dispatch(words: list[str]) -> Result:
     from metarun import catalogue
 
-    if "--help" in words or "-h" in words:
+    own_help = words[:1] in (["compare"], ["predict"])  # commands with many options of their own
+    if ("--help" in words or "-h" in words) and not own_help:
         print(catalogue.help_page(), end="")
         return None
     if "--version" in words:
@@ -112,6 +111,8 @@ def _dispatch(words: list[str]) -> Result:
     if options.keys() & HYDRA.keys():
         _ask_hydra(options, overrides)
         return None
+    if not options and (spaces := [word for word in overrides if re.match(r"\+?sweep=(?!null$)", word)]):
+        raise UserError(f"{spaces[0]} is for a sweep: add -m")
     return _sweep(overrides) if options else _train(overrides)
 
 
@@ -207,46 +208,12 @@ def _run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str
 
 
 def _sweep(words: list[str]) -> dict[str, Any]:
-    """All combinations, through Hydra's sweeper and launcher, which may run them in other processes."""
+    """All combinations, or a search, in other processes if a launcher is chosen."""
     if ranks.several():
         raise UserError("a sweep (-m) does not go with torchrun, which shares one run: leave one of them out")
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
+    from metarun.sweep import sweep
 
-    from metarun import catalogue, compose, config, printout
-    from metarun.console import start_logging
-    from metarun.folders import alternatives, new_folder, relative
-
-    for member in compose.members(words):
-        cfg = compose.compose(member)
-        config.validate(compose.resolve(cfg))
-    wanted = compose.folder(cfg, "sweep")
-
-    def job(cfg: Any) -> float | None:
-        folder = Path(HydraConfig.get().runtime.output_dir)
-        try:
-            summary = _train_in([folder], compose.resolve(cfg))
-        except Exception as error:
-            start_logging()  # to the console alone: a refused run leaves its folder empty
-            with suppress(OSError):
-                folder.rmdir()
-            log.error("%s failed: %s", folder.name, explain(error, [])[0])
-            raise
-        return next(iter(summary["val"].values()))["mean"]
-
-    kept = sys.argv
-    with new_folder(alternatives(wanted)) as top:
-        sys.argv = ["metarun", "--multirun", *compose.normalise(words), f"hydra.sweep.dir='{top}'"]
-        try:
-            hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")(job)()
-        except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"{stop}; the rest of the sweep has not run, what has is in {relative(top)}") from None
-        finally:
-            sys.argv = kept
-    found = sorted(top.glob("*/summary.json"), key=lambda path: (int(path.parent.name.partition("_")[0]), path))
-    summaries = {path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in found}
-    printout.show_sweep(summaries, top)
-    return {"folder": str(top), "runs": list(summaries.values())}
+    return sweep(words)
 
 
 def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], list[str]]:
@@ -259,7 +226,11 @@ def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], l
 
 
 def _resume(words: list[str]) -> dict[str, Any]:
-    """Go on with an interrupted run; ends with the numbers that the uninterrupted run would have had."""
+    """Go on with an interrupted run, or a sweep; ends with the numbers that it would have had uninterrupted."""
+    if len(words) == 1 and Path(words[0], "sweep.json").is_file():
+        from metarun.sweep import resume_folder
+
+        return resume_folder(Path(words[0]))
     folder, values, rest = _run_folder(_options(words, {})[0], "resume")
     if rest:
         raise UserError(f"resume takes no '{rest[0]}': a run goes on with its own configuration; start a new run to change it")

@@ -20,6 +20,8 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from metarun.catalogue import conf_dir, groups
 from metarun.errors import UserError, nearest
 
+EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # of Hydra's plugins, what to install
+
 
 def compose(words: list[str]) -> DictConfig:
     """Compose the configuration, Hydra's own node included, from overrides; runs and writes nothing.
@@ -96,15 +98,24 @@ def members(words: list[str]) -> list[list[str]]:
     Raises:
         UserError: a word cannot be read.
     """
+    values = choices(words)
+    first = [options[0] for options in values]
+    return [first, *([*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:])]
+
+
+def choices(words: list[str]) -> list[list[str]]:
+    """For each of ``words``, the words that a sweep puts in its place; the sweep has the product of them all.
+
+    Raises:
+        UserError: a word cannot be read.
+    """
     words = normalise(words)
     try:
         with _initialised():
             overrides = OverridesParser.create(GlobalHydra.instance().config_loader()).parse_overrides(words)
-            values = [_values(override) for override in overrides]
+            return [_values(override) for override in overrides]
     except HydraException as error:
         raise explain(error, words) from None
-    first = [options[0] for options in values]
-    return [first, *([*first[:i], option, *first[i + 1 :]] for i, options in enumerate(values) for option in options[1:])]
 
 
 def _values(override: Override) -> list[str]:
@@ -177,6 +188,8 @@ def explain(error: Exception, words: list[str]) -> Exception:
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = groups().get(group, error.options)
+        if extra := next((extra for plugin, extra in EXTRAS.items() if group.startswith("hydra/") and option.startswith(plugin)), None):
+            return UserError(f"{group}={option} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
         if options is None:
             return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
         return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options) or 'none'})")

@@ -18,9 +18,11 @@ QUIET_SECONDS = 30.0  # between plain progress lines, off a terminal
 
 
 def start_logging(folder: Path | None = None) -> None:
-    """Log lines to the console and, in full, to ``folder/metarun.log``, which appears with the first line."""
+    """Log lines to the console, unless it is quiet, and, in full, to ``folder/metarun.log``, which appears with the first line."""
     handlers: list[logging.Handler] = []
-    if console.is_terminal:
+    if console.quiet:
+        handlers.append(logging.NullHandler())
+    elif console.is_terminal:
         handlers.append(
             RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
         )
@@ -58,7 +60,7 @@ class Display:
                 log.info("%s %d/%d  %s", label, done, total, text)
             return
         if self.bar is None:
-            bar = BarColumn(max(6, min(30, console.width - 72)))
+            bar = BarColumn(max(4, min(30, console.width - 76)))
             columns = (TextColumn("{task.description:<8}"), bar, MofNCompleteColumn(), TextColumn("{task.fields[numbers]}"), Clock())
             self.bar = Progress(*columns, console=console, transient=True)
             self.bar.start()

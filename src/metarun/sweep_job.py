@@ -1,0 +1,153 @@
+"""One job of a sweep, in whatever process a launcher calls it: finished before, gone on with, or started; it reports and never raises.
+Its folder alone decides what there is to do, so that a call repeated by Slurm, by a launcher or by the user does the rest of the work."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from metarun import compose
+from metarun.cli import explain
+from metarun.console import console, start_logging
+from metarun.errors import RunError
+
+STATES = ".jobs"  # in the sweep's folder: for each job NAME.json, how it fares, and NAME.lock, held by the process that runs it
+LEFTOVERS = ("config.yaml", "metrics.jsonl", "test_scores.npy", "checkpoints", "tb")  # of a run cut before its first checkpoint
+
+# Job numbers of a continued Optuna study go on where they stopped; here because every job's process imports this file.
+OmegaConf.register_new_resolver("metarun.plus", lambda a, b: a + b, replace=True)
+
+
+def job(cfg: DictConfig) -> float | None:
+    """Run one configuration to its end.
+
+    Returns:
+        The development score of its best checkpoint, which a search optimizes; None when the run failed.
+    """
+    hydra = HydraConfig.get()
+    folder = Path(hydra.runtime.output_dir)
+    top, own = folder.parent, folder
+    console.quiet = not serial(hydra)
+    try:
+        values = compose.resolve(cfg)
+        if "optuna" in hydra.sweeper._target_:
+            folder = _same(top, values) or folder
+        if state_of(top, folder.name).get("state") == "failed":
+            return None  # killed twice in this sweep: not a third time
+        with locked(top / STATES / f"{folder.name}.lock", lambda: report(top, folder.name, "waiting")):
+            summary = _finish(values, folder, list(hydra.overrides.task))
+    except Exception as error:
+        line, status = explain(error, [])
+        if status == 1:
+            with (folder / "metarun.log").open("a", encoding="utf-8") as file:
+                traceback.print_exc(file=file)
+        report(top, folder.name, "failed", line)
+        return None
+    except BaseException:
+        report(top, folder.name, "stopped")
+        raise
+    finally:
+        start_logging()  # closes the run's log
+        with suppress(OSError):
+            own.rmdir()  # it is empty when the run was refused, or done in another folder
+    return score(summary)["mean"]
+
+
+def serial(hydra: Any) -> bool:
+    """Whether, by Hydra's node of a config, jobs run one by one in the user's own process, and may write to the console."""
+    return "basic_launcher" in hydra.launcher._target_
+
+
+def score(summary: dict[str, Any]) -> dict[str, float]:
+    """The development statistic that checkpoints are chosen by."""
+    return next(iter(summary["val"].values()))
+
+
+def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str, Any]:
+    """Do what is left of a run; ``words`` are what the user is told when it starts.
+
+    Raises:
+        RunError: the folder holds a run of another configuration.
+    """
+    stored = _config(folder)
+    finished = (folder / "summary.json").is_file()
+    resume = (folder / "checkpoints" / "last.pt").is_file()
+    if (finished or resume) and stored != values:
+        raise RunError("its folder holds a run of another configuration; the files in conf/ have changed: start a new sweep")
+    if not finished:
+        from metarun import run  # imports torch, for which a finished run need not wait
+
+        if not resume:
+            for name in LEFTOVERS:
+                path = folder / name
+                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        start_logging(folder)
+        report(folder.parent, folder.name, "resumed" if resume else "started", " ".join(words))
+        run.train(values, folder, resume)
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    report(folder.parent, folder.name, "before" if finished else "finished", _results(summary))
+    return summary
+
+
+def _config(folder: Path) -> Any:
+    """The stored config of a run folder, None when there is none that can be read."""
+    try:
+        return OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    except Exception:  # not there, or cut short
+        return None
+
+
+def _same(top: Path, values: dict[str, Any]) -> Path | None:
+    """The folder of an earlier trial with this very configuration: a trial that was cut off comes again under another number."""
+    return next((path.parent for path in sorted(top.glob("*/config.yaml")) if _config(path.parent) == values), None)
+
+
+def _results(summary: dict[str, Any]) -> str:
+    name = next(iter(summary["val"]))
+    test = f", test {summary['test'][name]['mean']:.4f}" if summary["test"] else ""
+    return f"{name} val {score(summary)['mean']:.4f}{test}"
+
+
+@contextmanager
+def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
+    """Hold a lock that ends with the process, whatever ends it. If another process has it, call ``busy``, then wait.
+
+    A job waits when a process that a killed sweep has left behind still runs the same run: afterwards it is finished.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as handle:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                busy()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def report(top: Path, name: str, state: str, detail: str = "") -> None:
+    """Say how a job fares, where the sweep's own process looks."""
+    path = top / STATES / f"{name}.json"
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"state": state, "detail": detail, "time": time.time()}), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def state_of(top: Path, name: str) -> dict[str, Any]:
+    """What ``report`` has said last; empty when it has said nothing."""
+    try:
+        return json.loads((top / STATES / f"{name}.json").read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
