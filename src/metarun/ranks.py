@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -20,8 +21,18 @@ def several() -> bool:
 
 
 def follows() -> bool:
-    """Whether this process is one of those that wait for rank 0."""
-    return several() and os.environ["RANK"] != "0"
+    """Meet the other ranks, if there are any; returns whether this process is one of those that follow rank 0."""
+    if not several():
+        return False
+    from metarun.distributed import World
+
+    # While one waits for the others, Python does not run, so a handler written in it would let torchrun wait for half a minute.
+    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    world = World.join()
+    world.any(False)  # gloo connects at the first message
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    return world.rank > 0
 
 
 def call(function: Callable[..., T], *arguments: Any) -> T:
