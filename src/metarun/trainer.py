@@ -148,6 +148,7 @@ class Trainer:
                         self._validate(stop)
                         finished = self._finished()
                     if finished:
+                        stop.check(self.engine.world)  # a signal during the last validation
                         return
                     self._train_step()
                     stop.check(self.engine.world)
