@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from metarun.folders import outputs_root, relative
@@ -22,10 +23,11 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     else:
         task = f"{summary['shot']} support and {summary['query']} query points"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
-    out.print(_results(summary))
+    out.print(_results(summary), end="")
+    out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
-        out.print(_curve(curve))
+        out.print(Padding(_curve(curve), (0, 0, 0, 1)))
         out.print()
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
     facts = [
@@ -64,8 +66,7 @@ def _console() -> Console:
 
 
 def _results(summary: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold", caption_justify="left")
-    table.caption = "mean ± 95 % (1.96 standard errors) over episodes"
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("split")
     metrics = list(summary["val"])
     for metric in metrics:
@@ -80,8 +81,8 @@ def _results(summary: dict[str, Any]) -> Table:
 
 
 def _curve(curve: list[dict[str, Any]]) -> Table:
-    """The adaptation curve; a long one is thinned to about eight points."""
-    stride = -(-(len(curve) - 1) // 8)
+    """The adaptation curve; a long one is thinned to about seven points, which fit 80 columns."""
+    stride = -(-(len(curve) - 1) // 6)
     shown = [point for point in curve if point["step"] % stride == 0 or point is curve[-1]]
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("inner step", style="bold")
