@@ -71,10 +71,15 @@ class Outer:
             self.torch = kind(self.parameters, betas=(momentum, 0.999), **common)
 
     def step(self, progress: float) -> dict[str, float]:
-        """Update the meta-parameters from their ``.grad``, clear it, and return what to log."""
+        """Update the meta-parameters from their ``.grad``, clear it, and return what to log.
+
+        A gradient that is not finite is not applied; ``grad_norm`` says so.
+        """
         if self.torch is None:
             return {}
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
+        if not torch.isfinite(norm):
+            return {"grad_norm": float(norm)}
         if self.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         lr = self.lr * lr_scale(self.schedule, progress, self.warmup, self.final_lr)

@@ -170,12 +170,13 @@ class Trainer:
         done = p.iteration / max(self.iterations, 1)
         first = p.iteration * self.meta_batch
         metrics = self.engine.train_on(self.algorithm, self.train, range(first, first + self.meta_batch), done)
+        if all(map(math.isfinite, metrics.values())):
+            metrics |= self.outer.step(done)
         if not all(map(math.isfinite, metrics.values())):
             raise RunError(
-                f"the training loss is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr or algo.inner_lr, "
-                "optim.clip_norm=10, or precision=fp32"
+                f"the training loss or its gradient is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr "
+                "or algo.inner_lr, optim.clip_norm=10, or precision=fp32"
             )
-        metrics |= self.outer.step(done)
         p.iteration += 1
         p.train_s += time.monotonic() - begun
         for name, value in metrics.items():

@@ -109,3 +109,10 @@ def test_frozen_parameters_stay_and_nothing_to_learn_is_fine() -> None:
     assert nothing.step(0.0) == {}
     nothing.load_state_dict(nothing.state_dict())
     assert frozen.item() == 1
+
+
+def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
+    weight = parameter(1.0, 1.0, 1.0)
+    logged = step(outer([weight]), weight, torch.tensor([0.0, float("nan"), 1.0]))
+    assert math.isnan(logged["grad_norm"])
+    assert weight.tolist() == [1.0, 1.0, 1.0]

@@ -45,7 +45,7 @@ class Net(nn.Module, ABC):
         With ``norm=support`` the statistics come from ``support_x`` [m, *input_shape], which is sent along; other norms
         ignore it, and without it x is its own support.
         """
-        if self.norm != "support" or support_x is None:
+        if self.norm != "support" or support_x is None or support_x is x:
             return self.layers(x, None)
         n_support = support_x.shape[0]
         return self.layers(torch.cat([support_x, x]), n_support)[n_support:]
