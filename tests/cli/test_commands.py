@@ -127,7 +127,7 @@ def test_sweep_with_its_flag_anywhere(metarun, place):
     assert [summary["algo"] for summary in result.json["runs"]] == ["maml", "protonet"]
     folder = Path(result.json["folder"])
     assert re.fullmatch(r"outputs/multirun/\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d", str(folder))
-    assert {path.name for path in folder.iterdir() if path.is_dir()} == {"0_maml-glyphs-3w1s", "1_protonet-glyphs-3w1s"}
+    assert {path.parent.name for path in folder.glob("*/summary.json")} == {"0_maml-glyphs-3w1s", "1_protonet-glyphs-3w1s"}
 
 
 def test_version_and_help(metarun):
