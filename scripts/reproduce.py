@@ -20,7 +20,7 @@ OMNIGLOT: list[tuple[str, str, dict[str, str]]] = [
     ("protonet", "experiment=omniglot_small_protonet", {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20"}),
     ("maml-1shot", "experiment=omniglot_small_maml", {"5w1s": ""}),
     ("maml-5shot", "experiment=omniglot_small_maml_5shot", {"5w5s": ""}),
-    ("pretrain", "experiment=omniglot_small_pretrain", {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20"}),
+    ("pretrain", "experiment=omniglot_small_pretrain", {"5w1s": "", "5w5s": "shot=5"}),
 ]
 SINUSOID = [
     ("maml", "experiment=sinusoid_maml"),
