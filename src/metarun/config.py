@@ -113,10 +113,14 @@ def without_meta(section: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def schema(target: Any) -> type[BaseModel]:
-    """A strict model of the keyword-only parameters of a class: what its section of the YAML may hold."""
+    """A strict model of the keyword-only parameters of a class: what its section of the YAML may hold.
+
+    A parameter with a default came later than the first run folders, which lack its key.
+    """
     hints = get_type_hints(target.__init__, include_extras=True)
     parameters = inspect.signature(target.__init__).parameters.values()
-    fields: Any = {p.name: (hints[p.name], ...) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+    fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keys}
     return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
 
 

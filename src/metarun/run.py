@@ -213,6 +213,8 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         if state:
             trainer.load(state)
             log.info("resuming at iteration %d of %d", start, trainer.iterations)
+        else:
+            tracker.layout(run.problem.metric)
         trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = run.test(test_episodes, tracker, folder) if test_episodes else None
@@ -222,6 +224,10 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         tracker.hparams(_hparams(values), best)
         if result:
             tracker.curve("test", result["curve"])
+        if tracker.pictures:
+            from metarun import album  # and with it matplotlib, as slow as the drawing
+
+            album.add(run, tracker, trainer.progress.best_step)
         return summary
     finally:
         tracker.close()

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from annotated_types import Ge
+from torch import Tensor
 
 from metarun.console import Display
 
@@ -20,10 +22,20 @@ class Tracker:
         start: first iteration of this process (> 0 when a run is resumed); later points of an earlier process are dropped.
         every: training iterations between two logged points, each the mean over what lies between.
         tensorboard: write TensorBoard events to ``folder/tb``.
+        pictures: want pictures and embeddings in them.
         progress: show a live bar when on a terminal, a plain line now and then elsewhere.
     """
 
-    def __init__(self, folder: Path | None, start: int = 0, *, every: Annotated[int, Ge(1)], tensorboard: bool, progress: bool) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        start: int = 0,
+        *,
+        every: Annotated[int, Ge(1)],
+        tensorboard: bool,
+        pictures: bool = True,
+        progress: bool,
+    ) -> None:
         self.every, self.display = every, Display(progress)
         self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
         self.writer: Any = None
@@ -31,6 +43,14 @@ class Tracker:
             from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
 
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else None)
+        self.pictures = pictures and self.writer is not None
+
+    def layout(self, metric: str) -> None:
+        """TensorBoard's Custom Scalars: learning and adaptation with 95 % bands, and the two losses."""
+        if self.writer:
+            charts = {f"development {metric}": _margin(f"val/{metric}"), "loss": ["Multiline", ["^train/loss$", "^val/loss$"]]}
+            adaptation = {f"test {metric} over inner steps": _margin("test/adaptation_curve")}
+            self.writer.add_custom_scalars({"learning": charts, "adaptation": adaptation})
 
     def position(self) -> int:
         """Length of metrics.jsonl in bytes, for the checkpoint."""
@@ -43,18 +63,36 @@ class Tracker:
             self.metrics.truncate(position)
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
-        """Record named numbers of a split at a training iteration."""
+        """Record named numbers of a split at a training iteration; ``ci95`` among them belongs to the first."""
         self.metrics.write(json.dumps({"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}) + "\n")
         self.metrics.flush()
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"{split}/{name}", value, step)
+            if "ci95" in values:
+                name = next(iter(values))
+                self._band(f"{split}/{name}", values[name], values["ci95"], step)
 
     def curve(self, split: str, curve: list[dict[str, float]]) -> None:
         """The adaptation curve as TensorBoard scalars over inner steps."""
         if self.writer:
+            tag = f"{split}/adaptation_curve"
             for point in curve:
-                self.writer.add_scalar(f"{split}/adaptation_curve", point["mean"], int(point["step"]))
+                self.writer.add_scalar(tag, point["mean"], int(point["step"]))
+                self._band(tag, point["mean"], point["ci95"], int(point["step"]))
+
+    def _band(self, tag: str, mean: float, ci95: float, step: int) -> None:
+        for edge, value in zip(_margin(tag)[1][1:], (mean - ci95, mean + ci95)):
+            self.writer.add_scalar(edge, value, step)
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """A picture [height, width, 3] uint8; ask for ``pictures`` first."""
+        self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def embedding(self, tag: str, features: Tensor, header: list[str], rows: list[list[str]], thumbnails: Tensor, step: int) -> None:
+        """Points [n, features] for the projector with a row of words each and pictures [n, channels, height, width] in 0..1."""
+        clean = [[" ".join(word.split()) for word in row] for row in rows]  # they become a table with tabs
+        self.writer.add_embedding(features, clean, thumbnails, step, tag, metadata_header=header)
 
     def hparams(self, values: dict[str, Any], results: dict[str, float]) -> None:
         """Hyperparameters and final results, in the run's own event file (``add_hparams`` would open a sub-run)."""
@@ -77,6 +115,11 @@ class Tracker:
         if self.writer:
             self.writer.close()
         self.metrics.close()
+
+
+def _margin(tag: str) -> list[Any]:
+    """A Custom Scalars chart of a mean with its band, whose edges are kept in a section of their own."""
+    return ["Margin", [tag, f"band/{tag}/low", f"band/{tag}/high"]]
 
 
 def _plain(value: float) -> float | None:
