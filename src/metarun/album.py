@@ -1,0 +1,37 @@
+"""What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers,
+and in the projector the features of a test episode."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+
+import torch
+
+from metarun import pictures
+from metarun.errors import UserError
+from metarun.run import Run
+from metarun.task import select
+from metarun.tracker import Tracker
+
+
+def add(run: Run, tracker: Tracker, step: int) -> None:
+    """Draw with the weights as they are, those of iteration ``step``; what these data have no picture of is left out."""
+    with suppress(UserError):
+        tracker.image("val/episode_0", pictures.pixels(pictures.episode(run, "val", 0, answered=True)), step)
+    if run.problem.kind == "classification" and len(run.problem.input_shape) == 3:
+        _embed(run, tracker, "test" if "test" in run.data.splits else "val", step)
+
+
+@torch.no_grad()
+def _embed(run: Run, tracker: Tracker, split: str, step: int) -> None:
+    """Support and queries of episode 0 as the meta-learned net sees them, before any adaptation."""
+    task = select(run.episodes(split).batch([0]), 0)
+    net = run.algorithm.net.eval()
+    (support_x, support_y), (x, y) = task.context.support, task.query
+    features = torch.cat([net(support_x, support_x), net(x, support_x)])
+    names = pictures.names(run, split, task)
+    rows = [[names[label], part] for part, labels in (("support", support_y), ("query", y)) for label in labels.tolist()]
+    thumbnails = torch.cat([support_x, x]).cpu()
+    if pictures.has_ink(thumbnails.numpy()):
+        thumbnails = 1 - thumbnails
+    tracker.embedding(f"{split}_episode_0", features.float().cpu(), ["class", "part"], rows, thumbnails, step)
