@@ -170,7 +170,7 @@ def _go(plan: Plan, top: Path) -> dict[str, Any]:
         raise UserError(f"the sweep in {relative(top)} is running at this moment, in another process")
 
     with locked(top / STATES / "sweep.lock", refuse):
-        for path in (top / STATES).glob("*.json"):  # of an earlier process
+        for path in (top / STATES).glob("*.jsonl"):  # of an earlier process
             path.unlink()
         done = sweep_study.continued(top, plan.direction) if plan.search else 0
         begun = [path for path in top.iterdir() if path.is_dir() and (path / "config.yaml").is_file()]

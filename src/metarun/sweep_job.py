@@ -7,11 +7,14 @@ import fcntl
 import json
 import os
 import shutil
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
@@ -22,7 +25,7 @@ from metarun.cli import explain
 from metarun.console import console, start_logging
 from metarun.errors import RunError
 
-STATES = ".jobs"  # in the sweep's folder: for each job NAME.json, how it fares, and NAME.lock, held by the process that runs it
+STATES = ".jobs"  # in the sweep's folder: for each job NAME.jsonl, how it fares, and NAME.lock, held by the process that runs it
 LEFTOVERS = ("config.yaml", "metrics.jsonl", "test_scores.npy", "checkpoints", "tb")  # of a run cut before its first checkpoint
 
 # Job numbers of a continued Optuna study go on where they stopped; here because every job's process imports this file.
@@ -43,7 +46,7 @@ def job(cfg: DictConfig) -> float | None:
         values = compose.resolve(cfg)
         if "optuna" in hydra.sweeper._target_:
             folder = _same(top, values) or folder
-        if state_of(top, folder.name).get("state") == "failed":
+        if any(said["state"] == "failed" for said in reports(top, folder.name)):
             return None  # killed twice in this sweep: not a third time
         with locked(top / STATES / f"{folder.name}.lock", lambda: report(top, folder.name, "waiting")):
             summary = _finish(values, folder, list(hydra.overrides.task))
@@ -94,10 +97,40 @@ def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str,
                 shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         start_logging(folder)
         report(folder.parent, folder.name, "resumed" if resume else "started", " ".join(words))
-        run.train(values, folder, resume)
+        with _checkpoint_before_requeue():
+            run.train(values, folder, resume)
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     report(folder.parent, folder.name, "before" if finished else "finished", _results(summary))
     return summary
+
+
+@contextmanager
+def _checkpoint_before_requeue() -> Iterator[None]:
+    """On Slurm: the signal that comes before a job's time is up ends the training with a checkpoint first, then has it queued again."""
+    from metarun.trainer import Interrupted, StopFlag
+
+    requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
+    if not callable(requeue) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    told: list[int] = []
+
+    def tell(number: int, frame: FrameType | None) -> None:
+        if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopFlag):
+            told.append(number)
+            signal.raise_signal(signal.SIGTERM)
+        else:  # not training: nothing to save
+            requeue(number, frame)
+
+    signal.signal(signal.SIGUSR2, tell)
+    try:
+        yield
+    except Interrupted:
+        if told:
+            requeue(told[0], None)  # ends the process
+        raise
+    finally:
+        signal.signal(signal.SIGUSR2, requeue)
 
 
 def _config(folder: Path) -> Any:
@@ -138,16 +171,17 @@ def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
 
 def report(top: Path, name: str, state: str, detail: str = "") -> None:
     """Say how a job fares, where the sweep's own process looks."""
-    path = top / STATES / f"{name}.json"
+    path = top / STATES / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"state": state, "detail": detail, "time": time.time()}), encoding="utf-8")
-    os.replace(temporary, path)
+    line = {"state": state, "detail": detail, "time": time.time(), "pid": os.getpid()}
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
 
 
-def state_of(top: Path, name: str) -> dict[str, Any]:
-    """What ``report`` has said last; empty when it has said nothing."""
+def reports(top: Path, name: str) -> list[dict[str, Any]]:
+    """All that ``report`` has said of a job, in order."""
     try:
-        return json.loads((top / STATES / f"{name}.json").read_text(encoding="utf-8"))
+        text = (top / STATES / f"{name}.jsonl").read_text(encoding="utf-8")
     except FileNotFoundError:
-        return {}
+        return []
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]  # the rest is half a line

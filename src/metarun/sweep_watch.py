@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from metarun.console import QUIET_SECONDS, console
-from metarun.sweep_job import STATES
+from metarun.sweep_job import STATES, reports
 
 POLL_SECONDS = 0.25
 DONE = ("finished", "before", "failed")
@@ -31,7 +31,9 @@ class Watch:
 
     def __init__(self, top: Path, total: int, done: int, swept: set[str], parallel: bool) -> None:
         self.top, self.total, self.done, self.swept, self.parallel = top, total, done, swept, parallel
-        self.states: dict[str, dict[str, Any]] = {}
+        self.states: dict[str, dict[str, Any]] = {}  # of each job the last
+        self.heard: dict[str, int] = {}  # of each job, how many reports were told
+        self.lock = threading.Lock()
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -61,16 +63,19 @@ class Watch:
 
     def _look(self) -> bool:
         """Read and tell what has changed; whether anything was told."""
-        told = False
-        for path in sorted((self.top / STATES).glob("*.json"), key=lambda path: path.stat().st_mtime):
-            state = json.loads(path.read_text(encoding="utf-8"))
-            if state == self.states.get(path.stem):
-                continue
-            self.states[path.stem] = state
-            if state["state"] != "before":
-                self._say(f"{path.stem} {state['state']}{self._detail(state)}")
-                told = True
-        return told
+        with self.lock:
+            news = []
+            for path in (self.top / STATES).glob("*.jsonl"):
+                said = reports(self.top, path.stem)
+                news += [(state["time"], path.stem, state) for state in said[self.heard.get(path.stem, 0) :]]
+                self.heard[path.stem] = len(said)
+            told = False
+            for _, name, state in sorted(news, key=lambda item: item[:2]):
+                self.states[name] = state
+                if state["state"] != "before":
+                    self._say(f"{name} {state['state']}{self._detail(state)}")
+                    told = True
+            return told
 
     def _say(self, line: str) -> None:
         done = self.done + sum(state["state"] in DONE for state in self.states.values())
