@@ -29,6 +29,7 @@ class Algorithm(nn.Module, ABC):
         test_steps: inner steps of validation and test (>= 0); the adaptation curve shows 0 .. test_steps.
         kinds: the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
+        every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
     """
 
@@ -36,6 +37,7 @@ class Algorithm(nn.Module, ABC):
     inner_steps: int = 0
     test_steps: int = 0
     fixed_way: bool = False
+    every_state: bool = False
     class_ordered: bool = False
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -59,7 +61,7 @@ class Algorithm(nn.Module, ABC):
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
 
         Args:
-            states: the task states after 0, 1, … inner_steps steps.
+            states: after 0, 1, … inner_steps steps if ``every_state``, else the last one alone; ``states[-1]`` is the last in either case.
             task: the episode, query included.
             progress: how far meta-training is, 0 .. 1, for schedules.
         """
@@ -100,10 +102,10 @@ class GradientLearner(Algorithm):
         """Mean loss on the support x, y with adapted weights ``fast``, the others being ``shared``; pure, as ``inner.gradient`` asks."""
         return self.problem.loss(functional_call(self, {**shared, **fast}, (x, x)), y)
 
-    def support_gradient(self, state: Adapted, context: Context, mode: inner.Mode) -> dict[str, Tensor]:
-        """The inner gradient at ``state``, a tree like ``state.fast``."""
-        shared = {name: p for name, p in self.learner().items() if name not in state.fast}
-        return inner.gradient(self.support_loss, state.fast, shared, *context.support, mode=mode)
+    def support_gradient(self, fast: dict[str, Tensor], context: Context, mode: inner.Mode) -> dict[str, Tensor]:
+        """The inner gradient at the adapted weights ``fast``, a tree like them."""
+        shared = {name: p for name, p in self.learner().items() if name not in fast}
+        return inner.gradient(self.support_loss, fast, shared, *context.support, mode=mode)
 
-    def predict(self, state: Adapted, x: Tensor) -> Tensor:
+    def predict(self, state: State, x: Tensor) -> Tensor:
         return functional_call(self, state.fast, (x, state.support_x))

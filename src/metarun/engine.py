@@ -3,6 +3,7 @@ Train, validation and test share one adaptation path: begin, then step after ste
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Any, Literal
@@ -76,7 +77,8 @@ class Engine:
         total = total or here
 
         def objective(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-            states = list(adapt(algorithm, task.context, algorithm.inner_steps))
+            steps = adapt(algorithm, task.context, algorithm.inner_steps)
+            states = list(steps) if algorithm.every_state else deque(steps, maxlen=1)
             loss, metrics = algorithm.objective(states, task, progress)
             return loss, {name: value.detach() for name, value in metrics.items()}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,6 +82,34 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     return tree_map(lambda w, g, rate: w - rate * g, fast, grads, lr)
 
 
+class Moments(NamedTuple):
+    """What Adam remembers of past gradients, two trees like the weights."""
+
+    mean: Weights
+    square: Weights
+
+
+def no_moments(fast: Weights) -> Moments:
+    """Adam's memory before its first step."""
+    return Moments(tree_map(torch.zeros_like, fast), tree_map(torch.zeros_like, fast))
+
+
+def adam(
+    fast: Weights, grads: Weights, moments: Moments, k: int, lr: float, beta1: float, beta2: float = 0.999, eps: float = 1e-8
+) -> tuple[Weights, Moments]:
+    """Step k = 0, 1, … of Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1): the new weights and moments."""
+    mean = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, grads)
+    square = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments.square, grads)
+    unbias1, unbias2 = 1 - beta1 ** (k + 1), 1 - beta2 ** (k + 1)
+    fast = tree_map(lambda w, m, v: w - lr * (m / unbias1) / ((v / unbias2).sqrt() + eps), fast, mean, square)
+    return fast, Moments(mean, square)
+
+
+def constant(tree: Weights) -> Weights:
+    """The same numbers, through which no gradient flows."""
+    return tree_map(lambda leaf: leaf.detach(), tree)
+
+
 def widen(x: Tensor) -> Tensor:
     """``x`` in fp32 at least: bf16 is too coarse for losses, statistics and distances, float64 stays what it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
@@ -96,6 +124,14 @@ def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [n, m] between a [n, d] and b [m, d], written out: torch.cdist has no second derivative."""
     return (a[:, None, :] - b[None, :, :]).square().sum(-1)
+
+
+def minibatch(key: Tensor, n: int, size: int, k: int) -> Tensor:
+    """Which of n examples form minibatch k = 0, 1, …: indices [size], from one keyed shuffle of all n after another."""
+    first = k * size
+    passes = range(first // n, (first + size - 1) // n + 1)
+    order = torch.cat([uniform(key, (n,), stream).argsort() for stream in passes])
+    return order[first % n :][:size]
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -72,6 +72,7 @@ def test_evaluation_leaves_no_graph_and_lets_go_of_past_states(algo: str, proble
     algorithm.test_steps = 5
     begin, step = algorithm.begin, algorithm.step
     made: list[list[weakref.ref[Tensor]]] = []  # by inner step, what is new in its state
+    sizes: list[int] = []  # by inner step, the numbers in its state
 
     def watched(result: Any, old: Any) -> Any:
         news = [leaf for leaf in tree_leaves(result) if not any(leaf is other for other in tree_leaves(old))]
@@ -81,7 +82,11 @@ def test_evaluation_leaves_no_graph_and_lets_go_of_past_states(algo: str, proble
 
     def watched_step(state: Any, context: Any, k: int) -> Any:
         if k >= 2:
-            assert all(ref() is None for ref in made[k - 2]), f"the state after {k - 2} steps is still alive at step {k}"
+            kept = tree_leaves(state)  # what was made once, such as prototypes, may be handed on
+            alive = [ref() for ref in made[k - 2] if ref() is not None]
+            assert all(any(leaf is other for other in kept) for leaf in alive), f"step {k} finds remains of step {k - 2}"
+            sizes.append(sum(leaf.numel() for leaf in kept))
+            assert sizes[-1] == sizes[0], f"the state grows: {sizes} numbers"
         return watched(step(state, context, k), (state, context))
 
     monkeypatch.setattr(algorithm, "begin", lambda context: watched(begin(context), (context, list(algorithm.parameters()))))

@@ -51,5 +51,5 @@ class MAML(GradientLearner):
         return Adapted(self.learner(), context.support.x)
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads: dict[str, Tensor] = self.support_gradient(state, context, self.mode)
+        grads: dict[str, Tensor] = self.support_gradient(state.fast, context, self.mode)
         return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))

@@ -59,7 +59,7 @@ class Pretrain(GradientLearner):
         return Adapted(fast, context.support.x)
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state, context, "none")
+        grads = self.support_gradient(state.fast, context, "none")
         return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))
 
     def objective(self, states: Sequence[Adapted], task: Task, progress: float) -> tuple[Tensor, Metrics]:
