@@ -1,0 +1,94 @@
+"""ANIL and NIL: the inner loop adapts the head alone, or at test there is no head and no inner loop at all.
+Raghu, Raghu, Bengio, Vinyals 2020, arXiv:1909.09157."""
+
+from __future__ import annotations
+
+from typing import Annotated, NamedTuple
+
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from metarun import inner
+from metarun.algorithm import GradientLearner
+from metarun.nets.base import Net
+from metarun.task import Context, Problem
+
+
+class AdaptedHead(NamedTuple):
+    """A head on features that were computed once."""
+
+    fast: dict[str, Tensor]  # adapted weights of the head by parameter name
+    features: Tensor  # [way * shot, features] of the support, in the graph of the body
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+class Neighbours(NamedTuple):
+    """What a query is compared with where there is no head."""
+
+    means: Tensor  # [way, features], per class the mean of the support's normalised features
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+class ANIL(GradientLearner):
+    """Almost no inner loop.
+
+        w_{k+1} = w_k − α ∇_w L_support(w_k; body)             (the body stays as it is, section 4.1)
+        min_{w_0, body}  mean over tasks of L_query(w_K; body)
+
+    No inner loop (``head_at_test: false``, section 5): trained as ANIL; evaluation drops the head and weights the support's
+    labels by cosine similarity, logit_c(x) = mean over class c of cos(f(x), f(x_i)), for any number of classes.
+
+    Deviations: (1) Similarities are averaged over a class, not summed; with as many examples of every class the answers are the
+    same. (2) The loss that evaluation reports for NIL is the cross-entropy of these similarities, which lie in −1..1.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        inner_lr: α, on the mean support loss.
+        inner_steps, test_steps: K in meta-training, and in validation and test (of no effect there without a head).
+        first_order: drop the second derivatives.
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+        head_at_test: false for NIL.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        inner_lr: Annotated[float, Gt(0)],
+        inner_steps: Annotated[int, Ge(0)],
+        test_steps: Annotated[int, Ge(0)],
+        first_order: bool,
+        mode: inner.Mode,
+        head_at_test: bool,
+    ) -> None:
+        super().__init__(net, problem)
+        if problem.kind == "regression" and not head_at_test:
+            raise ValueError("algo.head_at_test=false (NIL) compares examples of classes: for regression set it to true")
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.mode: inner.Mode = "none" if first_order else mode
+        self.head_at_test = self.fixed_way = self.class_ordered = head_at_test
+
+    def begin(self, context: Context) -> AdaptedHead | Neighbours:
+        x, y = context.support
+        features = self.net(x, x)
+        if self.training or self.head_at_test:
+            return AdaptedHead({"head.weight": self.head.weight, "head.bias": self.head.bias}, features, x)
+        return Neighbours(inner.class_means(F.normalize(inner.widen(features), dim=-1), y, context.classes.shape[0]), x)
+
+    def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of an adapted head on features [n, features]."""
+        return self.problem.loss(F.linear(features, fast["head.weight"], fast["head.bias"]), y)
+
+    def step(self, state: AdaptedHead | Neighbours, context: Context, k: int) -> AdaptedHead | Neighbours:
+        if isinstance(state, Neighbours):
+            return state
+        grads = inner.gradient(self.head_loss, state.fast, state.features, context.support.y, mode=self.mode)
+        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))
+
+    def predict(self, state: AdaptedHead | Neighbours, x: Tensor) -> Tensor:
+        features = self.net(x, state.support_x)
+        if isinstance(state, Neighbours):
+            return F.normalize(inner.widen(features), dim=-1) @ state.means.T
+        return F.linear(features, state.fast["head.weight"], state.fast["head.bias"])
