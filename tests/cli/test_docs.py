@@ -128,7 +128,9 @@ def perform(tmp_path, monkeypatch, capsys):
     return page
 
 
-@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["short", "as printed"])
+@pytest.mark.parametrize(
+    "short", [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=["short", "as printed"]
+)
 def test_the_tutorial_runs_and_prints_what_it_quotes(perform, short):
     perform("tutorial.md", short)
     for left in ("outputs/compare/report.html", "answers/sheet.png", "outputs/protonet/eval/0/summary.json"):
@@ -183,7 +185,7 @@ def commands(page: Path) -> Iterator[str]:
 
 def vague(line: str) -> bool:
     """A form rather than a command: options in brackets, dots or bare capitals for what the reader puts in."""
-    return bool(re.search(r"\[|…|\.\.\.|\bKEY=|=[A-Z]+,[A-Z]+", line))
+    return bool(re.search(r"\[|…|\.\.\.|\bKEY=|\w=NAME\b", line))
 
 
 @contextlib.contextmanager
@@ -217,7 +219,7 @@ def test_commands_compose(page, line, stored):
         elif command == "list":
             assert set(words[1:]) <= catalogue.descriptions().keys()
         elif command == "resume":
-            assert len(words) == 2
+            assert len(words) <= 2  # the command itself, or with its run
         elif not {"--help", "--version", "-sc"} & set(words):
             overrides, options = cli._options(
                 words[1:] if command in ("check", "show") else words,
