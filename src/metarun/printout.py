@@ -43,23 +43,6 @@ def show(summary: dict[str, Any], folder: Path) -> None:
     out.print()
 
 
-def show_sweep(summaries: dict[str, dict[str, Any]], folder: Path) -> None:
-    """One line a run."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("run", overflow="fold")
-    for name in ("seed", "metric", "val", "test"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
-    for name, summary in summaries.items():
-        metric = next(iter(summary["val"]))
-        cells = [_mean_ci((summary[split] or {}).get(metric)) for split in ("val", "test")]
-        table.add_row(name, str(summary["seed"]), metric, *cells)
-    out = _console()
-    out.print(f"\n [bold]sweep of {len(summaries)} runs[/], mean ± 95 % over episodes")
-    out.print(table)
-    out.print(f" sweep folder {relative(folder)}", soft_wrap=True)
-    out.print(f" TensorBoard  tensorboard --logdir {relative(folder)}\n", soft_wrap=True)
-
-
 def _console() -> Console:
     """stdout as wide as the terminal; off one, wide enough for every table."""
     return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
