@@ -18,7 +18,7 @@ def add(run: Run, tracker: Tracker, step: int) -> None:
     """Draw with the weights as they are, those of iteration ``step``; what these data have no picture of is left out."""
     with suppress(UserError):
         tracker.image("val/episode_0", pictures.pixels(pictures.episode(run, "val", 0, answered=True)), step)
-    if run.problem.kind == "classification" and len(run.problem.input_shape) == 3:
+    if run.problem.kind == "classification" and pictures.is_image(run.problem.input_shape):
         _embed(run, tracker, "test" if "test" in run.data.splits else "val", step)
 
 

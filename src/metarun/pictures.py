@@ -3,6 +3,7 @@ Images are rows of classes; a regression task is its points in the plane. A trai
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -50,7 +51,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     task = select(episodes.batch([index]), 0)
     spec = run.spec["train" if split == "train" else "eval"]
     where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid['seed']}"
-    if task.query.x.dim() == 4:
+    if is_image(task.query.x.shape[1:]):
         blocks = [Block("support", SUPPORT, task.context.support), Block("query", QUERY, task.query)]
         if answered:
             guesses = _answers(run, task, task.query.x).argmax(-1)
@@ -64,7 +65,9 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
         curve = select(run.data.episodes(split, replace(spec, query=CURVE), run.valid["seed"], run.device).batch([index]), 0).query
         fitted = _answers(run, task, curve.x) if answered else None
         return _points(task, curve, fitted, f"{spec.shot}-shot regression:  {where}")
-    raise UserError(f"only images and curves of one variable are drawn; these examples have shape {list(task.query.x.shape[1:])}")
+    raise UserError(
+        f"only grey or colour images and curves of one variable are drawn; these examples have shape {list(task.query.x.shape[1:])}"
+    )
 
 
 def classes(run: Run, split: str, index: int) -> Figure:
@@ -73,14 +76,14 @@ def classes(run: Run, split: str, index: int) -> Figure:
     Raises:
         UserError: there is no such sheet, or these data are not images in classes.
     """
-    if not isinstance(run.data, ImageDataset):
-        raise UserError(f"data={run.values['data']['name']} has no classes of images to show; leave --what classes out for an episode")
+    if not (isinstance(run.data, ImageDataset) and is_image(run.data.input_shape)):
+        raise UserError(f"data={run.values['data']['name']} has no classes of images to show; leave --what out for an episode")
     if split not in run.data.splits:
         raise UserError(f"these data have no {split} split, only {', '.join(run.data.splits)}")
     data = run.data.splits[split]
     sheets = -(-data.classes // ROWS)
     if index >= sheets:
-        raise UserError(f"--index {index} is not possible: the {data.classes} {split} classes fill {sheets} sheets, 0 to {sheets - 1}")
+        raise UserError(f"--index {index} is not possible: the {data.classes} {split} classes fill sheets 0 to {sheets - 1}")
     shown = range(index, data.classes, sheets)
     rows = [np.arange(data.starts[c], data.starts[c] + data.counts[c]) for c in shown]
     labels = torch.arange(len(shown)).repeat_interleave(torch.tensor([len(row) for row in rows]))
@@ -101,6 +104,11 @@ def pixels(figure: Figure) -> np.ndarray:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether examples of this shape are grey or colour images."""
+    return len(shape) == 3 and shape[0] in (1, 3)
 
 
 def has_ink(x: np.ndarray) -> bool:

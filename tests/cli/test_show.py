@@ -1,0 +1,78 @@
+"""``metarun show``: pictures of episodes and classes have what they promise, and refuse what is not there."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from cli_support import TINY
+from helpers import small
+from PIL import Image
+
+from metarun import pictures
+from metarun.errors import UserError
+from metarun.run import Run
+
+CLASSES = ["--what", "classes", *TINY]
+
+
+def test_classes_of_a_split(metarun):
+    result = metarun("show", *CLASSES, "--split", "test", "--json")
+    assert result.status == 0
+    path = Path(result.json["picture"])
+    assert path == Path("outputs/show/maml-glyphs-3w1s-test-classes-0.png")
+    with Image.open(path) as picture:
+        assert picture.width > 300
+        assert len(picture.convert("L").getcolors()) > 10
+
+
+def test_sheets_together_show_every_class_once():
+    run = Run(small("data=glyphs", "data.train_classes=90", "data.drawers=4"))
+    figures = [pictures.classes(run, "train", index) for index in range(3)]
+    sheets = [[label.get_text() for label in figure.axes[0].get_yticklabels()] for figure in figures]
+    names = run.data.splits["train"].names
+    assert sorted(name for sheet in sheets for name in sheet) == sorted(names)
+    assert sheets[0] == names[::3]  # every sheet reaches from end to end
+    assert figures[0].texts[0].get_text() == "glyphs, train:  30 of 90 classes"
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ([*CLASSES, "--index", "1"], "--index 1 is not possible: the 6 train classes fill sheets 0 to 0"),
+        (["--what", "class", *TINY], "--what takes one of episode, classes; did you mean 'classes'?"),
+        (["--what", "classes", "data=sinusoid", "net=mlp", "way=1"], "data=sinusoid has no classes of images to show; leave --what out"),
+    ],
+)
+def test_what_is_not_there(metarun, words, line):
+    result = metarun("show", *words)
+    assert result.status == 2
+    assert result.err[-1].startswith(f"metarun: {line}")
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize("algo", ["maml", "protonet"])
+def test_an_answered_episode_counts_as_the_engine_does(algo):
+    run = Run(small(f"algo={algo}", "data=glyphs", "query=4"))
+    score = float(run.engine.evaluate(run.algorithm, run.episodes("val").batch([2]), curve=False)["score"][0, -1])
+    figure = pictures.episode(run, "val", 2, answered=True)
+    assert figure.axes[1].get_title(loc="left") == f"query: {round(12 * score)} of 12 right; red: taken for the class of that number"
+    frames = [patch.get_edgecolor() for axes in figure.axes for patch in axes.patches]
+    assert len(frames) == 12
+    assert len(set(frames)) == 2  # right and wrong ones
+    assert pictures.pixels(figure).dtype == "uint8"
+
+
+def test_two_channels_are_no_picture():
+    with pytest.raises(UserError, match=r"only grey or colour images .* shape \[2, 16, 16\]"):
+        pictures.episode(Run(small()), "val", 0)
+
+
+def test_an_answered_curve_is_the_learners():
+    run = Run(small("data=sinusoid", "net=mlp", "net.sizes=[8]", "way=1", "shot=5", "query=5", "algo.inner_lr=0.01"))
+    for parameter in run.algorithm.parameters():
+        torch.nn.init.zeros_(parameter)
+    run.algorithm.test_steps = 0
+    figure = pictures.episode(run, "val", 0, answered=True)
+    (line,) = [line for line in figure.axes[0].lines if line.get_label() == "answers"]
+    assert len(line.get_xdata()) == pictures.CURVE
+    assert not line.get_ydata().any()
