@@ -149,6 +149,9 @@ class Trainer:
                         finished = self._finished()
                     if finished:
                         stop.check(self.engine.world)  # a signal during the last validation
+                        if p.iteration < self.iterations:
+                            why = "max_minutes" if self.patience is None or p.stale < self.patience else "patience"
+                            log.info("meta-training ends at iteration %d of %d: trainer.%s", p.iteration, self.iterations, why)
                         return
                     self._train_step()
                     stop.check(self.engine.world)

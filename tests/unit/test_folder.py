@@ -146,7 +146,7 @@ def test_broken_pictures_are_named_and_skipped(root, caplog):
         assert caplog.messages == [
             "6 of 30 pictures cannot be read and are skipped: c0/broken.png, c1/broken.png, c2/broken.png, …",
         ]
-        assert (data.splits["test"].count == 3).all()
+        assert (data.splits["test"].counts == 3).all()
         assert data.splits["test"].images[:, 0, 0, 0].tolist() == [20 * i + j for i in range(8) for j in range(3)]
 
 
