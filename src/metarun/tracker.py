@@ -42,7 +42,8 @@ class Tracker:
         if tensorboard and folder:
             from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
 
-            self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1 if start else None)
+            # Of a new run, too: TensorBoard takes the second such mark for a restart, not the first.
+            self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1)
         self.pictures = pictures and self.writer is not None
 
     def layout(self, metric: str) -> None:
