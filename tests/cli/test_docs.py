@@ -207,7 +207,7 @@ def stored() -> dict:
 
 @pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
 def test_commands_compose(page, line, stored):
-    words = [word for word in shlex.split(line)[1:] if word != "--json"]
+    words = [word for word in shlex.split(line)[1:] if word not in ("--json", "sweep=resume")]  # neither is part of a configuration
     with explained(line):
         command = words[0] if words else ""
         if command == "compare":
@@ -223,7 +223,7 @@ def test_commands_compose(page, line, stored):
         elif not {"--help", "--version", "-sc"} & set(words):
             overrides, options = cli._options(
                 words[1:] if command in ("check", "show") else words,
-                cli.HYDRA | dict.fromkeys(cli.SWEEP) | {"--out": (), "--split": (), "--index": ()},
+                cli.HYDRA | dict.fromkeys(cli.SWEEP) | {"--what": (), "--out": (), "--split": (), "--index": ()},
             )
             several = options.keys() & set(cli.SWEEP)
             for member in compose.members(overrides) if several else [overrides]:
