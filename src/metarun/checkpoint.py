@@ -4,7 +4,6 @@ A run cut at any moment leaves the last complete checkpoint behind."""
 from __future__ import annotations
 
 import os
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def load(path: Path) -> dict[str, Any]:
         if not (isinstance(state, dict) and state.keys() == KEYS):
             raise ValueError("another program's")
         return state
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, ValueError, KeyError):
+    except Exception:  # scrambled bytes make the unpickler raise whatever it stumbles over
         other = path.with_name("best.pt" if path.name == "last.pt" else "last.pt")
         hint = f"; {other.name} beside it can be used: metarun eval {path.parents[1]} --checkpoint {other.stem}" if other.is_file() else ""
         raise RunError(f"the checkpoint {path} is damaged and cannot be read{hint}") from None

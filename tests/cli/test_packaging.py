@@ -115,4 +115,6 @@ def test_every_yaml_opens_with_what_it_is_and_its_target_imports(path):
     target = yaml.safe_load(text).get("_target_")
     if target:
         module, _, name = target.rpartition(".")
+        if module.startswith("hydra_plugins."):
+            pytest.importorskip(module, reason="an extra, not installed here")
         assert isinstance(getattr(importlib.import_module(module), name), type)

@@ -83,6 +83,8 @@ def test_nil_takes_any_number_of_classes_at_test_and_anil_does_not() -> None:
         Run(small("algo=anil", *words))
 
 
-def test_nil_refuses_regression() -> None:
-    with pytest.raises(UserError, match="head_at_test"):
-        Run(regression("anil", "algo.head_at_test=false"))
+def test_nil_keeps_its_head_for_regression() -> None:
+    runs = [Run(regression("anil", f"algo.head_at_test={head}", "algo.test_steps=3")) for head in ("false", "true")]
+    without, with_head = (run.engine.evaluate(run.algorithm, run.episodes("val").batch([0, 1]), curve=True)["score"] for run in runs)
+    assert without.equal(with_head)
+    assert not without[:, 0].equal(without[:, -1])

@@ -40,7 +40,8 @@ class ANIL(GradientLearner):
     labels by cosine similarity, logit_c(x) = mean over class c of cos(f(x), f(x_i)), for any number of classes.
 
     Deviations: (1) Similarities are averaged over a class, not summed; with as many examples of every class the answers are the
-    same. (2) The loss that evaluation reports for NIL is the cross-entropy of these similarities, which lie in −1..1.
+    same. (2) Regression has no classes to compare: there the head and its inner loop stay. (3) The loss that evaluation
+    reports for NIL is the cross-entropy of these similarities, which lie in −1..1.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -64,11 +65,9 @@ class ANIL(GradientLearner):
         head_at_test: bool,
     ) -> None:
         super().__init__(net, problem)
-        if problem.kind == "regression" and not head_at_test:
-            raise ValueError("algo.head_at_test=false (NIL) compares examples of classes: for regression set it to true")
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
         self.mode: inner.Mode = "none" if first_order else mode
-        self.head_at_test = self.fixed_way = self.class_ordered = head_at_test
+        self.head_at_test = self.fixed_way = self.class_ordered = head_at_test or problem.kind == "regression"
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:
         x, y = context.support
