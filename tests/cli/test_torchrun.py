@@ -19,7 +19,8 @@ from helpers import metrics_of, relative_error
 from metarun import cli
 from metarun.errors import UserError
 
-pytestmark = pytest.mark.timeout(1500)  # seconds, for a machine that has other things to do
+# Pairs of processes that wait for each other: on a machine that has other things to do they take long and are unsteady.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 # Three tasks and five episodes for two processes: the shares are never equal.
 WORDS = [*TINY, "trainer.meta_batch=3", "trainer.val_episodes=5", "trainer.test_episodes=5", "logger.tensorboard=true"]
