@@ -85,7 +85,7 @@ def sweep(words: list[str]) -> dict[str, Any]:
     with new_folder([wanted] if given else alternatives(wanted)) as top:
         record = {"words": [word for word in plan.words if not word.startswith("hydra.sweep.dir=")], "started": time.time()}
         replace_file(top / RECORD, lambda handle: handle.write(json.dumps(record, indent=2).encode()))
-        return _go(plan, top)
+    return _go(plan, top)  # from here on the folder stays, whatever happens: jobs may wait for their turn elsewhere
 
 
 def resume_folder(folder: Path) -> dict[str, Any]:

@@ -282,6 +282,47 @@ def test_a_requeued_job_goes_on_from_where_it_was_told_to_stop(tmp_path):
     assert results(top) == results(tmp_path / "straight")
 
 
+# A cluster of one machine: each task of the array that sbatch gets runs at once, with the variables Slurm would set.
+SLURM = {
+    "sbatch": """#!/bin/bash
+script="${@: -1}"
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' "$script")
+cp "$script" submitted
+export SLURM_ARRAY_JOB_ID=77 SLURM_NTASKS=1 SLURM_JOB_NUM_NODES=1 SLURM_NODEID=0 SLURM_PROCID=0 SLURM_LOCALID=0 SLURM_JOB_NODELIST=here
+for task in $(seq 0 "$last"); do
+  SLURM_ARRAY_TASK_ID=$task SLURM_JOB_ID=$((78 + task)) bash "$script" >> slurm.log 2>&1 &
+done
+echo "Submitted batch job 77"
+""",
+    "srun": """#!/bin/bash
+while [[ $1 == -* ]]; do [[ $1 == *=* || $1 == --unbuffered ]] && shift || shift 2; done
+exec "$@"
+""",
+    "sacct": """#!/bin/bash
+echo "JobID|State|NodeList"
+for task in 0 1; do echo "77_$task|RUNNING|here"; done
+""",
+}
+
+
+@pytest.mark.slow
+@needs("hydra_submitit_launcher")
+def test_slurm_gets_jobs_that_run(tmp_path, metarun):
+    for name, text in SLURM.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(text)
+        (tmp_path / "bin" / name).chmod(0o755)
+    words = ["-m", "seed=0,1", *WORDS]
+    cluster = ["hydra/launcher=slurm", "hydra.launcher.partition=gpu", "hydra.sweep.dir=top", "--json"]
+    result = ended(program(*words, *cluster, cwd=tmp_path, PATH=f"{tmp_path}/bin:{os.environ['PATH']}"))
+    assert result.status == 0, result.err
+    assert sorted(told(result, "finished")) == ["0_maml-glyphs-3w1s", "1_maml-glyphs-3w1s"]
+    submitted = (tmp_path / "submitted").read_text()
+    assert all(f"#SBATCH --{line}\n" in submitted for line in ("partition=gpu", "time=240", "cpus-per-task=4", "mem=8GB"))
+    assert metarun(*words, "hydra.sweep.dir=straight").status == 0
+    assert results(tmp_path / "top") == results(tmp_path / "straight")
+
+
 @pytest.mark.slow
 @needs("hydra_ray_launcher")
 def test_ray_runs_the_same_sweep(tmp_path, whole):
