@@ -3,6 +3,7 @@ Run by tests/cli/test_torchrun.py."""
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -88,5 +89,6 @@ if __name__ == "__main__":
     assert here.size == 2
     check_world(here)
     check_engine(here)
-    print(f"rank {here.rank} agrees")
+    # In one piece: print sends the line's end by itself, and the other rank's line may come between.
+    sys.stdout.write(f"rank {here.rank} agrees\n")
     torch.distributed.destroy_process_group()
