@@ -24,7 +24,7 @@ from metarun.errors import UserError
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm, NormKind
 from metarun.run import Run
-from metarun.task import Task
+from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
 
 torch.set_num_threads(1)
 
@@ -136,6 +136,20 @@ PROBLEMS = [
 ]
 
 
+def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:
+    """A problem whose examples are plain vectors, for ``Identity``, and one task of normal ones in float64, its classes a little apart."""
+    spec = EpisodeSpec(way=way, shot=shot, query=query)
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(way, features, generator=generator, dtype=torch.float64)
+
+    def batch(n: int) -> Batch:
+        y = torch.arange(way).repeat_interleave(n)
+        return Batch(centres[y] + torch.randn(way * n, features, generator=generator, dtype=torch.float64), y)
+
+    context = Context(batch(shot), torch.arange(way), torch.tensor(seed), {})
+    return Problem("classification", (features,), way, way, spec, spec), Task(context, batch(query))
+
+
 def double(tasks: Any) -> Any:
     """The same tasks (or any tree) with every float in float64."""
     return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tasks)
@@ -156,6 +170,21 @@ def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
     algorithm.zero_grad(set_to_none=True)
     how.meta_gradient(algorithm, tasks, 0.0)
     return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in algorithm.parameters()])
+
+
+def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float, float]:
+    """How steep the mean objective is along one random direction: by the meta-gradient, and by finite differences."""
+    gradient = meta_gradient(algorithm, tasks, engine())
+    parameters = list(algorithm.parameters())
+    way = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(parameters)]
+    losses = []
+    for stride in (step, -2 * step):  # there, and from there back to the other side
+        for parameter, direction in zip(parameters, way):
+            parameter.data.add_(direction, alpha=stride)
+        losses.append(engine().meta_gradient(algorithm, tasks, 0.0)["loss"])
+    for parameter, direction in zip(parameters, way):
+        parameter.data.add_(direction, alpha=step)
+    return float(gradient @ torch.cat([direction.flatten() for direction in way])), (losses[0] - losses[1]) / (2 * step)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""The inner-loop mathematics that methods share: gradients with a chosen derivative mode, steps, prototypes, keyed randomness.
+"""The inner-loop mathematics that methods share: gradients with a chosen derivative mode, steps, prototypes, ridge, keyed randomness.
 Everything is written for one task, in operations that torch.vmap can batch."""
 
 from __future__ import annotations
@@ -115,10 +115,40 @@ def widen(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def one_hot(y: Tensor, way: int) -> Tensor:
+    """Labels y [n] in 0..way-1 as rows [n, way], bool; torch's own looks into the data, which vmap does not allow."""
+    return y[:, None] == torch.arange(way, device=y.device)
+
+
 def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
     """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1)."""
-    member = (y[None, :] == torch.arange(way, device=y.device)[:, None]).to(features.dtype)
-    return (member @ features) / member.sum(1, keepdim=True)
+    member = one_hot(y, way).to(features.dtype)
+    return (member.T @ features) / member.sum(0)[:, None]
+
+
+def with_ones(features: Tensor) -> Tensor:
+    """Features [n, d] with a last column of ones, [n, d + 1], through which a linear map gets a bias."""
+    return torch.cat([features, torch.ones_like(features[:, :1])], 1)
+
+
+def precision(x: Tensor, noise: Tensor) -> Tensor:
+    """I + Σ_i x_i x_iᵀ / noise_i [d, d]: of weights with the prior N(0, I), after targets of variance ``noise`` at x [n, d]."""
+    return torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (x.T / noise) @ x
+
+
+def ridge(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
+    """The W [d, outputs] that minimises Σ_i ‖x_i W − y_i‖² / noise_i + ‖W‖²; with noise [] it is ridge regression of that penalty.
+
+    By whichever side of the Woodbury identity has the smaller system, d x d or n x n.
+
+    Args:
+        x: [n, d].
+        y: [n, outputs], or [n] for W [d].
+        noise: [] or [n], > 0; weighted least squares have noise_i = penalty / weight_i.
+    """
+    if x.shape[1] < x.shape[0]:
+        return torch.linalg.solve(precision(x, noise), (x.T / noise) @ y)
+    return x.T @ torch.linalg.solve(x @ x.T + noise.expand(x.shape[0]).diag(), y)
 
 
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:

@@ -172,6 +172,36 @@ def test_class_means_are_means_by_class_whatever_the_order() -> None:
     torch.testing.assert_close(inner.class_means(features, y, 3), expected)
 
 
+def test_one_hot_rows_are_those_of_torch_and_can_be_mapped() -> None:
+    y = torch.tensor([[2, 0, 1, 1], [0, 0, 2, 2]])
+    assert torch.vmap(lambda y: inner.one_hot(y, 3))(y).equal(F.one_hot(y, 3).bool())
+
+
+@pytest.mark.parametrize("shape", [(4, 9), (6, 6), (9, 4)])
+def test_ridge_solves_the_normal_equations_on_either_side_of_the_woodbury_identity(shape: tuple[int, int]) -> None:
+    x, y, noise = random(*shape), random(shape[0], 3, seed=1), random(shape[0], seed=2).square() + 0.1
+    for each in (noise, noise[0]):
+        weight = inner.ridge(x, y, each)
+        slope = x.T @ ((x @ weight - y) / each.expand(shape[0])[:, None]) + weight  # half the gradient of what is minimised
+        torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-10)
+        by_precision = torch.linalg.inv(inner.precision(x, each)) @ (x.T / each) @ y
+        torch.testing.assert_close(weight, by_precision, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(inner.ridge(x, y[:, 0], each), weight[:, 0], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (5, 3)])
+def test_ridge_can_be_differentiated_and_mapped(shape: tuple[int, int]) -> None:
+    x, y, noise = random(2, *shape), random(2, shape[0], 2, seed=1), random(2, shape[0], seed=2).square() + 0.5
+    assert torch.autograd.gradcheck(torch.vmap(inner.ridge), tuple(tensor.requires_grad_() for tensor in (x, y, noise)))
+    one_by_one = torch.stack([inner.ridge(*one) for one in zip(x, y, noise)])
+    torch.testing.assert_close(torch.vmap(inner.ridge)(x, y, noise), one_by_one, rtol=1e-12, atol=1e-12)
+
+
+def test_without_penalty_ridge_is_least_squares() -> None:
+    x, y = random(9, 4), random(9, 2, seed=1)
+    torch.testing.assert_close(inner.ridge(x, y, torch.tensor(1e-12, dtype=F64)), torch.linalg.lstsq(x, y).solution)
+
+
 def test_squared_distances_equal_cdist_and_have_a_second_derivative() -> None:
     a, b = random(4, 3), random(5, 3, seed=1)
     torch.testing.assert_close(inner.squared_distances(a, b), torch.cdist(a, b) ** 2)

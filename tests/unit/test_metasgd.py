@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import engine, in_float64, meta_gradient, relative_error, small
+from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 from torch.func import functional_call
 
 from metarun.algos.metasgd import MetaSGD
@@ -43,17 +43,8 @@ def test_the_gradient_of_the_rates_is_minus_query_times_support_gradient(first_o
 
 
 def test_the_meta_gradient_agrees_with_finite_differences() -> None:
-    algorithm, tasks = metasgd(2)
-    whole = meta_gradient(algorithm, tasks, engine())
-    parameters = list(algorithm.parameters())
-    direction = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(parameters)]
-    values = []
-    for sign in (1, -2):  # there, and from there back to the other side
-        for parameter, way in zip(parameters, direction):
-            parameter.data.add_(way, alpha=sign * 1e-6)
-        values.append(engine().meta_gradient(algorithm, tasks, 0.0)["loss"])
-    slope = (values[0] - values[1]) / 2e-6
-    assert float(whole @ torch.cat([way.flatten() for way in direction])) == pytest.approx(slope, rel=1e-5)
+    by_gradient, by_differences = slopes(*metasgd(2))
+    assert by_gradient == pytest.approx(by_differences, rel=1e-5)
 
 
 def test_a_negative_rate_climbs() -> None:
