@@ -44,10 +44,14 @@ def main(words: list[str]) -> int:
         result = _dispatch(words)
         if want_json and result is not None:
             print(json.dumps(result))
+        sys.stdout.flush()
         ranks.dismiss()
         return 1 if result and result.get("failed") else 0  # runs of a sweep, already told
     except KeyboardInterrupt as stop:
         return _complain(str(stop) or "interrupted", 130)
+    except BrokenPipeError:  # who reads our output, for example `head`, has seen enough: no word, and nothing left to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         return _complain(*explain(error, words))
     finally:
@@ -149,7 +153,9 @@ def _ask_hydra(options: dict[str, str], overrides: list[str]) -> None:
     from metarun import catalogue, compose
 
     if options.keys() & {"-sc", "--shell-completion"}:
-        if len(overrides) != 1 or overrides[0].partition("=")[0] not in ("install", "uninstall", "query"):
+        what = overrides[0].partition("=")[0] if len(overrides) == 1 else ""
+        # A query is the shell's own question: it says what has been typed in a variable.
+        if what not in ("install", "uninstall", "query") or (what == "query" and "COMP_LINE" not in os.environ):
             raise UserError('-sc takes install=SHELL or uninstall=SHELL with bash, zsh or fish, as in: eval "$(metarun -sc install=bash)"')
     else:
         overrides = compose.normalise(overrides)
@@ -193,11 +199,12 @@ def _run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str
     from metarun import printout, run
     from metarun.console import start_logging
     from metarun.distributed import Alone
-    from metarun.folders import relative
+    from metarun.folders import held, relative
 
     start_logging(folder)
     try:
-        summary = ranks.call(run.train, values, folder, resume)
+        with held(folder):
+            summary = ranks.call(run.train, values, folder, resume)
     except (KeyboardInterrupt, Alone) as stop:
         how = " before the first training step; nothing is kept"
         if (folder / "checkpoints" / "last.pt").is_file():
@@ -252,7 +259,7 @@ def _eval(words: list[str]) -> dict[str, Any]:
     numbers = (folder / "eval" / str(n) for n in range(10**6))
     with new_folder(numbers) as target:
         summary = ranks.call(run.evaluate, values, folder, options.get("--checkpoint", "best"), target)
-    printout.show(summary, target)
+    printout.show(summary, target, ("test",))
     return summary
 
 

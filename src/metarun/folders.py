@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import itertools
+import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -63,6 +65,32 @@ def _claim(names: Iterable[Path], made: list[Path]) -> Path:
 def _worth_keeping(path: Path) -> bool:
     """A checkpoint, or numbers of a run that failed, or runs of a sweep."""
     return any((path / "checkpoints").glob("*.pt")) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
+
+
+@contextmanager
+def held(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[None]:
+    """A run's folder for this process alone; the system lets go of it with the process, whatever ends that.
+
+    Args:
+        folder: there already.
+        wait: called before waiting for another process that works there; without it, that is an error.
+
+    Raises:
+        UserError: another process works there.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not wait:
+                    raise UserError(f"another process is at work in {folder}; wait until it has ended, or stop it") from None
+                wait()
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def outputs_root(folder: Path) -> Path:

@@ -15,15 +15,15 @@ from rich.table import Table
 from metarun.folders import outputs_root, relative
 
 
-def show(summary: dict[str, Any], folder: Path) -> None:
-    """One run's summary: results, adaptation curve, how they came about, and where everything lies."""
+def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
+    """One run's summary: results on ``splits``, adaptation curve, how they came about, and where everything lies."""
     out = _console()
     if "accuracy" in summary["val"]:
         task = f"{summary['way']}-way {summary['shot']}-shot, {summary['query']} queries a class"
     else:
         task = f"{summary['shot']} support and {summary['query']} query points"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
-    out.print(_results(summary), end="")
+    out.print(_results(summary, splits), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
@@ -48,14 +48,14 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
-def _results(summary: dict[str, Any]) -> Table:
+def _results(summary: dict[str, Any], splits: tuple[str, ...]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("split")
     metrics = list(summary["val"])
     for metric in metrics:
         table.add_column(metric, justify="right")
     table.add_column("episodes", justify="right")
-    for split in ("val", "test"):
+    for split in splits:
         result = summary[split]
         if result:
             style = "bold" if split == "test" else ""

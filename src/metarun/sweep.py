@@ -24,8 +24,8 @@ from metarun.comparison.runs import collect
 from metarun.comparison.view import view
 from metarun.console import console
 from metarun.errors import RunError, UserError
-from metarun.folders import alternatives, new_folder, relative
-from metarun.sweep_job import STATES, job, locked, report, serial
+from metarun.folders import alternatives, held, new_folder, relative
+from metarun.sweep_job import STATES, job, report, serial
 from metarun.sweep_watch import ALIVE, Watch, number
 
 RECORD = "sweep.json"
@@ -166,10 +166,7 @@ def _refuse_another(top: Path, words: list[str]) -> None:
 def _go(plan: Plan, top: Path) -> dict[str, Any]:
     """Run what is not finished, then show everything."""
 
-    def refuse() -> None:
-        raise UserError(f"the sweep in {relative(top)} is running at this moment, in another process")
-
-    with locked(top / STATES / "sweep.lock", refuse):
+    with held(top):
         for path in (top / STATES).glob("*.jsonl"):  # of an earlier process
             path.unlink()
         done = sweep_study.continued(top, plan.direction) if plan.search else 0

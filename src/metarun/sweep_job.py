@@ -3,7 +3,6 @@ Its folder alone decides what there is to do, so that a call repeated by Slurm, 
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -11,7 +10,7 @@ import signal
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -24,8 +23,9 @@ from metarun import compose
 from metarun.cli import explain
 from metarun.console import console, start_logging
 from metarun.errors import RunError
+from metarun.folders import held
 
-STATES = ".jobs"  # in the sweep's folder: for each job NAME.jsonl, how it fares, and NAME.lock, held by the process that runs it
+STATES = ".jobs"  # in the sweep's folder: NAME.jsonl for each job: how it fares
 LEFTOVERS = ("config.yaml", "metrics.jsonl", "test_scores.npy", "checkpoints", "tb")  # of a run cut before its first checkpoint
 
 # Job numbers of a continued Optuna study go on where they stopped; here because every job's process imports this file.
@@ -48,7 +48,8 @@ def job(cfg: DictConfig) -> float | None:
             folder = _same(top, values) or folder
         if any(said["state"] == "failed" for said in reports(top, folder.name)):
             return None  # killed twice in this sweep: not a third time
-        with locked(top / STATES / f"{folder.name}.lock", lambda: report(top, folder.name, "waiting")):
+        # A process that a killed sweep has left behind may still run it: afterwards it is finished.
+        with held(folder, lambda: report(top, folder.name, "waiting")):
             summary = _finish(values, folder, list(hydra.overrides.task))
     except Exception as error:
         line, status = explain(error, [])
@@ -150,23 +151,6 @@ def _results(summary: dict[str, Any]) -> str:
     name = next(iter(summary["val"]))
     test = f", test {summary['test'][name]['mean']:.4f}" if summary["test"] else ""
     return f"{name} val {score(summary)['mean']:.4f}{test}"
-
-
-@contextmanager
-def locked(path: Path, busy: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock that ends with the process, whatever ends it. If another process has it, call ``busy``, then wait.
-
-    A job waits when a process that a killed sweep has left behind still runs the same run: afterwards it is finished.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as handle:
-        with suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                busy()
-                fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def report(top: Path, name: str, state: str, detail: str = "") -> None:

@@ -104,6 +104,7 @@ BAD = [
     ("--cfg jb", "--cfg takes one of .* did you mean 'job'"),
     ("--cfg job wayy=5", "unknown key 'wayy'; did you mean 'way'"),
     ("-sc", "-sc takes install=SHELL"),
+    ("-sc query=bash", "-sc takes install=SHELL"),
     ("--resolve", "--resolve flag can only be used"),
     ("hydra.run.dir=", "hydra.run.dir is empty"),
     ("eval", "name the run's folder: metarun eval RUN"),

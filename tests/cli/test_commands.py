@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -62,6 +63,7 @@ def test_eval_leaves_the_run_alone(metarun, run_folder):
     assert first.json["test"] == trained["test"]
     assert first.json["episodes_sha256"] == trained["episodes_sha256"]
     assert second.json["shot"] == 2
+    assert not any(line.startswith(" val ") for line in second.out)  # of another task, long ago
     assert second.json["test"]["accuracy"]["n"] == 6
     assert json.loads((run_folder / "eval" / "1" / "summary.json").read_text()) == second.json
     after = everything(run_folder)
@@ -159,6 +161,14 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
 def test_completion_query(metarun, monkeypatch, line, expected):
     monkeypatch.setenv("COMP_LINE", line)
     assert expected in metarun("-sc query=bash").out
+
+
+def test_a_reader_that_has_enough_is_not_an_error():
+    """As in ``metarun list | head -1``, with a reader that is gone before the first word."""
+    with subprocess.Popen([sys.executable, "-m", "metarun", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 128 + signal.SIGPIPE
 
 
 def test_completion_in_a_real_bash(tmp_path):

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_support import TINY, program
+from cli_support import TINY, everything, program
 from helpers import metrics_of
+
+from metarun.folders import held
 
 RUN = [
     *(word for word in TINY if not word.startswith("trainer.")),
@@ -86,6 +88,16 @@ def test_killed_then_resumed(tmp_path, uncut):
     assert status == -signal.SIGKILL
     assert len(metrics_of(run)) > 27
     assert_resumes_to(uncut, run)
+
+
+def test_one_process_at_a_time_goes_on_with_a_run(metarun, tmp_path):
+    _, _, run = start_and_signal(tmp_path, PHASES["training"], signal.SIGTERM)
+    before = everything(run)
+    with held(run):
+        result = metarun(f"resume {run}")
+    assert (result.status, len(result.err)) == (2, 1)
+    assert result.err[0] == f"metarun: another process is at work in {run}; wait until it has ended, or stop it"
+    assert everything(run) == before
 
 
 def test_interrupted_before_training_leaves_nothing(tmp_path):

@@ -18,8 +18,9 @@ from helpers import metrics_of
 
 from metarun import cli
 from metarun.errors import UserError
+from metarun.folders import held
 from metarun.sweep import check
-from metarun.sweep_job import locked, reports
+from metarun.sweep_job import reports
 
 WORDS = [*TINY, "trainer.val_every=1"]
 GRID = ["-m", "seed=0,1,2", *WORDS]
@@ -172,24 +173,11 @@ def test_a_search_follows_the_development_score_in_its_direction():
         check(["sweep=maml_lr", "data=glyphs,sinusoid", "net=mlp"])
 
 
-def test_a_lock_says_that_it_is_held_and_ends_with_its_holder(tmp_path):
-    class HeldError(Exception):
-        pass
-
-    def busy() -> None:
-        raise HeldError
-
-    with locked(tmp_path / "a.lock", busy), pytest.raises(HeldError), locked(tmp_path / "a.lock", busy):
-        pass
-    with locked(tmp_path / "a.lock", busy):
-        pass
-
-
 def test_a_sweep_that_is_running_is_left_alone(metarun, top):
-    with locked(top / ".jobs" / "sweep.lock", lambda: None):
+    with held(top):
         result = metarun("resume top")
     assert result.status == 2
-    assert result.err == ["metarun: the sweep in top is running at this moment, in another process"]
+    assert result.err == ["metarun: another process is at work in top; wait until it has ended, or stop it"]
 
 
 def wait_for(condition, process, seconds: float = 120.0) -> None:
