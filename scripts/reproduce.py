@@ -1,6 +1,6 @@
 """Runs every command behind docs/results.md and writes the page from what they print; finished runs are not repeated.
 
-python scripts/reproduce.py --omniglot ../shared/omniglot [--only omniglot] [--runs outputs/results]
+python scripts/reproduce.py --omniglot ../shared/omniglot [--runs outputs/results]
 """
 
 from __future__ import annotations

@@ -40,6 +40,7 @@ def ended(process: subprocess.Popen[str], seconds: float = 500) -> tuple[int, li
         out, err = process.communicate(timeout=seconds)
     finally:
         process.kill()
+    print(err)  # in full, should the test fail
     return (
         process.returncode,
         out.splitlines(),
