@@ -1,10 +1,8 @@
 """MAML's meta-gradient against implementations that are not ours, in float64: native layers in plain autograd loops, and learn2learn.
-learn2learn is compared where it is installed; version 0.2.0 builds on Python >= 3.11 only after its C files are made anew."""
+learn2learn is compared where it is installed."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -85,17 +83,6 @@ class Native:
                 learner.adapt(F.cross_entropy(learner(tasks.context.support.x[i]), tasks.context.support.y[i]))
             losses.append(F.cross_entropy(learner(tasks.query.x[i]), tasks.query.y[i]))
         return self.in_our_order(torch.autograd.grad(torch.stack(losses).mean(), list(self.model.parameters())))
-
-
-@pytest.fixture(scope="module")
-def learn2learn() -> ModuleType:
-    if importlib.util.find_spec("learn2learn") is None:
-        pytest.skip("learn2learn is not installed")
-    if importlib.util.find_spec("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
-        schemas = torch.library.Library("torchvision", "DEF")  # a torchvision built for CUDA beside a CPU torch lacks them
-        for name in ("nms", "qnms"):
-            schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return importlib.import_module("learn2learn")
 
 
 CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in (1, 2, 3) for first_order in (False, True)]
