@@ -20,6 +20,7 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 MADE = {  # picture in docs/pictures: the file that the page's commands leave
     "episode": "episode.png",
     "characters": "characters.png",
+    "augmentation": "augmentation.png",
     "curve_task": "curve_task.png",
     "learning_curves": "sweep/compare/learning_curves.png",
     "adaptation_curves": "sweep/compare/adaptation_curves.png",

@@ -302,8 +302,9 @@ def _check(words: list[str]) -> dict[str, Any]:
 
 
 def _show(words: list[str]) -> dict[str, Any]:
-    """Draw an episode, or the classes of a split."""
-    words, options = _options(words, {"--what": ("episode", "classes"), "--out": (), "--split": ("train", "val", "test"), "--index": ()})
+    """Draw an episode, the classes of a split, or what augmentation does."""
+    drawings = {"episode": "", "classes": "classes-", "augmentation": "augmentation-"}  # and how their files' names begin
+    words, options = _options(words, {"--what": tuple(drawings), "--out": (), "--split": ("train", "val", "test"), "--index": ()})
     what, index = options.get("--what", "episode"), options.get("--index", "0")
     if not index.isdecimal() or int(index) >= 2**63:
         raise UserError(f"--index {index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
@@ -314,9 +315,8 @@ def _show(words: list[str]) -> dict[str, Any]:
     start_logging()
     built = run.Run(values)
     split = options.get("--split") or next(name for name in ("train", "val", "test") if name in built.data.splits)
-    path = Path(options.get("--out") or f"outputs/show/{values['name']}-{split}-{'classes-' * (what == 'classes')}{index}.png")
-    draw = pictures.classes if what == "classes" else pictures.episode
-    pictures.save(draw(built, split, int(index)), path)
+    path = Path(options.get("--out") or f"outputs/show/{values['name']}-{split}-{drawings[what]}{index}.png")
+    pictures.save(getattr(pictures, what)(built, split, int(index)), path)
     print(path)
     return {"picture": str(path)}
 

@@ -23,8 +23,14 @@ TARGETS = {
     "net": ("metarun.nets.", "metarun.nets.base.Net"),
     "optim": ("metarun.optim.", "metarun.optim.Outer"),
 }
-FIXED = {"engine": "metarun.engine.Engine", "trainer": "metarun.trainer.Trainer", "logger": "metarun.tracker.Tracker"}
+FIXED = {
+    "augment": "metarun.augment.Augment",
+    "engine": "metarun.engine.Engine",
+    "trainer": "metarun.trainer.Trainer",
+    "logger": "metarun.tracker.Tracker",
+}
 SECTIONS = (*TARGETS, *FIXED, "episode")
+LATER: dict[str, Any] = {"augment": {}}  # sections that the first run folders lack; their keys have defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +60,7 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: see ``check``; nothing is read or written before this has passed.
     """
+    config = LATER | config
     for section in SECTIONS:
         if section not in config:
             raise UserError(f"the configuration lacks the section {section}")

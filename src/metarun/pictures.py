@@ -1,4 +1,4 @@
-"""Pictures of what a learner gets: an episode, its support on the left and the queries on the right, and the classes of a split.
+"""Pictures of what a learner gets: an episode, support on the left and queries on the right, the classes of a split, augmentation.
 Images are rows of classes; a regression task is its points in the plane. A trained learner's answers can be drawn in."""
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from metarun import inner
+from metarun.augment import NOISE, STREAM
 from metarun.checkpoint import replace_file
 from metarun.data.base import ImageDataset
 from metarun.engine import adapt
@@ -90,6 +92,29 @@ def classes(run: Run, split: str, index: int) -> Figure:
     batch = Batch(data.images[torch.from_numpy(np.concatenate(rows))].float() / 255, labels)
     title = f"{run.values['data']['name']}, {split}:  {len(shown)} of {data.classes:,} classes"
     return _images([Block("images", QUERY, batch)], [_short(data.names[c]) for c in shown], title)
+
+
+def augmentation(run: Run, split: str, index: int) -> Figure:
+    """The support of a training episode, and beside every image what the run's augmentation makes of it.
+
+    Raises:
+        UserError: the run has no augmentation, or these are not episodes of training.
+    """
+    if not run.augment:
+        raise UserError("augment=none changes no image; choose one, for example augment=characters or augment=photos")
+    if split != "train":
+        raise UserError(f"--split {split} is not augmented: only training episodes are")
+    plain = run.data.episodes(split, run.spec["train"], run.valid["seed"], run.device)
+    task = select(plain.batch([index]), 0)
+    x, y = task.context.support.x[:: run.spec["train"].shot], torch.arange(run.spec["train"].way)
+    copies = x.repeat_interleave(COLUMNS, 0)
+    noise = inner.uniform(task.context.key, (len(copies), NOISE), STREAM)
+    blocks = [
+        Block("image", SUPPORT, Batch(x, y)),
+        Block("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),
+    ]
+    title = f"{run.values['data']['name']}, {split} episode {index}, augment={run.values['augment']['name']}"
+    return _images(blocks, [_short(name) for name in names(run, split, task)], title)
 
 
 def save(figure: Figure, path: Path) -> None:

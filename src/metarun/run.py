@@ -22,6 +22,7 @@ from omegaconf import OmegaConf
 from metarun import __version__, checkpoint, config
 from metarun.algorithm import Algorithm
 from metarun.allocator import keep_freed_memory
+from metarun.augment import Augment, Augmented
 from metarun.checkpoint import replace_file
 from metarun.data.base import Dataset
 from metarun.distributed import World
@@ -71,12 +72,16 @@ class Run:
                 f"algo={values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
                 f"episode.eval.way={way} must be {self.problem.outputs} as well"
             )
+        self.augment = Augment(**self.valid["augment"])
+        if self.augment and len(self.data.input_shape) != 3:
+            raise UserError(f"augment changes images, and data={values['data']['name']} has none: leave it at augment=none")
         self.engine = Engine(self.device, self.valid["precision"], self.world, **self.valid["engine"])
 
     def episodes(self, split: str) -> Episodes:
-        """The episodes of a split, on the run's device."""
+        """The episodes of a split, on the run's device; those of training augmented."""
         part = "train" if split == "train" else "eval"
-        return self.data.episodes(split, self.spec[part], self.valid["seed"], self.device)
+        found = self.data.episodes(split, self.spec[part], self.valid["seed"], self.device)
+        return Augmented(found, self.augment) if split == "train" and self.augment else found
 
     @property
     def bn_mode(self) -> str:

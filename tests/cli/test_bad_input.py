@@ -121,6 +121,10 @@ BAD = [
     ("show --index x", "--index x is not possible"),
     ("show --split vall", "--split takes one of .* did you mean 'val'"),
     ("show --out", "--out takes a value"),
+    ("show --what augmentation", "augment=none changes no image; choose one"),
+    ("show --what augmentation augment=photos --split val", "--split val is not augmented"),
+    ("augment=photo", "augment=photo does not exist; did you mean 'photos'"),
+    ("augment.rotat=3", "unknown key 'augment.rotat'; did you mean 'augment.rotate'"),
     # sweeps: refused as a whole, before the first run
     ("-m way=3,1", "way=1 .* way >= 2"),
     ("-m way=3,x", "way=x .* an integer"),

@@ -93,6 +93,7 @@ def test_list(metarun):
         TINY,
         [*TINY, "shot=3", "--split=test", "--index", "7"],
         ["data=sinusoid", "net=mlp", "way=1", "shot=4"],
+        [*TINY, "--what=augmentation", "augment=photos", "shot=2"],
     ],
 )
 def test_show_draws_an_episode(metarun, words):
