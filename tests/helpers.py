@@ -134,6 +134,7 @@ PROBLEMS = [
     for problem in (classification, regression)
     if accepts(problem(algo))
 ]
+CLASSIFIERS = [algo for algo in ALGORITHMS if accepts(classification(algo))]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

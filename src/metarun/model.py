@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun import config
 from metarun.algorithm import Algorithm, State
@@ -23,7 +23,7 @@ from metarun.engine import adapt
 from metarun.episodes import episode_keys, task_keys
 from metarun.errors import RunError, UserError, nearest
 from metarun.run import build_algorithm, pick_device, read_config
-from metarun.task import Batch, Context, Problem
+from metarun.task import Batch, Context, Gaussian, Problem, best_guess
 
 Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[float]
 CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
@@ -210,7 +210,7 @@ class Fitted:
             UserError: shapes or values that do not fit.
             RunError: the adapted net does not answer with numbers.
         """
-        outputs = self._outputs(images)
+        outputs = best_guess(self._outputs(images))
         return [self.classes[i] for i in outputs.argmax(-1).tolist()] if self.classes else outputs
 
     def probabilities(self, images: Images) -> Tensor:
@@ -220,7 +220,17 @@ class Fitted:
         """
         if not self.classes:
             raise UserError("regression has no probabilities: use predict")
-        return self._outputs(images).softmax(-1)
+        return best_guess(self._outputs(images)).softmax(-1)
+
+    def deviations(self, inputs: Images) -> Tensor:
+        """The standard deviation of every prediction, [n, outputs] on the CPU; raises as ``predict`` does, and where the method has none.
+
+        They are the method's own; targets lie within two of them of the prediction 19 times in 20 if it is calibrated.
+        """
+        outputs = self._outputs(inputs)
+        if not isinstance(outputs, Gaussian):
+            raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
+        return outputs.variance.sqrt()
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
@@ -249,12 +259,13 @@ class Fitted:
         replace_file(path, lambda handle: torch.export.save(program, handle, extra_files=extra))
 
     @torch.no_grad()
-    def _outputs(self, images: Images) -> Tensor:
+    def _outputs(self, images: Images) -> Tensor | Gaussian:
         """Logits or predictions on the CPU."""
         x = self.model.inputs(images)
         parts = [x] if self.transductive else x.split(CHUNK)
-        outputs = torch.cat([self.model.algorithm.predict(self.state, part).float().cpu() for part in parts])
-        if not outputs.isfinite().all():
+        answers = [self.model.algorithm.predict(self.state, part) for part in parts]
+        outputs = tree_map(lambda *leaves: torch.cat(leaves).float().cpu(), *answers)
+        if not all(leaf.isfinite().all() for leaf in tree_leaves(outputs)):
             raise RunError("the adapted net answers with numbers that are not finite: adaptation diverged; take fewer steps")
         return outputs
 
@@ -269,7 +280,7 @@ class Network(nn.Module):
         super().__init__()
         algorithm = copy.deepcopy(fitted.model.algorithm).cpu()
         state = tree_map(lambda leaf: leaf.cpu() if isinstance(leaf, Tensor) else leaf, fitted.state)
-        self.answer = lambda x: algorithm.predict(state, x)
+        self.answer = lambda x: best_guess(algorithm.predict(state, x))
         self.classify = bool(fitted.classes)
 
     def forward(self, x: Tensor) -> Tensor:

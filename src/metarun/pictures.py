@@ -23,7 +23,7 @@ from metarun.data.base import ImageDataset
 from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.run import Run
-from metarun.task import Batch, Task, select
+from metarun.task import Batch, Gaussian, Task, best_guess, select
 
 COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
 INCH = 0.5  # side of an image
@@ -56,7 +56,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     if is_image(task.query.x.shape[1:]):
         blocks = [Block("support", SUPPORT, task.context.support), Block("query", QUERY, task.query)]
         if answered:
-            guesses = _answers(run, task, task.query.x).argmax(-1)
+            guesses = best_guess(_answers(run, task, task.query.x)).argmax(-1)
             right = int((guesses == task.query.y).sum())
             blocks[1] = Block(
                 f"query: {right} of {len(guesses)} right; red: taken for the class of that number", QUERY, task.query, guesses
@@ -142,7 +142,7 @@ def has_ink(x: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def _answers(run: Run, task: Task, x: Tensor) -> Tensor:
+def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian:
     """What the learner, adapted as in a test, answers to ``x``."""
     run.algorithm.eval()
     *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
@@ -224,15 +224,19 @@ def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
     return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
 
 
-def _points(task: Task, curve: Batch, fitted: Tensor | None, title: str) -> Figure:
-    """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them."""
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: str) -> Figure:
+    """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them, with their uncertainty."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
     axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
     axes.scatter(curve.x.cpu(), curve.y.cpu(), s=2, color="#b9c6d0", zorder=1)
     if fitted is not None:
         order = curve.x[:, 0].argsort()
-        axes.plot(curve.x[order].cpu(), fitted[order].cpu(), color="#444444", linewidth=1.4, label="answers", zorder=1)
+        x, mean = curve.x[order].cpu(), best_guess(fitted)[order].cpu()
+        axes.plot(x, mean, color="#444444", linewidth=1.4, label="answers", zorder=1)
+        if isinstance(fitted, Gaussian):
+            wide = 2 * fitted.variance[order].sqrt().cpu()
+            axes.fill_between(x[:, 0], (mean - wide)[:, 0], (mean + wide)[:, 0], color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
     for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", task.context.support, 70, SUPPORT)):
         axes.scatter(x.cpu(), y.cpu(), s=size, color=colour, label=f"{label} ({len(x)})", edgecolor="white", linewidth=0.8, zorder=2)
     axes.set_title(title, fontsize=11, fontweight="bold", loc="left")

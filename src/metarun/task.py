@@ -3,6 +3,7 @@ Every tuple describes ONE task; stacking tasks adds one leading axis to every te
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple
 
@@ -39,6 +40,18 @@ class Task(NamedTuple):
     query: Batch  # n = way * query
 
 
+class Gaussian(NamedTuple):
+    """A prediction with its uncertainty, for regression."""
+
+    mean: Tensor  # [n, outputs]
+    variance: Tensor  # [n, outputs], > 0
+
+
+def best_guess(prediction: Tensor | Gaussian) -> Tensor:
+    """Logits as they are, or the mean of predictions [n, outputs]."""
+    return prediction.mean if isinstance(prediction, Gaussian) else prediction
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
     """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1."""
@@ -72,17 +85,21 @@ class Problem:
     def higher_is_better(self) -> bool:
         return self.kind == "classification"
 
-    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
-        """Mean cross-entropy of logits [n, way], or mean squared error of predictions [n, outputs]; a scalar."""
+    def loss(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
+        """A scalar: mean cross-entropy of logits [n, way], squared error of predictions [n, outputs], or −log density under a Gaussian."""
+        if isinstance(prediction, Gaussian):
+            mean, variance = map(widen, prediction)
+            return 0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance)).mean()
         if self.kind == "classification":
             return F.cross_entropy(widen(prediction), y)
         return (widen(prediction) - y).square().mean()
 
-    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+    def score(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
         """The metric of one batch, a scalar."""
+        guess = best_guess(prediction)
         if self.kind == "classification":
-            return (prediction.argmax(-1) == y).float().mean()
-        return (widen(prediction) - y).square().mean()
+            return (guess.argmax(-1) == y).float().mean()
+        return (widen(guess) - y).square().mean()
 
 
 def stack(tasks: list[Task]) -> Task:

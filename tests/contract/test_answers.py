@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import ALGORITHMS, NETS_WITH_NORMS, PROBLEMS, Builder, classification, engine, in_float64, small
+from helpers import CLASSIFIERS, NETS_WITH_NORMS, PROBLEMS, Builder, classification, engine, in_float64, small
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -29,7 +29,7 @@ def one_task(values: dict[str, Any]) -> tuple[Algorithm, Task]:
     return algorithm, select(tasks, 0)
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", CLASSIFIERS)
 @pytest.mark.parametrize(("net", "norm"), NETS_WITH_NORMS)
 def test_an_answer_depends_on_other_queries_if_and_only_if_the_net_is_transductive(algo: str, net: str, norm: str) -> None:
     algorithm, task = one_task(small(f"algo={algo}", f"net={net}", f"net.norm={norm}"))
@@ -62,7 +62,7 @@ def test_query_labels_never_change_an_answer(algo: str, problem: Builder, monkey
     assert all(torch.equal(a, b) for a, b in zip(before, after))
 
 
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", CLASSIFIERS)
 def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(algo: str) -> None:
     algorithm, task = one_task(classification(algo))
     x, y = task.context.support
