@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
@@ -82,6 +82,38 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     return tree_map(lambda w, g, rate: w - rate * g, fast, grads, lr)
 
 
+def hessian_product(loss: Callable[..., Tensor], fast: Weights, direction: Weights, *args: Any) -> Weights:
+    """∇²_fast loss(fast, *args) times ``direction``, a tree like ``fast``: forward over reverse, at the memory of one gradient."""
+    return torch.func.jvp(lambda weights: torch.func.grad(loss)(weights, *args), (fast,), (direction,))[1]
+
+
+def conjugate_gradient(operator: Callable[[Weights], Weights], target: Weights, steps: int) -> Weights:
+    """``steps`` steps from zero towards the solution of operator(x) = target (Hestenes & Stiefel 1952).
+
+    Args:
+        operator: a linear, symmetric map of trees like ``target``. If positive definite, the result is exact after as many steps as it
+            has different eigenvalues. Where it proves not to be, the steps end, at ``target`` if that is at once (Steihaug 1983).
+    """
+
+    def dot(a: Weights, b: Weights) -> Tensor:
+        return torch.stack([(x * y).sum() for x, y in zip(tree_leaves(a), tree_leaves(b))]).sum()
+
+    solution, residual, way = tree_map(torch.zeros_like, target), target, target
+    size = dot(target, target)
+    open_ended = torch.ones_like(size, dtype=torch.bool)
+    for k in range(steps):
+        image = operator(way)
+        curvature = dot(way, image)
+        open_ended = open_ended & (curvature > 0)
+        # Divisors of ended steps are replaced, as vmap has no branches and 0 times infinity is no number.
+        stride = torch.where(open_ended, size / torch.where(open_ended, curvature, 1.0), 0.0 if k else 1.0)
+        solution = sgd(solution, way, -stride)
+        residual = sgd(residual, image, stride)
+        size, before = dot(residual, residual), size
+        way = sgd(residual, way, -size / torch.where(before > 0, before, 1.0))
+    return solution
+
+
 class Moments(NamedTuple):
     """What Adam remembers of past gradients, two trees like the weights."""
 
@@ -108,6 +140,11 @@ def adam(
 def constant(tree: Weights) -> Weights:
     """The same numbers, through which no gradient flows."""
     return tree_map(lambda leaf: leaf.detach(), tree)
+
+
+def mode_product(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
+    """``tensor`` with ``matrix`` [m, n] applied along ``axis`` of length n, which becomes m (Kolda & Bader 2009, section 2.5)."""
+    return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
 
 
 def widen(x: Tensor) -> Tensor:

@@ -40,3 +40,43 @@ def test_minibatches_use_up_every_shuffle_before_the_next(n: int, size: int) -> 
 def test_minibatches_depend_on_the_key() -> None:
     draws = {tuple(inner.minibatch(torch.tensor(key), 8, 4, 0).tolist()) for key in range(20)}
     assert len(draws) > 15
+
+
+def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(5, 5, generator=generator, dtype=F64)
+    matrix, target = root @ root.T + torch.eye(5, dtype=F64), torch.randn(5, generator=generator, dtype=F64)
+
+    def operator(tree: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        image = matrix @ torch.cat([tree["a"], tree["b"]])
+        return {"a": image[:2], "b": image[2:]}
+
+    split = {"a": target[:2], "b": target[2:]}
+    errors = []
+    for steps in (1, 3, 5, 9):
+        solution = inner.conjugate_gradient(operator, split, steps)
+        errors.append(float((torch.cat([solution["a"], solution["b"]]) - torch.linalg.solve(matrix, target)).norm()))
+    assert errors[0] > errors[1] > 1e-6
+    assert max(errors[2:]) < 1e-10  # solved, and more steps do no harm
+
+
+def test_conjugate_gradient_of_nothing_is_nothing() -> None:
+    assert torch.equal(inner.conjugate_gradient(lambda x: 2 * x, torch.zeros(3), 4), torch.zeros(3))
+
+
+def test_the_hessian_product_is_the_hessian_times_the_direction() -> None:
+    def loss(w: torch.Tensor, scale: float) -> torch.Tensor:
+        return scale * (w**3).sum() + w[0] * w[1] ** 2
+
+    w, v = torch.tensor([0.5, -1.0, 2.0], dtype=F64), torch.tensor([1.0, 2.0, -1.0], dtype=F64)
+    expected = torch.autograd.functional.hessian(lambda weights: loss(weights, 0.7), w) @ v
+    torch.testing.assert_close(inner.hessian_product(loss, w, v, 0.7), expected)
+
+
+def test_mode_products_multiply_along_their_axis_and_commute() -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensor = torch.randn(2, 3, 4, generator=generator, dtype=F64)
+    a, b = torch.randn(5, 3, generator=generator, dtype=F64), torch.randn(4, 4, generator=generator, dtype=F64)
+    torch.testing.assert_close(inner.mode_product(tensor, a, 1), torch.einsum("mj,ijk->imk", a, tensor))
+    one_way = inner.mode_product(inner.mode_product(tensor, a, 1), b, 2)
+    torch.testing.assert_close(one_way, inner.mode_product(inner.mode_product(tensor, b, 2), a, 1))
