@@ -81,8 +81,12 @@ class GradientLearner(Algorithm):
     """A net with a linear head whose weights, or some of them, take gradient steps on the support loss.
 
     ``forward`` answers with the meta-learned weights; ``functional_call`` of it with ``fast`` answers with adapted ones.
+
+    Attributes:
+        parts: how the names of the learner's own weights begin; all others are a method's further meta-parameters.
     """
 
+    parts: tuple[str, ...] = ("net.", "head.")
     fixed_way = True
     class_ordered = True
 
@@ -96,7 +100,7 @@ class GradientLearner(Algorithm):
 
     def learner(self) -> dict[str, Tensor]:
         """The learner's weights by name: what ``fast`` starts from, without a method's other meta-parameters."""
-        return {name: p for name, p in self.named_parameters() if name.startswith(("net.", "head."))}
+        return {name: p for name, p in self.named_parameters() if name.startswith(self.parts)}
 
     def support_loss(self, fast: dict[str, Tensor], shared: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Mean loss on the support x, y with adapted weights ``fast``, the others being ``shared``; pure, as ``inner.gradient`` asks."""

@@ -30,10 +30,12 @@ class Net(nn.Module, ABC):
     Attributes:
         features: length of the feature vector.
         norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
+        modulated: the submodule, a ``Norm`` or a linear layer, whose output a task may scale and shift before its activation (CAVIA).
     """
 
     features: int
     norm: NormKind
+    modulated: str
 
     @abstractmethod
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:

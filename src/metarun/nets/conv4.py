@@ -52,7 +52,7 @@ class Conv4(Net):
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "conv4")
-        self.norm, self.flatten = norm, flatten
+        self.norm, self.flatten, self.modulated = norm, flatten, "blocks.3.norm"
         widths = [channels, hidden, hidden, hidden, hidden]
         self.blocks = nn.ModuleList(Block(a, b, down, norm) for a, b in pairwise(widths))
         for _ in self.blocks:

@@ -39,7 +39,7 @@ class MLP(Net):
         norm: NormKind,
     ) -> None:
         super().__init__()
-        self.norm = norm
+        self.norm, self.modulated = norm, "linears.0" if norm == "none" else "norms.0"
         self.activation: Activation = ACTIVATIONS[activation]
         widths = [prod(input_shape), *sizes]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))

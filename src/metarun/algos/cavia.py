@@ -1,0 +1,82 @@
+"""CAVIA: a few context numbers adapt to the task, and the weights are shared by all tasks.
+Zintgraf, Shiarlis, Kurin, Hofmann, Whiteson 2019, arXiv:1810.03642."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from metarun import inner
+from metarun.algorithm import Adapted, GradientLearner
+from metarun.nets.base import Net
+from metarun.task import Context, Problem
+
+
+class CAVIA(GradientLearner):
+    """Fast context adaptation.
+
+        c_0 = 0,   c_{k+1} = c_k − α ∇_c L_support(c_k, θ)          (equation 4)
+        min_θ  mean over tasks of L_query(c_K, θ)                  (equation 5)
+
+    Images: the context scales and shifts the channels of one layer before its ReLU, h ← γ(c) h + β(c), (γ, β) linear in c (FiLM,
+    section 3.4). Other inputs: the first layer sees [x, c] (section 3.3), which is to say that W_c c is added to its output.
+
+    Deviations: (1) γ starts from 1 and β from 0 at c = 0, as of no effect; the authors start the layer at random. (2) The layer is the
+    last one of convolutional nets, which learns faster, not the third of four. (3) The authors modulate after max-pooling, here it is
+    before: the same as long as γ > 0. (4) Behind a norm of the first layer of an MLP the context is added after it, as batch
+    statistics would take it away again.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        inner_lr: α, on the mean support loss.
+        inner_steps, test_steps: K in meta-training, and in validation and test.
+        context_size: length of c.
+        first_order: drop the second derivatives.
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+    """
+
+    parts = ("net.", "head.", "film.")
+    context: Tensor
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        inner_lr: Annotated[float, Gt(0)],
+        inner_steps: Annotated[int, Ge(0)],
+        test_steps: Annotated[int, Ge(0)],
+        context_size: Annotated[int, Ge(1)],
+        first_order: bool,
+        mode: inner.Mode,
+    ) -> None:
+        super().__init__(net, problem)
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.mode: inner.Mode = "none" if first_order else mode
+        layer = net.get_submodule(net.modulated)
+        channels = len(layer.get_parameter("weight"))
+        if len(problem.input_shape) == 3:
+            self.film = nn.Linear(context_size, 2 * channels)
+            self.film.bias.data = torch.cat([torch.ones(channels), torch.zeros(channels)])
+        else:
+            self.film = nn.Linear(context_size, channels, bias=False)
+        self.register_buffer("context", torch.zeros(context_size), persistent=False)
+        layer.register_forward_hook(self.modulate)
+
+    def modulate(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        """The layer's output [n, channels, *space] under the context in force, which ``functional_call`` may have put in place."""
+        modulation = self.film(self.context).to(output.dtype)
+        if self.film.bias is None:
+            return output + modulation
+        scale, shift = modulation.view(2, -1, *[1] * (output.dim() - 2))
+        return scale * output + shift
+
+    def begin(self, context: Context) -> Adapted:
+        return Adapted({"context": torch.zeros_like(self.context)}, context.support.x)
+
+    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
+        grads = self.support_gradient(state.fast, context, self.mode)
+        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))
