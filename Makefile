@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+PEERS := .peers
 INSTALL := $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]'
 # Two workers with one thread each: two cores are busy, and no worker waits for another's threads.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
@@ -11,10 +12,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint clean
+.PHONY: help run test test-all lint peers bench bench-quick clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(READY) ## the main job on built-in data: MAML, 5-way 1-shot, under 3 minutes, no files needed
 	@$(BIN)/metarun experiment=quickstart $(ARGS)
@@ -30,6 +31,14 @@ lint: $(READY) ## style, formatting, types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+peers: $(PEERS)/learn2learn/.built $(PEERS)/metalearn/.built ## build the libraries that the benchmark compares with, in environments of their own
+
+bench: peers ## metarun against them in turn, about half an hour on a quiet machine; writes docs/benchmarks.md and .json
+	$(BIN)/python scripts/bench.py --write $(ARGS)
+
+bench-quick: peers ## the same in under 5 minutes; writes nothing
+	$(BIN)/python scripts/bench.py --rounds 3 --seconds 0.5 --episodes 60 $(ARGS)
 
 clean: ## remove caches and build products; .venv and outputs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
@@ -48,4 +57,24 @@ $(READY): pyproject.toml constraints.txt
 	@$(INSTALL) --no-index --no-build-isolation >/dev/null 2>&1 || \
 	  { echo "Installing metarun and what it needs into $(VENV), once; this takes a minute or more ..."; $(INSTALL); } || \
 	  { echo "The installation failed for the reason above; once it is mended, the same make command goes on." >&2; exit 1; }
+	@touch $@
+
+# Each peer sees the packages of $(VENV), torch above all, so that both sides of a comparison run on the same one.
+define PEER
+	@rm -rf $(@D)
+	@$(BIN)/python -m venv $(@D)
+	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+endef
+
+# learn2learn ships C files that are too old for Python 3.11: Cython makes them anew. Its own requirements are older still.
+$(PEERS)/learn2learn/.built: | $(READY)
+	$(PEER)
+	@$(@D)/bin/python -m pip install -q cython 'setuptools<81' wheel
+	@$(@D)/bin/python -m pip wheel -q --no-deps --no-build-isolation learn2learn==0.2.0 -C--global-option=build_ext -w $(@D)
+	@$(@D)/bin/python -m pip install -q --no-deps $(@D)/learn2learn-*.whl torchvision gym==0.26.2 gym-notices cloudpickle scipy
+	@touch $@
+
+$(PEERS)/metalearn/.built: | $(READY)
+	$(PEER)
+	@$(@D)/bin/python -m pip install -q --no-deps parallel-metalearn==0.5.6 || echo "parallel-metalearn does not install here: measured without it"
 	@touch $@

@@ -1,0 +1,247 @@
+"""metarun beside learn2learn and parallel-metalearn: the same work in turn, A B A B …, each library in a process of its own.
+
+make bench                                       everything; writes docs/benchmarks.md and docs/benchmarks.json
+make bench-quick                                 fewer and shorter rounds; writes nothing
+python scripts/bench.py --works W1 W2 --rounds 5 --device cuda
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from bench_page import line, page
+from torch import Tensor
+
+from metarun.compose import compose, resolve
+from metarun.run import Run
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+DOCS = CHECKOUT / "docs"
+PROGRAMS = {"metarun": "with_metarun.py", "learn2learn": "with_learn2learn.py", "metalearn": "with_metalearn.py"}
+AGREEMENT = 1e-4  # relative difference of losses and meta-gradients that two fp32 sides may have
+OUTER_LR = 1e-9  # Adam does all its work, and every round finds the same weights
+
+Answer = dict[str, Any]
+
+
+class Work(NamedTuple):
+    """A piece of work: metarun's words, tasks at a time, and how many times as fast as learn2learn it must be on two cores."""
+
+    title: str
+    words: list[str]
+    tasks: int
+    bar: float | None
+    kind: str = "train"  # | test | sample
+    peers: tuple[str, ...] = ("learn2learn",)
+
+
+def maml(way: int, shot: int, query: int, steps: int, *more: str) -> list[str]:
+    net = ["net.down=stride", "net.flatten=false"]
+    return ["algo=maml", *net, f"way={way}", f"shot={shot}", f"query={query}", f"algo.inner_steps={steps}", *more]
+
+
+PROTONET = ["algo=protonet", "net.down=pool", "way=20", "shot=1", "query=5"]
+BF16 = "precision=bf16"
+TEST = maml(5, 1, 15, 1, "algo.test_steps=10")
+BOTH = ("learn2learn", "metalearn")
+WORKS = {
+    "W1": Work("second-order MAML step, 5-way 1-shot 1-query, 1 inner step, 32 tasks", maml(5, 1, 1, 1), 32, 2.5, peers=BOTH),
+    "W2": Work("the same, 5-shot 5-query", maml(5, 5, 5, 1), 32, 1.7, peers=BOTH),
+    "W3": Work("the same, 20-way 1-shot 1-query, 5 inner steps, 16 tasks", maml(20, 1, 1, 5, "algo.inner_lr=0.1"), 16, 1.7, peers=BOTH),
+    "W4": Work("first-order MAML step, else as W2", maml(5, 5, 5, 1, "algo.first_order=true"), 32, 1.7),
+    "W5": Work("meta-test of MAML, 600 episodes 5-way 1-shot 15-query, 10 steps", TEST, 600, 2.5, "test"),
+    "W5f": Work("the same, learn2learn told to keep no graph", [*TEST, "algo.first_order=true"], 600, None, "test"),
+    "W6": Work("ProtoNet step, pooling, 20-way 1-shot 5-query, 4 tasks", PROTONET, 4, 1.7, peers=BOTH),
+    "W1b": Work("W1, metarun in bf16", maml(5, 1, 1, 1, BF16), 32, 3.0),
+    "W2b": Work("W2, metarun in bf16", maml(5, 5, 5, 1, BF16), 32, 2.5),
+    "W6b": Work("W6, metarun in bf16", [*PROTONET, BF16], 4, 3.0),
+    "W7": Work("sampling of 20-way 1-shot 5-query episodes, in memory", PROTONET, 32, 30.0, "sample"),
+}
+MEMORY = "W8"  # 50 inner steps against 1
+MEMORY_WORDS = ["algo.mode=mixed", "algo.inner_lr=0.01"]
+MEMORY_BAR = 1.3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--works", nargs="*", default=[*WORKS, MEMORY], choices=[*WORKS, MEMORY], metavar="W")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side")
+    parser.add_argument("--seconds", type=float, default=1.5, help="of a turn, at least one repetition")
+    parser.add_argument("--episodes", type=int, default=600, help="of W5, whose time is given for as many")
+    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of every side")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--write", action="store_true", help="write the page and the numbers in docs/")
+    options = parser.parse_args()
+    if not installed("learn2learn"):
+        sys.exit("learn2learn is not there; build it with: make peers")
+    torch.set_num_threads(options.threads)
+    peaks = {name: peak(dtype, options.device) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    print(f"matrix products: {peaks['fp32']:.0f} GFLOP/s in fp32, {peaks['bf16']:.0f} in bf16, {options.threads} threads", flush=True)
+    works: dict[str, Answer] = {}
+    for name in options.works:
+        works[name] = memory(options) if name == MEMORY else compare(WORKS[name], options)
+        print(line(name, works[name], peaks["fp32"]), flush=True)
+    if options.write:
+        where = machine(options)
+        found = {"machine": where, "peaks_gflops": peaks, "works": works}
+        (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        (DOCS / "benchmarks.md").write_text(page(found, options.rounds, options.seconds), encoding="utf-8")
+    wrong = [name for name, found in works.items() if max(found.get("errors", {}).values(), default=0.0) > AGREEMENT]
+    if wrong:
+        sys.exit(f"metarun and learn2learn disagree by more than {AGREEMENT:g} on {', '.join(wrong)}")
+
+
+class Process:
+    """One side, in a process of its own, with the same environment variables as the other."""
+
+    def __init__(self, library: str) -> None:
+        python = Path(sys.executable) if library == "metarun" else CHECKOUT / ".peers" / library / "bin" / "python"
+        environment = {**os.environ, "PYTHONPATH": str(CHECKOUT / "src"), "GOMP_SPINCOUNT": "10000", "PYTHONWARNINGS": "ignore"}
+        environment.pop("OMP_NUM_THREADS", None)
+        command = [str(python), str(CHECKOUT / "scripts" / "sides" / PROGRAMS[library])]
+        self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
+        pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
+        self.process = subprocess.Popen(command, **pipes, text=True, env=environment)
+
+    def ask(self, do: str, **more: Any) -> Answer:
+        assert self.process.stdin
+        assert self.process.stdout
+        print(json.dumps({"do": do, **more}), file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            self.said.seek(0)
+            sys.exit(f"a side of the benchmark failed:\n{self.said.read()}")
+        return json.loads(answer)
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def installed(library: str) -> bool:
+    """Whether ``make peers`` has installed it."""
+    return any((CHECKOUT / ".peers" / library).glob(f"lib/python*/site-packages/{library}"))
+
+
+def prepare(work: Work, tasks: int, options: argparse.Namespace) -> tuple[Answer, Answer]:
+    """What a side is told of a piece of work, and its weights and episodes."""
+    run = Run(resolve(compose([*work.words, "device=cpu"])))
+    spec, net = run.spec["train"], run.values["net"]
+    told = {key: value for key, value in run.values["algo"].items() if key != "_target_"}
+    told |= {"algo": run.values["algo"]["name"], "words": work.words, "kind": work.kind, "tasks": tasks, "classes": run.data.classes}
+    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "down": net["down"], "flatten": net["flatten"]}
+    told |= {"device": options.device, "threads": options.threads, "outer_lr": OUTER_LR}
+    if work.kind == "sample":
+        return told, {}
+    (support, *_), query = run.episodes("test" if work.kind == "test" else "train").batch(range(tasks))
+    data = {"xs": support.x, "ys": support.y.contiguous(), "xq": query.x, "yq": query.y.contiguous()}
+    return told, data | {"weights": run.algorithm.state_dict()}
+
+
+def compare(work: Work, options: argparse.Namespace) -> Answer:
+    """Outcomes, then times in turn."""
+    tasks = options.episodes if work.kind == "test" else work.tasks
+    sides = {name: Process(name) for name in ("metarun", *filter(installed, work.peers))}
+    with tempfile.TemporaryDirectory() as folder:
+        flops = 0
+        if work.kind != "sample":
+            flops = tasks * ask_on(sides["learn2learn"], *prepare(work, 1, options), folder).ask("flops")["flops"]
+        told, data = prepare(work, tasks, options)
+        outcomes = {}
+        for name, side in sides.items():
+            ask_on(side, told, data, folder).ask("outcome", file=f"{folder}/outcome.pt")
+            outcomes[name] = torch.load(f"{folder}/outcome.pt", weights_only=True)
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    memory: dict[str, float] = {}
+    for turn in range(1 + options.rounds):
+        for name, side in sides.items():
+            answer = side.ask("round", seconds=options.seconds)
+            memory[name] = answer["peak_mb"]
+            if turn:  # the first warms up
+                seconds[name].append(work.tasks / tasks * statistics.median(answer["seconds"]))
+    for side in sides.values():
+        side.close()
+    errors = {name: difference(outcomes["metarun"], outcomes[name]) for name in sides if name != "metarun" and BF16 not in work.words}
+    found: Answer = {"title": work.title, "bar": work.bar, **against(seconds, "learn2learn"), "metarun_mb": memory["metarun"]}
+    found |= {"peer_mb": memory["learn2learn"], "gflop": flops * work.tasks / tasks / 1e9, "errors": errors.get("learn2learn", {})}
+    if "metalearn" in sides:
+        found["metalearn"] = {**against(seconds, "metalearn"), "peer_mb": memory["metalearn"], "errors": errors.get("metalearn", {})}
+    return found
+
+
+def ask_on(side: Process, told: Answer, data: Answer, folder: str) -> Process:
+    """Hand a piece of work to a side."""
+    torch.save(data, f"{folder}/data.pt")
+    side.ask("prepare", work=told, file=f"{folder}/data.pt")
+    return side
+
+
+def against(seconds: dict[str, list[float]], peer: str) -> Answer:
+    """How many times as fast as a peer: the ratio of every pair of neighbouring turns."""
+    ratios = [theirs / ours for ours, theirs in zip(seconds["metarun"], seconds[peer])]
+    times = {"metarun_s": statistics.median(seconds["metarun"]), "peer_s": statistics.median(seconds[peer])}
+    return {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios), **times}
+
+
+def difference(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, float]:
+    """Relative differences ‖a − b‖ / ‖b‖ of the losses, and of the meta-gradient as one vector."""
+    names = {"loss": [name for name in theirs if name == "loss"], "gradient": [name for name in theirs if name not in ("loss", "score")]}
+    errors = {}
+    for kind, keys in names.items():
+        if keys:
+            a, b = (torch.cat([side[key].flatten().double() for key in keys]) for side in (ours, theirs))
+            errors[kind] = float((a - b).norm() / b.norm())
+    return errors
+
+
+def memory(options: argparse.Namespace) -> Answer:
+    """Peak memory of second-order MAML with 50 inner steps against 1, each in a fresh process, on either side."""
+    peaks: dict[str, list[float]] = {"metarun": [], "learn2learn": []}
+    for name, found in peaks.items():
+        for steps in (1, 50):
+            side, work = Process(name), Work("", maml(5, 1, 15, steps, *MEMORY_WORDS), 8, None)
+            with tempfile.TemporaryDirectory() as folder:
+                ask_on(side, *prepare(work, work.tasks, options), folder)
+            found.append(side.ask("round", seconds=0.01)["peak_mb"])
+            side.close()
+    ratios = {name: found[1] / found[0] for name, found in peaks.items()}
+    title = "memory of a second-order MAML step, 5-way 1-shot 15-query, 8 tasks: 50 inner steps against 1"
+    return {"title": title, "bar": MEMORY_BAR, "ratio": ratios["metarun"], "peer_ratio": ratios["learn2learn"], "peaks_mb": peaks}
+
+
+def peak(dtype: torch.dtype, device: str, n: int = 2048) -> float:
+    """GFLOP/s of a large product of square matrices, the best of a second."""
+    a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+    best, end = float("inf"), time.perf_counter() + 1
+    while time.perf_counter() < end:
+        begun = time.perf_counter()
+        a @ b
+        if device == "cuda":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - begun)
+    return 2 * n**3 / best / 1e9
+
+
+def machine(options: argparse.Namespace) -> Answer:
+    """Where and with what it was measured."""
+    model = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        model = next((row.partition(":")[2].strip() for row in info.read_text().splitlines() if row.startswith("model name")), model)
+    device = torch.cuda.get_device_name() if options.device == "cuda" else model
+    capability = torch.backends.cpu.get_cpu_capability()
+    return {"device": device, "threads": options.threads, "cpu_capability": capability, "torch": torch.__version__}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What bench.py found, for people: a line for the terminal, and docs/benchmarks.md."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Found = dict[str, Any]
+
+PREFACE = """# Benchmarks: metarun beside other libraries
+
+This page and [benchmarks.json](benchmarks.json) are written by `make bench` and by nobody's hand. Machine: {device}, {threads} threads,
+{cpu_capability}, torch {torch}; a large matrix product reaches {fp32:.0f} GFLOP/s in fp32 here, and {bf16:.0f} in bf16.
+
+Each library does the same work in a process of its own, in turn, A B A B …, {rounds} turns of at least {seconds} s each: same net, weights,
+episodes, threads and torch; fp32 unless bf16 is said. Before that, losses and meta-gradients are compared. A ratio is that of two
+neighbouring turns, as median (least to greatest); times are medians. GFLOP are those of learn2learn's convolutions and matrix
+products. Memory is the peak of the process, torch itself included.
+
+"""
+HEAD = [
+    "work",
+    "must be",
+    "times as fast as learn2learn",
+    "metarun, ms",
+    "learn2learn, ms",
+    "GFLOP/s (of sgemm)",
+    "MB, metarun / learn2learn",
+    "differences of loss, gradient",
+    "times as fast as parallel-metalearn",
+]
+NOTES = """
+What the sides do differently: metarun sets glibc's allocator to keep freed memory, as its command line does, and the others do not.
+The others' net is written in torch's own layers, without the biases that a batch norm takes away and without running statistics.
+learn2learn's meta-test keeps the graph of second derivatives, as in its examples; in W5f it is told not to.
+"""
+MEMORY = """
+W8, {title}: {ratio:.2f} times the peak with metarun (`algo.mode=mixed`; must be at most {bar}), {peer_ratio:.2f} times with learn2learn.
+"""
+
+
+def line(name: str, found: Found, sgemm: float) -> str:
+    """One piece of work, for the terminal."""
+    if "peaks_mb" in found:
+        return f"{name:4} memory ratio {found['ratio']:.2f} (must be at most {found['bar']}); learn2learn {found['peer_ratio']:.2f}"
+    bar = f" (must be {found['bar']})" if found["bar"] else ""
+    parts = [
+        f"{name:4} {spread(found)}{bar}",
+        f"{1e3 * found['metarun_s']:.1f} against {1e3 * found['peer_s']:.1f} ms",
+        f"{rate(found, sgemm)} GFLOP/s",
+        f"{found['metarun_mb']:.0f} against {found['peer_mb']:.0f} MB",
+        f"differences {differences(found)}",
+    ]
+    if "metalearn" in found:
+        parts.append(f"parallel-metalearn {spread(found['metalearn'])}, differences {differences(found['metalearn'])}")
+    return "; ".join(parts)
+
+
+def page(found: Found, rounds: int, seconds: float) -> str:
+    """docs/benchmarks.md."""
+    sgemm, works = found["peaks_gflops"]["fp32"], found["works"]
+    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], rounds=rounds, seconds=seconds)
+    rows = [HEAD, ["---"] * len(HEAD)]
+    for name, work in works.items():
+        if "peaks_mb" not in work:
+            cells = [
+                f"{name}: {work['title']}",
+                work["bar"] or "–",
+                spread(work),
+                f"{1e3 * work['metarun_s']:.1f}",
+                f"{1e3 * work['peer_s']:.1f}",
+            ]
+            cells += [rate(work, sgemm), f"{work['metarun_mb']:.0f} / {work['peer_mb']:.0f}", differences(work)]
+            rows.append([*map(str, cells), spread(work["metalearn"]) if "metalearn" in work else "–"])
+    text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + NOTES
+    return text + "".join(MEMORY.format(**work) for work in works.values() if "peaks_mb" in work)
+
+
+def spread(found: Found) -> str:
+    """A ratio, median and range."""
+    return f"{found['ratio']:.2f} ({found['ratio_min']:.2f} to {found['ratio_max']:.2f})"
+
+
+def rate(found: Found, sgemm: float) -> str:
+    """Arithmetic per second, and its share of the machine's."""
+    achieved = found["gflop"] / found["metarun_s"]
+    return f"{achieved:.0f} ({achieved / sgemm:.0%})" if achieved else "–"
+
+
+def differences(found: Found) -> str:
+    """How far losses and gradients are apart."""
+    return ", ".join(f"{error:.0e}" for error in found["errors"].values()) or "–"

@@ -1,0 +1,66 @@
+"""The benchmark's own arithmetic: ratios of neighbouring turns, differences of outcomes, and a page that says what was found."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(SCRIPTS)
+        import bench
+
+        yield bench
+        for name in ("bench", "bench_page"):
+            sys.modules.pop(name)
+
+
+def test_a_ratio_is_that_of_neighbouring_turns(bench: ModuleType) -> None:
+    found = bench.against({"metarun": [1.0, 2.0, 10.0], "learn2learn": [3.0, 4.0, 50.0]}, "learn2learn")
+    assert found == {"ratio": 3.0, "ratio_min": 2.0, "ratio_max": 5.0, "metarun_s": 2.0, "peer_s": 4.0}
+
+
+def test_differences_are_relative_and_over_all_weights(bench: ModuleType) -> None:
+    theirs = {"loss": torch.tensor(2.0), "a": torch.tensor([3.0]), "b": torch.tensor([[4.0]])}
+    ours = {**theirs, "loss": torch.tensor(2.5), "a": torch.tensor([3.5])}
+    assert bench.difference(ours, theirs) == {"loss": pytest.approx(0.25), "gradient": pytest.approx(0.1)}
+    assert bench.difference(theirs, theirs) == {"loss": 0.0, "gradient": 0.0}
+
+
+def test_every_work_describes_a_run_that_metarun_accepts(bench: ModuleType) -> None:
+    options = type("Options", (), {"device": "cpu", "threads": 1})
+    for work in bench.WORKS.values():
+        told, data = bench.prepare(work, 2, options)
+        assert told["words"] == work.words
+        assert all(len(data[name]) == 2 for name in ("xs", "ys", "xq", "yq") if data)
+
+
+def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
+    time = {
+        "ratio": 3.0,
+        "ratio_min": 2.0,
+        "ratio_max": 5.0,
+        "metarun_s": 0.002,
+        "peer_s": 0.006,
+        "peer_mb": 700.0,
+        "errors": {"loss": 2e-7},
+    }
+    work = {**time, "title": "some work", "bar": 2.5, "metarun_mb": 600.0, "gflop": 0.1}
+    memory = {"title": "memory", "bar": 1.3, "ratio": 1.1, "peer_ratio": 9.0, "peaks_mb": {}}
+    found = {
+        "machine": {"device": "CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "2"},
+        "peaks_gflops": {"fp32": 100.0, "bf16": 200.0},
+    }
+    page = bench.page(found | {"works": {"W1": {**work, "metalearn": time}, "W7": {**work, "gflop": 0.0}, "W8": memory}}, 9, 1.5)
+    assert "| W1: some work | 2.5 | 3.00 (2.00 to 5.00) | 2.0 | 6.0 | 50 (50%) | 600 / 700 | 2e-07 | 3.00 (2.00 to 5.00) |" in page
+    assert "| W7: some work | 2.5 | 3.00 (2.00 to 5.00) | 2.0 | 6.0 | – | 600 / 700 | 2e-07 | – |" in page
+    assert "1.10 times the peak" in page
