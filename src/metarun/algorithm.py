@@ -4,7 +4,7 @@ An algorithm knows neither engine, trainer, device, logger nor config."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -68,6 +68,13 @@ class Algorithm(nn.Module, ABC):
         prediction = self.predict(states[-1], task.query.x)
         loss = self.problem.loss(prediction, task.query.y)
         return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, task.query.y)}
+
+    def anneal(self, progress: float) -> None:
+        """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
+
+    def calibrate(self, tasks: Iterable[Task]) -> None:
+        """Called before every validation: set the population statistics of ``net.norm=running`` from training tasks."""
+        self.net.calibrate(task.query.x for task in tasks)
 
 
 class Adapted(NamedTuple):

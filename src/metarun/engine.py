@@ -75,6 +75,7 @@ class Engine:
         """
         here = count(tasks)
         total = total or here
+        algorithm.anneal(progress)
 
         def objective(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
             steps = adapt(algorithm, task.context, algorithm.inner_steps)

@@ -22,6 +22,7 @@ from metarun.engine import Engine
 from metarun.episodes import Episodes
 from metarun.errors import RunError
 from metarun.optim import Outer
+from metarun.task import select
 from metarun.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -199,8 +200,7 @@ class Trainer:
 
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem
-        # Population statistics for nets that want them, from training queries, as the net sees them in training.
-        self.algorithm.net.calibrate(self.train.batch([i]).query.x[0] for i in range(CALIBRATION_TASKS))
+        self.algorithm.calibrate(select(self.train.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
         result = {problem.metric: statistics(scores["score"][:, -1]), "loss": statistics(scores["loss"][:, -1])}
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")

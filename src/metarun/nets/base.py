@@ -4,12 +4,15 @@ Heads belong to the algorithms; a backbone maps [n, *input_shape] to [n, feature
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metarun.nets.norm import Norm, NormKind
+
+T = TypeVar("T")
 
 
 def image_shape(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]:
@@ -58,8 +61,13 @@ class Net(nn.Module, ABC):
         return self.norm == "batch" and any(isinstance(module, Norm) for module in self.modules())
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the population statistics of ``norm=running`` from batches [n, *input_shape]; other norms need none."""
+    def calibrate(self, batches: Iterable[T], forward: Callable[[T], Any] | None = None) -> None:
+        """Set the population statistics of ``norm=running``; other norms need none.
+
+        Args:
+            batches: [n, *input_shape] each, or whatever ``forward`` takes.
+            forward: makes the pass of one batch through the net; the net's own by default.
+        """
         norms = [module for module in self.modules() if isinstance(module, Norm) and module.kind == "running"]
         if not norms:
             return
@@ -67,8 +75,8 @@ class Net(nn.Module, ABC):
         self.train()
         for norm in norms:
             norm.tally = []
-        for x in batches:
-            self(x)
+        for batch in batches:
+            (forward or self)(batch)
         for norm in norms:
             means, variances = (torch.stack(moments) for moments in zip(*norm.tally or []))
             norm.mean.copy_(means.mean(0))
