@@ -69,6 +69,10 @@ class Algorithm(nn.Module, ABC):
         loss = self.problem.loss(prediction, task.query.y)
         return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, task.query.y)}
 
+    def groups(self) -> list[dict[str, Any]]:
+        """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
+        return [{"params": list(self.parameters())}]
+
     def anneal(self, progress: float) -> None:
         """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
 

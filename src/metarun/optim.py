@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
-from torch import nn
+from torch import Tensor, nn
 
 Schedule = Literal["constant", "cosine", "linear"]
 
@@ -32,7 +32,7 @@ class Outer:
     """The optimizer of the meta-parameters.
 
     Args:
-        parameters: the meta-parameters.
+        parameters: the meta-parameters, or torch's groups of them; a group with an ``lr`` of its own keeps that in place of ``lr``.
         method: ``adam``, ``adamw`` or ``sgd`` (Nesterov when momentum > 0).
         lr: learning rate at its height.
         momentum: β1 of Adam, or SGD's momentum.
@@ -40,11 +40,13 @@ class Outer:
         schedule, warmup, final_lr: see ``lr_scale``; ``final_lr`` is a fraction of ``lr``.
         clip_norm: largest norm of the whole meta-gradient; null for none.
         clip_value: largest absolute value of each element of the meta-gradient; null for none.
+        hyper_lr: h, by which the learning rate itself descends: β ← β + h ∇F_t · u, where β u was the last step and ∇F_t is the gradient
+            after it, clipped (Baydin et al. 2018, arXiv:1703.04782); β stays above a thousandth of ``lr``; 0 for never.
     """
 
     def __init__(
         self,
-        parameters: Iterable[nn.Parameter],
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
         *,
         method: Literal["adam", "adamw", "sgd"],
         lr: Annotated[float, Gt(0)],
@@ -55,9 +57,17 @@ class Outer:
         final_lr: Annotated[float, Ge(0), Le(1)],
         clip_norm: Annotated[float, Gt(0)] | None,
         clip_value: Annotated[float, Gt(0)] | None,
+        hyper_lr: Annotated[float, Ge(0)] = 0.0,
     ) -> None:
-        self.parameters = [p for p in parameters if p.requires_grad]
-        self.lr, self.clip_norm, self.clip_value = lr, clip_norm, clip_value
+        given: list[Any] = list(parameters)
+        groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
+        groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        groups = [group for group in groups if group["params"]]
+        self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.own_lrs: list[float | None] = [group.get("lr") for group in groups]
+        self.common = [p for group in groups for p in group["params"] if "lr" not in group]
+        self.lr, self.least_lr, self.hyper_lr, self.clip_norm, self.clip_value = lr, 1e-3 * lr, hyper_lr, clip_norm, clip_value
+        self.way: list[Tensor] = []  # u, if the learning rate is to be learned
         self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
         # foreach: one fused pass over all parameters.
         common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "foreach": True}
@@ -65,10 +75,10 @@ class Outer:
         if not self.parameters:
             return  # nothing to learn, as for nearest neighbours
         if method == "sgd":
-            self.torch = torch.optim.SGD(self.parameters, momentum=momentum, nesterov=momentum > 0, **common)
+            self.torch = torch.optim.SGD(groups, momentum=momentum, nesterov=momentum > 0, **common)
         else:
             kind = torch.optim.Adam if method == "adam" else torch.optim.AdamW
-            self.torch = kind(self.parameters, betas=(momentum, 0.999), **common)
+            self.torch = kind(groups, betas=(momentum, 0.999), **common)
 
     def step(self, progress: float) -> dict[str, float]:
         """Update the meta-parameters from their ``.grad``, clear it, and return what to log.
@@ -82,16 +92,26 @@ class Outer:
             return {"grad_norm": float(norm)}
         if self.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        lr = self.lr * lr_scale(self.schedule, progress, self.warmup, self.final_lr)
-        for group in self.torch.param_groups:
-            group["lr"] = lr
+        if self.way:
+            slope = sum(float((p.grad * u).sum()) for p, u in zip(self.common, self.way) if p.grad is not None)
+            self.lr = max(self.lr + self.hyper_lr * slope, self.least_lr)
+        scale = lr_scale(self.schedule, progress, self.warmup, self.final_lr)
+        for group, own in zip(self.torch.param_groups, self.own_lrs):
+            group["lr"] = (self.lr if own is None else own) * scale
+        before = [p.detach().clone() for p in self.common] if self.hyper_lr else []
         self.torch.step()
+        self.way = [(old - p.detach()) / self.lr for old, p in zip(before, self.common)]
         self.torch.zero_grad(set_to_none=True)
-        return {"lr": lr, "grad_norm": float(norm)}
+        return {"lr": self.lr * scale, "grad_norm": float(norm)}
 
     def state_dict(self) -> dict[str, Any]:
-        return self.torch.state_dict() if self.torch else {}
+        if self.torch is None:
+            return {}
+        return self.torch.state_dict() | ({"learned_lr": self.lr, "way": self.way} if self.hyper_lr else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        if self.torch:
-            self.torch.load_state_dict(state)
+        if self.torch is None:
+            return
+        if self.hyper_lr:
+            self.lr, self.way = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
+        self.torch.load_state_dict({name: state[name] for name in ("state", "param_groups")})

@@ -209,7 +209,7 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     run, train_episodes, val_episodes, test_episodes = world.together(build)
     if not resume:
         run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
-    outer = Outer(run.algorithm.parameters(), **run.valid["optim"])
+    outer = Outer(run.algorithm.groups(), **run.valid["optim"])
     state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)

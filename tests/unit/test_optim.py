@@ -116,3 +116,66 @@ def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
     logged = step(outer([weight]), weight, torch.tensor([0.0, float("nan"), 1.0]))
     assert math.isnan(logged["grad_norm"])
     assert weight.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_a_group_keeps_its_own_learning_rate_under_the_schedule() -> None:
+    p, q, frozen = parameter(0.0), parameter(0.0), nn.Parameter(torch.ones(1), requires_grad=False)
+    optimizer = Outer(
+        [{"params": [p, frozen]}, {"params": [q], "lr": 0.5}, {"params": [frozen], "lr": 1.0}], **DEFAULTS | {"schedule": "linear"}
+    )
+    p.grad, q.grad = torch.ones(1), torch.ones(1)
+    assert optimizer.step(0.5)["lr"] == pytest.approx(0.05)
+    assert [weight.item() for weight in (p, q, frozen)] == pytest.approx([-0.05, -0.25, 1])
+
+
+def test_the_learning_rate_descends_along_the_product_of_successive_gradients() -> None:
+    p, own, lr = parameter(1.0, 2.0), parameter(3.0), 0.1
+    gradients = [torch.tensor(g) for g in ([1.0, 0.0], [2.0, 1.0], [-1.0, 3.0], [0.5, -1.0])]
+    optimizer = Outer([{"params": [p]}, {"params": [own], "lr": 0.3}], **DEFAULTS | {"hyper_lr": 0.01})
+    expected = p.detach().clone()
+    for last, gradient in zip([torch.zeros(2), *gradients], gradients):
+        lr += 0.01 * float(last @ gradient)
+        expected -= lr * gradient
+        own.grad = torch.full((1,), 100.0)  # has a rate of its own, and no say in the other
+        assert step(optimizer, p, gradient)["lr"] == pytest.approx(lr)
+        torch.testing.assert_close(p.data, expected)
+
+
+def test_the_learned_rate_descends_the_loss_by_finite_differences() -> None:
+    """β's gradient at a step of Adam on a curved loss, against the loss after steps of two sizes."""
+    start, curvature = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([3.0, 0.5], dtype=torch.float64)
+
+    def after_one_step(lr: float) -> tuple[Outer, nn.Parameter]:
+        p = nn.Parameter(start.clone())
+        optimizer = outer([p], method="adam", momentum=0.9, lr=lr, hyper_lr=1.0)
+        step(optimizer, p, curvature * p.detach())
+        return optimizer, p
+
+    (_, up), (_, down) = after_one_step(0.1 + 1e-6), after_one_step(0.1 - 1e-6)
+    slope = float((curvature * (up.detach() ** 2 - down.detach() ** 2)).sum() / 2 / 2e-6)
+    optimizer, p = after_one_step(0.1)
+    assert step(optimizer, p, curvature * p.detach())["lr"] == pytest.approx(0.1 - slope)
+
+
+def test_the_learned_rate_stays_positive_and_survives_a_resume() -> None:
+    p = parameter(1.0)
+    straight = outer([p], hyper_lr=1.0)
+    step(straight, p, torch.tensor([1.0]))
+    resumed_p = nn.Parameter(p.detach().clone())
+    resumed = outer([resumed_p], hyper_lr=1.0)
+    resumed.load_state_dict(copy.deepcopy(straight.state_dict()))
+    for gradient in (0.3, -5.0, 0.1):
+        gradient = torch.tensor([gradient])
+        assert step(straight, p, gradient) == step(resumed, resumed_p, gradient)
+    assert torch.equal(p, resumed_p)
+    assert straight.lr == pytest.approx(1e-4)  # a thousandth: the products were -1.5 and -0.5
+
+
+@pytest.mark.parametrize("method", ["adam", "sgd"])
+def test_a_rate_that_is_not_learned_changes_nothing(method: str) -> None:
+    p, q = parameter(1.0, -2.0), parameter(1.0, -2.0)
+    plain, zero = outer([p], method=method, momentum=0.9), outer([q], method=method, momentum=0.9, hyper_lr=0.0)
+    for gradient in torch.randn(4, 2, generator=torch.Generator().manual_seed(0)):
+        assert step(plain, p, gradient) == step(zero, q, gradient)
+    assert torch.equal(p, q)
+    assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups"}

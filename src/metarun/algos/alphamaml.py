@@ -1,0 +1,69 @@
+"""Alpha MAML: MAML whose inner and outer learning rates are learned while it trains, by descent along their own gradients.
+Behl, Baydin, Torr 2019, arXiv:1905.07435."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from metarun import inner
+from metarun.algorithm import Adapted, GradientLearner, Metrics
+from metarun.nets.base import Net
+from metarun.task import Context, Problem, Task
+
+
+class AlphaMAML(GradientLearner):
+    """Alpha MAML.
+
+        φ_0 = θ,   φ_{k+1} = φ_k − α ∇L_support(φ_k)
+        α ← α − h_α ∂/∂α mean over tasks of L_query(φ_K)      (one step: ∂L_query/∂α = −∇L_query(φ_1) · ∇L_support(θ))
+        β ← β + h_β ∇F_t(θ_t) · ∇F_{t−1}(θ_{t−1})             (the outer rate: ``optim=hypergradient``, h_β being ``optim.hyper_lr``)
+
+    With both h = 0 it is MAML, bit for bit.
+
+    Deviations: (1) α's derivative goes through all inner steps and, unless ``first_order``, through their gradients. (2) α stays
+    positive by reflection, |α|. (3) With another outer optimizer than plain SGD, α takes that one's steps, of size h_α.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        inner_lr: α before meta-training, on the mean support loss.
+        inner_steps, test_steps: K in meta-training, and in validation and test.
+        hyper_lr: h_α, α's own outer learning rate; 0 leaves it as it is.
+        first_order: drop the second derivatives.
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        inner_lr: Annotated[float, Gt(0)],
+        inner_steps: Annotated[int, Ge(0)],
+        test_steps: Annotated[int, Ge(0)],
+        hyper_lr: Annotated[float, Ge(0)],
+        first_order: bool,
+        mode: inner.Mode,
+    ) -> None:
+        super().__init__(net, problem)
+        self.inner_steps, self.test_steps, self.hyper_lr = inner_steps, test_steps, hyper_lr
+        self.mode: inner.Mode = "none" if first_order else mode
+        self.rate = nn.Parameter(torch.tensor(inner_lr), requires_grad=hyper_lr > 0)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.learner().values())}, {"params": [self.rate], "lr": self.hyper_lr}]
+
+    def begin(self, context: Context) -> Adapted:
+        return Adapted(self.learner(), context.support.x)
+
+    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
+        grads = self.support_gradient(state.fast, context, self.mode)
+        return state._replace(fast=inner.sgd(state.fast, grads, self.rate.abs()))
+
+    def objective(self, states: Sequence[Adapted], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().objective(states, task, progress)
+        return loss, metrics | {"inner_lr": self.rate.abs()}
