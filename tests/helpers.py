@@ -174,10 +174,12 @@ def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
 
 
 def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float, float]:
-    """How steep the mean objective is along one random direction: by the meta-gradient, and by finite differences."""
+    """How steep the mean objective is along one random direction: by the meta-gradient, and by finite differences; frozen weights stay."""
     gradient = meta_gradient(algorithm, tasks, engine())
     parameters = list(algorithm.parameters())
-    way = [torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) for i, p in enumerate(parameters)]
+    way = [
+        torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) * p.requires_grad for i, p in enumerate(parameters)
+    ]
     losses = []
     for stride in (step, -2 * step):  # there, and from there back to the other side
         for parameter, direction in zip(parameters, way):

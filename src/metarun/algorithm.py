@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -124,3 +125,45 @@ class GradientLearner(Algorithm):
 
     def predict(self, state: State, x: Tensor) -> Tensor:
         return functional_call(self, state.fast, (x, state.support_x))
+
+
+class AdaptedHead(NamedTuple):
+    """A head on features that were computed once."""
+
+    fast: dict[str, Tensor]  # adapted weights of the head by parameter name
+    features: Tensor  # [way * shot, features] of the support, in the graph of the body
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+class HeadLearner(GradientLearner):
+    """A net with a linear head which alone takes gradient steps, on features that are computed once.
+
+    Attributes:
+        inner_lr: step size, on the mean support loss.
+        mode: how second derivatives are computed (see ``inner.gradient``).
+    """
+
+    inner_lr: float
+    mode: inner.Mode
+
+    def begin(self, context: Context) -> State:
+        x = context.support.x
+        return AdaptedHead({"head.weight": self.head.weight, "head.bias": self.head.bias}, self.net(x, x), x)
+
+    def step(self, state: State, context: Context, k: int) -> State:
+        return state._replace(fast=inner.sgd(state.fast, self.head_gradient(state, context), self.inner_lr))
+
+    def head_gradient(self, state: State, context: Context) -> dict[str, Tensor]:
+        """The inner gradient at the adapted head, a tree like ``fast``."""
+        return inner.gradient(self.head_loss, state.fast, state.features, context.support.y, mode=self.mode)
+
+    def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of an adapted head on features [n, features]; pure, as ``inner.gradient`` asks."""
+        return self.problem.loss(self.answer(fast, features), y)
+
+    def answer(self, fast: dict[str, Tensor], features: Tensor) -> Tensor:
+        """Logits or predictions [n, outputs] of an adapted head for features [n, features]."""
+        return F.linear(features, fast["head.weight"], fast["head.bias"])
+
+    def predict(self, state: State, x: Tensor) -> Tensor:
+        return self.answer(state.fast, self.net(x, state.support_x))

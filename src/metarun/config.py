@@ -35,7 +35,7 @@ LATER: dict[str, Any] = {"augment": {}}  # sections that the first run folders l
 
 @dataclass(frozen=True, kw_only=True)
 class Root:
-    """The root keys."""
+    """The root keys; one with a default came later than the first run folders, which lack it."""
 
     way: Annotated[int, Ge(1)]
     shot: Annotated[int, Ge(1)]
@@ -44,6 +44,7 @@ class Root:
     device: str
     precision: Literal["fp32", "bf16"]
     name: str
+    init_from: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from omegaconf import OmegaConf
 
-from metarun import __version__, checkpoint, config
+from metarun import __version__, checkpoint, config, warmstart
 from metarun.algorithm import Algorithm
 from metarun.allocator import keep_freed_memory
 from metarun.augment import Augment, Augmented
@@ -28,7 +28,7 @@ from metarun.data.base import Dataset
 from metarun.distributed import World
 from metarun.engine import Engine
 from metarun.episodes import Episodes
-from metarun.errors import UserError, nearest
+from metarun.errors import RunError, UserError, nearest
 from metarun.nets.norm import Norm
 from metarun.optim import Outer
 from metarun.task import EpisodeSpec, Problem
@@ -75,6 +75,8 @@ class Run:
         self.augment = Augment(**self.valid["augment"])
         if self.augment and len(self.data.input_shape) != 3:
             raise UserError(f"augment changes images, and data={values['data']['name']} has none: leave it at augment=none")
+        if self.valid["init_from"] and not trained:
+            log.info(warm_start(self.algorithm, self.valid["init_from"]))
         self.engine = Engine(self.device, self.valid["precision"], self.world, **self.valid["engine"])
 
     def episodes(self, split: str) -> Episodes:
@@ -193,6 +195,20 @@ def build_algorithm(values: dict[str, Any], valid: dict[str, Any], problem: Prob
     return algorithm
 
 
+def warm_start(algorithm: Algorithm, source: str) -> str:
+    """Begin with the backbone of the run ``source``, its best checkpoint; returns one line on what was taken and what did not match.
+
+    Raises:
+        UserError: no such run, no checkpoint that can be read, or nothing in it that fits.
+    """
+    try:
+        read_config(Path(source))
+        trained = checkpoint.load(Path(source) / "checkpoints" / "best.pt")
+    except (UserError, RunError) as error:
+        raise UserError(f"init_from={source} is not possible: {error}") from None
+    return warmstart.take(algorithm.net, trained["algorithm"], source)
+
+
 def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
     """Meta-train (or go on), meta-test the best checkpoint once, write and return the summary.
 
@@ -202,7 +218,8 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     world = World.join()
 
     def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
-        run = Run(values, world=world)
+        # Going on does not take the run that this one began with: its weights are long in the checkpoint.
+        run = Run(values | {"init_from": None} if resume else values, world=world)
         test = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
         return run, run.episodes("train"), run.episodes("val"), test
 

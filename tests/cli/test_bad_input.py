@@ -44,6 +44,8 @@ BAD = [
     ("query=-3", "query=-3 .* 1 or more"),
     ("seed=-1", "seed=-1 .* 0 or more"),
     ("seed=99999999999999999999", "seed=9+ .* or less"),
+    ("init_from=nowhere", "init_from=nowhere is not possible: there is no run folder nowhere"),
+    ("init_from=5", "init_from=5 .* a text"),
     ("name=5", "name=5 .* a text"),
     ("name=a/b", "no slash"),
     ("name=", "1 to 150 characters"),

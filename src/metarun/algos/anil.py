@@ -10,17 +10,9 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import GradientLearner
+from metarun.algorithm import AdaptedHead, HeadLearner
 from metarun.nets.base import Net
 from metarun.task import Context, Problem
-
-
-class AdaptedHead(NamedTuple):
-    """A head on features that were computed once."""
-
-    fast: dict[str, Tensor]  # adapted weights of the head by parameter name
-    features: Tensor  # [way * shot, features] of the support, in the graph of the body
-    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
 class Neighbours(NamedTuple):
@@ -30,7 +22,7 @@ class Neighbours(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class ANIL(GradientLearner):
+class ANIL(HeadLearner):
     """Almost no inner loop.
 
         w_{k+1} = w_k − α ∇_w L_support(w_k; body)             (the body stays as it is, section 4.1)
@@ -70,24 +62,15 @@ class ANIL(GradientLearner):
         self.head_at_test = self.fixed_way = self.class_ordered = head_at_test or problem.kind == "regression"
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:
-        x, y = context.support
-        features = self.net(x, x)
         if self.training or self.head_at_test:
-            return AdaptedHead({"head.weight": self.head.weight, "head.bias": self.head.bias}, features, x)
-        return Neighbours(inner.class_means(F.normalize(inner.widen(features), dim=-1), y, context.classes.shape[0]), x)
-
-    def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
-        """Mean loss of an adapted head on features [n, features]."""
-        return self.problem.loss(F.linear(features, fast["head.weight"], fast["head.bias"]), y)
+            return super().begin(context)
+        x, y = context.support
+        return Neighbours(inner.class_means(F.normalize(inner.widen(self.net(x, x)), dim=-1), y, context.classes.shape[0]), x)
 
     def step(self, state: AdaptedHead | Neighbours, context: Context, k: int) -> AdaptedHead | Neighbours:
-        if isinstance(state, Neighbours):
-            return state
-        grads = inner.gradient(self.head_loss, state.fast, state.features, context.support.y, mode=self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))
+        return state if isinstance(state, Neighbours) else super().step(state, context, k)
 
     def predict(self, state: AdaptedHead | Neighbours, x: Tensor) -> Tensor:
-        features = self.net(x, state.support_x)
         if isinstance(state, Neighbours):
-            return F.normalize(inner.widen(features), dim=-1) @ state.means.T
-        return F.linear(features, state.fast["head.weight"], state.fast["head.bias"])
+            return F.normalize(inner.widen(self.net(x, state.support_x)), dim=-1) @ state.means.T
+        return super().predict(state, x)

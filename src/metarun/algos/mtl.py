@@ -1,0 +1,72 @@
+"""MTL, meta-transfer learning: a pre-trained net stays as it is but for a scale per filter and its shifts, which are meta-learned.
+Sun, Liu, Chua, Schiele 2019, arXiv:1812.02391."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
+
+from metarun import inner
+from metarun.algorithm import HeadLearner
+from metarun.nets.base import Net
+from metarun.task import Problem
+
+
+class Scale(nn.Module):
+    """A factor for every filter [outputs, inputs] of a weight, the same all over its window."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(*weight.shape[:2], *[1] * (weight.dim() - 2)))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight * self.scale
+
+
+class MTL(HeadLearner):
+    """Meta-transfer learning.
+
+        SS(x; W, b; S_1, S_2) = (W ∘ S_1) x + (b + S_2)         (equation 5; W stays, S_1 begins at one and S_2 at zero)
+        inner loop   head ← head − α ∇_head L_support            (equation 3; the net stays)
+        min_{S_1, S_2, head}  mean over tasks of L_query         (equations 4 and 7)
+
+    The net is to come from a run on all training classes: ``algo=pretrain`` first, then ``algo=mtl init_from=RUN``. Without it the
+    filters are random ones.
+
+    Deviations: (1) A shift ahead of a norm is taken away by it again. The b + S_2 that is learned is the norm's own shift, and with it
+    its scale per channel, from their pre-trained values; nets without norms have the shifts of their layers. (2) Hard tasks, made of
+    the classes that were failed before, are not drawn again: here an episode does not depend on those before it.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        inner_lr: α, on the mean support loss.
+        inner_steps, test_steps: steps of the head in meta-training, and in validation and test.
+        first_order: drop the second derivatives (as the authors' PyTorch code does).
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+    """
+
+    kinds = frozenset({"classification"})
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        inner_lr: Annotated[float, Gt(0)],
+        inner_steps: Annotated[int, Ge(0)],
+        test_steps: Annotated[int, Ge(0)],
+        first_order: bool,
+        mode: inner.Mode,
+    ) -> None:
+        super().__init__(net, problem)
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.mode: inner.Mode = "none" if first_order else mode
+        for module in list(net.modules()):
+            for name, weight in list(module.named_parameters(recurse=False)):
+                if weight.dim() > 1:
+                    weight.requires_grad_(False)
+                    register_parametrization(module, name, Scale(weight))
