@@ -63,7 +63,8 @@ $(READY): pyproject.toml constraints.txt
 define PEER
 	@rm -rf $(@D)
 	@$(BIN)/python -m venv $(@D)
-	@$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
+	@$(BIN)/python -c 'import sysconfig; print("import site; site.addsitedir(%r)" % sysconfig.get_path("purelib"))' \
+	  > "$$($(@D)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/venv.pth"
 endef
 
 # learn2learn ships C files that are too old for Python 3.11: Cython makes them anew. Its own requirements are older still.

@@ -26,6 +26,16 @@ def surroundings(tmp_path_factory):
         yield
 
 
+def pytest_runtest_setup(item):
+    """A method whose library is not installed is not tested."""
+    algo = item.callspec.params.get("algo") if hasattr(item, "callspec") else None
+    if algo:
+        from helpers import MISSING
+
+        if algo in MISSING:
+            pytest.skip(MISSING[algo])
+
+
 @pytest.fixture(scope="session")
 def omniglot_root():
     """The folder with the two small background sets of real Omniglot: $METARUN_TEST_OMNIGLOT, or shared/omniglot beside the checkout."""

@@ -20,7 +20,7 @@ from metarun.compose import compose, groups, resolve
 from metarun.data.base import ImageDataset
 from metarun.engine import Engine
 from metarun.episodes import Split
-from metarun.errors import UserError
+from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm, NormKind
 from metarun.run import Run
@@ -109,12 +109,25 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
 
 
 def accepts(values: dict[str, Any]) -> bool:
-    """Whether metarun builds this configuration or refuses it."""
+    """Whether metarun builds this configuration, or would if it had the library for it, or refuses it."""
     try:
         Run(values)
+    except MissingLibrary:
+        return True
     except UserError:
         return False
     return True
+
+
+def lack_of(values: dict[str, Any]) -> str:
+    """What metarun says of a library that this configuration needs and that is not installed; empty if it lacks none."""
+    try:
+        Run(values)
+    except MissingLibrary as missing:
+        return str(missing)
+    except UserError:
+        pass
+    return ""
 
 
 def norms_of(net: str) -> list[str]:
@@ -127,6 +140,7 @@ def norms_of(net: str) -> list[str]:
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], groups()["net"]
+MISSING = {algo: lack for algo in ALGORITHMS if (lack := lack_of(classification(algo)))}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [
     pytest.param(algo, problem, id=f"{algo}-{problem.__name__}")

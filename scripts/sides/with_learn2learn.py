@@ -10,12 +10,9 @@ from native import learner, names
 from serve import Outcome, Side, serve
 from torch import Tensor
 
-if not hasattr(torch.ops.torchvision, "nms"):  # a torchvision built for GPUs beside a torch for CPUs lacks these two
-    schemas = torch.library.Library("torchvision", "DEF")
-    for operator in ("nms", "qnms"):
-        schemas.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+from metarun.algos.maml_learn2learn import library
 
-import learn2learn as l2l
+l2l = library()
 
 
 def prepare(work: dict[str, Any], data: dict[str, Any]) -> Side:

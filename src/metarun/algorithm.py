@@ -32,6 +32,7 @@ class Algorithm(nn.Module, ABC):
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
+        batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
     kinds: frozenset[Kind] = frozenset({"classification", "regression"})
@@ -40,6 +41,7 @@ class Algorithm(nn.Module, ABC):
     fixed_way: bool = False
     every_state: bool = False
     class_ordered: bool = False
+    batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
         super().__init__()

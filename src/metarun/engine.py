@@ -86,7 +86,7 @@ class Engine:
         sums: dict[str, Tensor] = {}
         for chunk in self._chunks(algorithm, tasks, train=True):
             with self._numbers():
-                losses, metrics = self._map(objective, chunk)
+                losses, metrics = self._map(algorithm, objective, chunk)
                 (losses.sum() / total).backward()
             for name, values in metrics.items():
                 sums[name] = sums.get(name, 0) + values.sum()
@@ -112,7 +112,7 @@ class Engine:
         parts = []
         with self._numbers():
             for chunk in self._chunks(algorithm, tasks, train=False):
-                parts.append(self._map(scores, chunk))
+                parts.append(self._map(algorithm, scores, chunk))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     def score(
@@ -136,8 +136,8 @@ class Engine:
         mine = {name: torch.cat([part[name] for part in parts]).double().numpy()[: len(share)] for name in parts[0]}
         return {name: self.world.concatenate(values) for name, values in mine.items()}
 
-    def _map(self, function: Callable[[Task], Any], tasks: Task) -> Any:
-        if self.map == "vmap":
+    def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
+        if self.map == "vmap" and algorithm.batchable:
             return torch.vmap(function)(tasks)
         results = [function(select(tasks, i)) for i in range(count(tasks))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)

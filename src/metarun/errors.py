@@ -11,6 +11,10 @@ class UserError(Exception):
     """The user's input is wrong; the message is one line that says what and how to mend it."""
 
 
+class MissingLibrary(UserError):
+    """An optional library is not installed; the message says how to get it."""
+
+
 class RunError(Exception):
     """The run failed through no fault of the input (a damaged checkpoint, diverged loss); one line, exit status 1."""
 

@@ -3,6 +3,7 @@ learn2learn is compared where it is installed."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from types import ModuleType
 
@@ -14,14 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.algorithm import Algorithm
+from metarun.errors import MissingLibrary
 from metarun.task import Task
 
 LR, WIDTH = 0.3, 24
 PLAIN = {"conv4": ["net.down=pool", "net.flatten=true"], "mlp": ["net.activation=relu"]}
 
 
-def ours(net: str, steps: int, first_order: bool) -> tuple[Algorithm, Task]:
-    values = small("algo=maml", f"net={net}", "net.norm=batch", *PLAIN[net])
+def ours(net: str, steps: int, first_order: bool, algo: str = "maml") -> tuple[Algorithm, Task]:
+    values = small(f"algo={algo}", f"net={net}", "net.norm=batch", *PLAIN[net])
     values["algo"] |= {"inner_lr": LR, "inner_steps": steps, "first_order": first_order}
     return in_float64(values)
 
@@ -85,7 +87,7 @@ class Native:
         return self.in_our_order(torch.autograd.grad(torch.stack(losses).mean(), list(self.model.parameters())))
 
 
-CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in (1, 2, 3) for first_order in (False, True)]
+CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in (1, 2, 3, 5) for first_order in (False, True)]
 
 
 @pytest.mark.parametrize(("net", "steps", "first_order"), CASES)
@@ -95,9 +97,24 @@ def test_the_meta_gradient_equals_plain_loops_over_native_layers(net: str, steps
     assert relative_error(meta_gradient(learner, tasks, engine()), expected) < 1e-9
 
 
-@pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("net", "steps", "first_order"), CASES)
 def test_the_meta_gradient_equals_learn2learn(learn2learn: ModuleType, net: str, steps: int, first_order: bool) -> None:
     learner, tasks = ours(net, steps, first_order)
     expected = Native(net, learner).learn2learn(learn2learn, tasks, steps, first_order)
     assert relative_error(meta_gradient(learner, tasks, engine()), expected) < 1e-9
+
+
+@pytest.mark.parametrize(("net", "steps", "first_order"), CASES)
+def test_maml_through_the_library_is_maml(learn2learn: ModuleType, net: str, steps: int, first_order: bool) -> None:
+    learner, tasks = ours(net, steps, first_order)
+    theirs, _ = ours(net, steps, first_order, "maml_learn2learn")
+    theirs.load_state_dict(learner.state_dict())
+    assert relative_error(meta_gradient(learner, tasks, engine()), meta_gradient(theirs, tasks, engine())) < 1e-9
+    expected, actual = (engine().evaluate(algorithm, tasks, curve=True)["loss"] for algorithm in (learner, theirs))
+    torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_without_the_library_one_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "learn2learn", None)
+    with pytest.raises(MissingLibrary, match=r"algo=maml_learn2learn needs learn2learn 0\.2\.0.*`make peers` builds it"):
+        ours("mlp", 1, False, "maml_learn2learn")
