@@ -34,7 +34,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
         f"best at iteration {summary['best_step']:,} of {summary['iterations']:,}",
         f"{summary['parameters']:,} parameters",
-        f"{summary['wall_s']:.0f} s" + (f", {summary['tasks_per_s']:,.0f} training tasks/s" if summary["tasks_per_s"] else ""),
+        f"{summary['wall_s']:.0f} s"
+        + (f", {summary['tasks_per_s']:,.0f} training tasks/s" if summary["tasks_per_s"] else "")
+        + f", {summary['peak_memory_mb']:,.0f} MB at most",
     ]
     out.print(f" {facts[0]}   {facts[1]}\n {facts[2]}   {facts[3]}", style="dim")
     out.print(f"\n run folder   {relative(folder)}", soft_wrap=True)

@@ -7,6 +7,7 @@ import logging
 import math
 import signal
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -22,6 +23,7 @@ from metarun.engine import Engine
 from metarun.episodes import Episodes
 from metarun.errors import RunError
 from metarun.optim import Outer
+from metarun.profiling import profiled
 from metarun.task import select
 from metarun.tracker import Tracker
 
@@ -105,6 +107,7 @@ class Trainer:
         test_episodes: episodes of the meta-test.
         patience: stop after so many validations without improvement; null for never.
         max_minutes: stop meta-training after so many minutes of wall time, over all resumed processes; null for never.
+        profile: record a few training steps, and tell where their time goes.
     """
 
     def __init__(
@@ -124,11 +127,13 @@ class Trainer:
         test_episodes: Annotated[int, Ge(1)],
         patience: Annotated[int, Ge(1)] | None,
         max_minutes: Annotated[float, Gt(0)] | None,
+        profile: bool = False,
     ) -> None:
         self.algorithm, self.outer, self.engine, self.tracker = algorithm, outer, engine, tracker
         self.checkpoints, self.train, self.val = folder / "checkpoints", train, val
         self.iterations, self.meta_batch, self.val_every, self.val_episodes = iterations, meta_batch, val_every, val_episodes
         self.test_episodes, self.patience, self.max_minutes = test_episodes, patience, max_minutes
+        self.profile = folder / "profile" if profile and engine.world.rank == 0 else None
         self.progress = Progress()
         self.started = time.monotonic()
 
@@ -141,7 +146,7 @@ class Trainer:
             RunError: the loss is no longer a number; the last good checkpoint stays.
         """
         p = self.progress
-        with StopFlag() as stop:
+        with StopFlag() as stop, profiled(self.profile) if self.profile else nullcontext(lambda: None) as step_done:
             try:
                 while True:
                     finished = self._finished()
@@ -155,6 +160,7 @@ class Trainer:
                             log.info("meta-training ends at iteration %d of %d: trainer.%s", p.iteration, self.iterations, why)
                         return
                     self._train_step()
+                    step_done()
                     stop.check(self.engine.world)
             except (Interrupted, Alone):
                 self.save("last")
