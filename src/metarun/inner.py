@@ -188,6 +188,14 @@ def ridge(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     return x.T @ torch.linalg.solve(x @ x.T + noise.expand(x.shape[0]).diag(), y)
 
 
+def by_class(scores: Tensor, member: Tensor) -> Tensor:
+    """Scores [n, m] of n queries with m examples, sorted by the class of the example: [n, way, m], −∞ where it is of another class.
+
+    A maximum or a log-sum-exp over the last axis makes class scores of them. ``member`` [m, way] is the ``one_hot`` of the examples.
+    """
+    return torch.where(member.T, scores[:, None, :], -torch.inf)
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [n, m] between a [n, d] and b [m, d], written out: torch.cdist has no second derivative."""
     return (a[:, None, :] - b[None, :, :]).square().sum(-1)

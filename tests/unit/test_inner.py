@@ -254,3 +254,12 @@ def test_uniform_draws_stay_inside_the_open_interval() -> None:
     extremes = torch.stack([inner.uniform(key, (50_000,)) for key in KEYS[:8]])
     assert extremes.min() > 0
     assert extremes.max() < 1
+
+
+def test_scores_by_class_keep_their_place_and_are_minus_infinity_elsewhere() -> None:
+    scores, y = random(4, 5), torch.tensor([2, 0, 2, 1, 0])
+    sorted_scores = inner.by_class(scores, inner.one_hot(y, 3))
+    assert sorted_scores.shape == (4, 3, 5)
+    for c in range(3):
+        assert torch.equal(sorted_scores[:, c, y == c], scores[:, y == c])
+        assert bool((sorted_scores[:, c, y != c] == -torch.inf).all())

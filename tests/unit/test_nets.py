@@ -36,6 +36,18 @@ def test_features_are_a_flat_map_or_its_mean(net: str, flatten: bool) -> None:
     assert (backbone.features == 24) == (not flatten)
 
 
+@pytest.mark.parametrize(("flatten", "map_shape"), [(True, (24, 7, 7)), (False, (24, 1, 1))])
+def test_features_unflatten_to_the_map_they_come_from(flatten: bool, map_shape: tuple[int, ...]) -> None:
+    backbone, x = build("conv4", (1, 28, 28), downs=2, flatten=flatten), torch.rand(2, 1, 28, 28)
+    last: list[torch.Tensor] = []
+    backbone.blocks[-1].register_forward_hook(lambda *args: last.append(args[2]))
+    features = backbone(x)
+    assert last[0].shape == (2, 24, 7, 7)
+    assert backbone.map_shape == map_shape
+    expected = last[0] if flatten else last[0].mean((2, 3), keepdim=True)
+    torch.testing.assert_close(features.unflatten(1, map_shape), expected)
+
+
 def test_the_conv4_of_the_literature_has_its_published_size() -> None:
     published = build("conv4", (1, 28, 28), hidden=64, down="pool", flatten=True, norm="batch")
     assert published.features == 64
@@ -52,6 +64,7 @@ def test_striding_keeps_odd_borders_and_pooling_cuts_them() -> None:
 def test_images_too_small_to_pool_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 16x16 pixels, these are 15x16"):
         build("conv4", (1, 15, 16), down="pool")
+    assert build("conv4", (1, 15, 16), down="pool", downs=3).features == 24 * 1 * 2
 
 
 @pytest.mark.parametrize("net", ["conv4", "resnet12"])

@@ -32,11 +32,13 @@ class Net(nn.Module, ABC):
 
     Attributes:
         features: length of the feature vector.
+        map_shape: channels, height and width of the map that a feature vector is the flattened form of; (features, 1, 1) if it is none.
         norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
         modulated: the submodule, a ``Norm`` or a linear layer, whose output a task may scale and shift before its activation (CAVIA).
     """
 
     features: int
+    map_shape: tuple[int, int, int]
     norm: NormKind
     modulated: str
 

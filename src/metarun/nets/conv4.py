@@ -4,10 +4,11 @@ Max-pooling as in prototypical networks (arXiv:1703.05175), stride 2 as in MAML'
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 from typing import Annotated, Literal
 
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from metarun.nets.base import Net, image_shape
@@ -15,7 +16,7 @@ from metarun.nets.norm import Norm, NormKind
 
 
 class Block(nn.Module):
-    """[3x3 conv, norm, ReLU, 2x2 max-pool], or the same with stride 2 and no pool."""
+    """[3x3 conv, norm, ReLU, 2x2 max-pool], or the same with stride 2 and no pool, or neither, for ``down`` none."""
 
     def __init__(self, channels_in: int, channels_out: int, down: str, norm: NormKind) -> None:
         super().__init__()
@@ -37,6 +38,7 @@ class Conv4(Net):
         input_shape: (channels, height, width); pooling needs at least 16 pixels a side.
         hidden: filters of every block.
         down: ``pool`` (max-pool 2x2, odd borders cut) or ``stride`` (stride 2, odd borders kept).
+        downs: how many blocks do so, the first ones; the others keep the size of their maps, for methods that compare maps.
         flatten: features are the flattened last map; false: its mean over space.
         norm: see ``Norm``.
     """
@@ -49,17 +51,22 @@ class Conv4(Net):
         down: Literal["pool", "stride"],
         flatten: bool,
         norm: NormKind,
+        downs: Annotated[int, Ge(0), Le(4)] = 4,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "conv4")
         self.norm, self.flatten, self.modulated = norm, flatten, "blocks.3.norm"
         widths = [channels, hidden, hidden, hidden, hidden]
-        self.blocks = nn.ModuleList(Block(a, b, down, norm) for a, b in pairwise(widths))
-        for _ in self.blocks:
+        self.blocks = nn.ModuleList(Block(a, b, down if i < downs else "none", norm) for i, (a, b) in enumerate(pairwise(widths)))
+        for _ in range(downs):
             sides = [side // 2 if down == "pool" else (side + 1) // 2 for side in sides]
         if not all(sides):
-            raise ValueError(f"net=conv4 with down=pool needs images of at least 16x16 pixels, these are {input_shape[1]}x{input_shape[2]}")
-        self.features = hidden * sides[0] * sides[1] if flatten else hidden
+            least = 2**downs
+            raise ValueError(
+                f"net=conv4 with down=pool needs images of at least {least}x{least} pixels, these are {input_shape[1]}x{input_shape[2]}"
+            )
+        self.map_shape = (hidden, sides[0], sides[1]) if flatten else (hidden, 1, 1)
+        self.features = prod(self.map_shape)
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         for block in self.blocks:

@@ -49,7 +49,7 @@ class MLP(Net):
                 f"net=mlp with norm={norm} has groups of one number, which it would turn to 0; choose another net.norm or wider net.sizes"
             )
         self.norms = nn.ModuleList(norms)
-        self.features = widths[-1]
+        self.features, self.map_shape = widths[-1], (widths[-1], 1, 1)
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         x = x.flatten(1)

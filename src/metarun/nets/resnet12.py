@@ -4,6 +4,7 @@ Four residual blocks of three 3x3 convolutions, leaky ReLU 0.1, each ending in a
 from __future__ import annotations
 
 from itertools import pairwise
+from math import prod
 from typing import Annotated
 
 import torch.nn.functional as F
@@ -64,7 +65,8 @@ class ResNet12(Net):
         self.blocks = nn.ModuleList(ResidualBlock(a, b, norm) for a, b in pairwise([channels, *widths]))
         for _ in self.blocks:
             sides = [(side + 1) // 2 for side in sides]
-        self.features = widths[-1] * sides[0] * sides[1] if flatten else widths[-1]
+        self.map_shape = (widths[-1], sides[0], sides[1]) if flatten else (widths[-1], 1, 1)
+        self.features = prod(self.map_shape)
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         for block in self.blocks:
