@@ -58,7 +58,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
-        """The answers to x [n, *input_shape]: logits [n, way], or predictions [n, outputs] for regression."""
+        """The answers to x [n, *input_shape]: logits [n, way], or for regression predictions [n, outputs] or a ``Gaussian`` of them."""
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
