@@ -39,7 +39,7 @@ def test_sheets_together_show_every_class_once():
     ("words", "line"),
     [
         ([*CLASSES, "--index", "1"], "--index 1 is not possible: the 6 train classes fill sheets 0 to 0"),
-        (["--what", "class", *TINY], "--what takes one of episode, classes; did you mean 'classes'?"),
+        (["--what", "class", *TINY], "--what takes one of episode, classes, augmentation; did you mean 'classes'?"),
         (["--what", "classes", "data=sinusoid", "net=mlp", "way=1"], "data=sinusoid has no classes of images to show; leave --what out"),
     ],
 )
