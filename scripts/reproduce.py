@@ -118,13 +118,13 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/results"), help="where the runs are kept")
     options = parser.parse_args()
     sections = [*omniglot(options.runs, options.omniglot), *sinusoid(options.runs)]
-    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU, shared with other work"
+    machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
     head = [
         "# Results",
         "",
         "Every figure here was printed by the command beside it; this page is written by",
         "`python scripts/reproduce.py --omniglot PATH` and by nobody's hand.",
-        f"Machine: {machine}: wall times are upper bounds.",
+        f"Machine: {machine}. Wall times are those of this machine, and larger where it has other work to do.",
         "",
     ]
     PAGE.write_text("\n".join([*head, *sections]), encoding="utf-8")

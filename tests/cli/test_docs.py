@@ -231,10 +231,10 @@ def test_commands_compose(page, line, stored):
 
 
 def test_every_algorithm_has_its_line_among_the_methods():
-    text = (DOCS / "methods.md").read_text(encoding="utf-8")
+    lines = [line for page in DOCS.glob("*.md") for line in page.read_text(encoding="utf-8").splitlines()]
     for path in sorted((CHECKOUT / "conf" / "algo").glob("*.yaml")):
-        line = next((line for line in text.splitlines() if f"](../conf/algo/{path.name})" in line), None)
-        assert line, f"docs/methods.md: add a row for algo={path.stem} with its command, paper, use and [a link](../conf/algo/{path.name})"
+        line = next((line for line in lines if f"](../conf/algo/{path.name})" in line), None)
+        assert line, f"the page of its family in docs/ lacks algo={path.stem}: command, paper, use and [a link](../conf/algo/{path.name})"
         assert f"algo={path.stem}" in line
 
 
