@@ -130,6 +130,14 @@ def lack_of(values: dict[str, Any]) -> str:
     return ""
 
 
+def learns(values: dict[str, Any]) -> bool:
+    """Whether this configuration has something to meta-train, or would if it had the library for it."""
+    try:
+        return Run(values).algorithm.learns
+    except MissingLibrary:
+        return True
+
+
 def norms_of(net: str) -> list[str]:
     """The norms to try a net with: all that it accepts, but a deep net repeats them too often for that, so its default is enough."""
     values = small(f"net={net}")
@@ -149,6 +157,8 @@ PROBLEMS = [
     if accepts(problem(algo))
 ]
 CLASSIFIERS = [algo for algo in ALGORITHMS if accepts(classification(algo))]
+LEARNERS = [param for param in PROBLEMS if learns(param.values[1](param.values[0]))]  # the others have nothing to meta-train
+LEARNING_CLASSIFIERS = [param.values[0] for param in LEARNERS if param.values[1] is classification]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

@@ -32,6 +32,7 @@ class Algorithm(nn.Module, ABC):
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
+        query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -41,12 +42,18 @@ class Algorithm(nn.Module, ABC):
     fixed_way: bool = False
     every_state: bool = False
     class_ordered: bool = False
+    query_bytes: int = 0
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
         super().__init__()
         self.net = net
         self.problem = problem
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is anything to meta-train; if not, a run goes straight to its test."""
+        return any(parameter.requires_grad for parameter in self.parameters())
 
     @abstractmethod
     def begin(self, context: Context) -> State:

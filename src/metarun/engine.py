@@ -150,16 +150,19 @@ class Engine:
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.
 
-        A task's activations are those of its images, kept for every inner step in training. On a GPU, a quarter of its memory.
+        A task's activations are those of its images, kept for every inner step in training, and what the method says of its queries.
+        On a GPU, a quarter of its memory.
         """
         if self.chunk != "auto":
             return self.chunk
         one = select(tasks, 0)
-        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + one.query.y.shape[0]
+        queries = one.query.y.shape[0]
+        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries
+        size = images * self._activation_bytes(algorithm, one) + queries * algorithm.query_bytes
         budget = CACHE_BYTES
         if self.device.type == "cuda":
             budget = torch.cuda.get_device_properties(self.device).total_memory // 16
-        return max(1, min(count(tasks), budget // (images * self._activation_bytes(algorithm, one))))
+        return max(1, min(count(tasks), budget // size))
 
     def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of the outputs of all modules of the net, for one example."""

@@ -100,7 +100,7 @@ class Trainer:
     """Runs one experiment.
 
     Args:
-        iterations: meta-training iterations.
+        iterations: meta-training iterations; none for a method that has nothing to learn.
         meta_batch: tasks per iteration.
         val_every: iterations between validations (and checkpoints).
         val_episodes: development episodes per validation, the same ones each time.
@@ -131,7 +131,8 @@ class Trainer:
     ) -> None:
         self.algorithm, self.outer, self.engine, self.tracker = algorithm, outer, engine, tracker
         self.checkpoints, self.train, self.val = folder / "checkpoints", train, val
-        self.iterations, self.meta_batch, self.val_every, self.val_episodes = iterations, meta_batch, val_every, val_episodes
+        self.iterations = iterations if algorithm.learns else 0
+        self.meta_batch, self.val_every, self.val_episodes = meta_batch, val_every, val_episodes
         self.test_episodes, self.patience, self.max_minutes = test_episodes, patience, max_minutes
         self.profile = folder / "profile" if profile and engine.world.rank == 0 else None
         self.progress = Progress()

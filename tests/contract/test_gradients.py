@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from helpers import CLASSIFIERS, NETS, NETS_WITH_NORMS, PROBLEMS, Builder, engine, in_float64, meta_gradient, relative_error, small
+from helpers import LEARNERS, LEARNING_CLASSIFIERS, NETS, NETS_WITH_NORMS, Builder, engine, in_float64, meta_gradient, relative_error, small
 
 from metarun.inner import Mode
 from metarun.nets.norm import NormKind
@@ -16,7 +16,7 @@ def test_every_norm_is_tried_with_some_net() -> None:
     assert {norm for _, norm in NETS_WITH_NORMS} == set(get_args(NormKind))
 
 
-@pytest.mark.parametrize("algo", CLASSIFIERS)
+@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
 @pytest.mark.parametrize(("net", "norm"), NETS_WITH_NORMS)
 def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: str) -> None:
     values = small("way=2", "query=1", f"algo={algo}", f"net={net}", f"net.norm={norm}")
@@ -29,7 +29,7 @@ def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: 
         assert relative_error(meta_gradient(algorithm, tasks, engine("vmap")), loop) < 1e-9
 
 
-@pytest.mark.parametrize("algo", CLASSIFIERS)
+@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
 @pytest.mark.parametrize("net", NETS)
 def test_chunks_change_nothing(algo: str, net: str) -> None:
     algorithm, tasks = in_float64(small("way=2", "query=1", f"algo={algo}", f"net={net}"), tasks=3)
@@ -37,7 +37,7 @@ def test_chunks_change_nothing(algo: str, net: str) -> None:
     assert relative_error(meta_gradient(algorithm, tasks, engine("vmap", chunk=2)), whole) < 1e-9
 
 
-@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
 def test_every_kind_of_problem_agrees(algo: str, problem: Builder) -> None:
     algorithm, tasks = in_float64(problem(algo))
     loop = meta_gradient(algorithm, tasks, engine("loop"))

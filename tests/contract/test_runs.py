@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import PROBLEMS, TIMING, Builder, classification, engine, metrics_of, regression, same
+from helpers import LEARNERS, LEARNING_CLASSIFIERS, PROBLEMS, TIMING, Builder, classification, engine, metrics_of, regression, same
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -43,7 +43,7 @@ def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Outer, "step", counted)
 
 
-@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(algo: str, problem: Builder, tmp_path: Path) -> None:
     first, again = (results(tmp_path / name, train(problem(algo), tmp_path / name)) for name in ("first", "again"))
     assert same(first, again)
@@ -53,7 +53,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(algo: str,
     assert not same(other["metrics"], first["metrics"])
 
 
-@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
 def test_resuming_after_3_steps_equals_6_straight(algo: str, problem: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = results(tmp_path / "straight", train(problem(algo), tmp_path / "straight"))
     with monkeypatch.context() as patch:
@@ -63,6 +63,16 @@ def test_resuming_after_3_steps_equals_6_straight(algo: str, problem: Builder, t
     assert checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")["progress"]["iteration"] == 3
     assert not (tmp_path / "cut" / "summary.json").exists()
     assert same(results(tmp_path / "cut", train(problem(algo), tmp_path / "cut", resume=True)), straight)
+
+
+@pytest.mark.parametrize(("algo", "problem"), [param for param in PROBLEMS if param not in LEARNERS])
+def test_what_has_nothing_to_learn_goes_straight_to_its_test(algo: str, problem: Builder, tmp_path: Path) -> None:
+    first, again = (results(tmp_path / name, train(problem(algo), tmp_path / name)) for name in ("first", "again"))
+    assert same(first, again)
+    summary = first["summary"]
+    assert (summary["parameters"], summary["iterations"], summary["best_step"]) == (0, 0, 0)
+    other = results(tmp_path / "other", train(problem(algo, "seed=1"), tmp_path / "other"))
+    assert other["summary"]["episodes_sha256"] != summary["episodes_sha256"]
 
 
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
@@ -107,7 +117,7 @@ def scores_before(values: dict[str, Any]) -> float:
 LEARNING = ["trainer.meta_batch=4", "trainer.val_every=50", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
 
 
-@pytest.mark.parametrize("algo", [param.values[0] for param in PROBLEMS if param.values[1] is classification])
+@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     values = classification(algo, "query=3", "net.down=stride", "trainer.iterations=100", *LEARNING)
     chance = 1 / 3
@@ -115,7 +125,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + 0.3
 
 
-@pytest.mark.parametrize("algo", [param.values[0] for param in PROBLEMS if param.values[1] is regression])
+@pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is regression])
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", "trainer.iterations=60", *LEARNING]
     values = regression(algo, *words)

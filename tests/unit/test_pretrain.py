@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from helpers import engine, in_float64, regression, small
 
 from metarun.engine import adapt
+from metarun.run import Run
 from metarun.task import select
 
 
@@ -62,3 +63,45 @@ def test_regression_keeps_the_trained_head() -> None:
     state = pretrain.begin(select(tasks, 0).context)
     x = tasks.query.x[0]
     torch.testing.assert_close(pretrain.predict(state, x), pretrain(x, x))
+
+
+def test_the_new_cosine_head_is_the_nearest_class_mean_by_cosine() -> None:
+    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
+    task = select(tasks, 0)
+    (x, y), query = task.context.support, task.query.x
+    means = torch.stack([F.normalize(plusplus.net(x)[y == c], dim=-1).mean(0) for c in range(3)])
+    answers = plusplus.predict(plusplus.begin(task.context), query)
+    torch.testing.assert_close(answers, 3 * F.cosine_similarity(plusplus.net(query)[:, None], means, dim=-1))
+
+
+def test_baselinepp_trains_a_cosine_head_of_all_classes_whose_lengths_do_not_matter() -> None:
+    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=batch"), tasks=1)
+    assert plusplus.head.weight.shape == (40, plusplus.net.features)
+    before = engine().meta_gradient(plusplus, tasks, 0.0)["loss"]
+    plusplus.head.weight.data.mul_(torch.rand(40, 1).double() + 0.5)
+    assert engine().meta_gradient(plusplus, tasks, 0.0)["loss"] == pytest.approx(before, rel=1e-12)
+
+
+def test_scale_is_an_inverse_temperature() -> None:
+    answers = []
+    for scale in (1, 5):
+        plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", f"algo.scale={scale}"), tasks=1)
+        task = select(tasks, 0)
+        answers.append(plusplus.predict(plusplus.begin(task.context), task.query.x))
+    torch.testing.assert_close(answers[1], 5 * answers[0])
+
+
+def test_weight_decay_shrinks_what_is_fine_tuned() -> None:
+    lr, decay = 0.3, 0.2
+    words = ["net.hidden=8", "net.norm=none", f"algo.inner_lr={lr}"]
+    (plain, tasks), (decayed, _) = (in_float64(small("algo=baselinepp", *words, f"algo.decay={d}"), tasks=1) for d in (0.0, decay))
+    context = select(tasks, 0).context
+    state = plain.begin(context)
+    stepped, shrunk = plain.step(state, context, 0).fast, decayed.step(state, context, 0).fast
+    torch.testing.assert_close(shrunk["head.weight"], stepped["head.weight"] - lr * decay * state.fast["head.weight"])
+
+
+def test_run_folders_from_before_the_cosine_head_still_load() -> None:
+    values = small("algo=pretrain", "net.hidden=8")
+    values["algo"] = {key: value for key, value in values["algo"].items() if key not in ("head", "scale", "decay")}
+    assert Run(values).algorithm.decay == 0

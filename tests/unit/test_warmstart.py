@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import PROBLEMS, Builder, classification, metrics_of, regression, same
+from helpers import LEARNERS, Builder, classification, metrics_of, regression, same
 
 from metarun import checkpoint, model
 from metarun.errors import UserError
@@ -40,7 +40,7 @@ def starts_from(values: dict[str, Any], source: Path) -> dict[str, Any]:
     return values | {"init_from": str(source)}
 
 
-@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
 def test_every_method_begins_with_the_backbone_and_with_nothing_else(algo: str, problem: Builder, sources: dict[str, Path]) -> None:
     source = sources[problem.__name__]
     values = problem(algo)
