@@ -66,7 +66,7 @@ def test_regression_keeps_the_trained_head() -> None:
 
 
 def test_the_new_cosine_head_is_the_nearest_class_mean_by_cosine() -> None:
-    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
+    plusplus, tasks = in_float64(small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
     task = select(tasks, 0)
     (x, y), query = task.context.support, task.query.x
     means = torch.stack([F.normalize(plusplus.net(x)[y == c], dim=-1).mean(0) for c in range(3)])
@@ -75,7 +75,7 @@ def test_the_new_cosine_head_is_the_nearest_class_mean_by_cosine() -> None:
 
 
 def test_baselinepp_trains_a_cosine_head_of_all_classes_whose_lengths_do_not_matter() -> None:
-    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=batch"), tasks=1)
+    plusplus, tasks = in_float64(small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=batch"), tasks=1)
     assert plusplus.head.weight.shape == (40, plusplus.net.features)
     before = engine().meta_gradient(plusplus, tasks, 0.0)["loss"]
     plusplus.head.weight.data.mul_(torch.rand(40, 1).double() + 0.5)
@@ -85,7 +85,9 @@ def test_baselinepp_trains_a_cosine_head_of_all_classes_whose_lengths_do_not_mat
 def test_scale_is_an_inverse_temperature() -> None:
     answers = []
     for scale in (1, 5):
-        plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", f"algo.scale={scale}"), tasks=1)
+        plusplus, tasks = in_float64(
+            small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=none", f"algo.scale={scale}"), tasks=1
+        )
         task = select(tasks, 0)
         answers.append(plusplus.predict(plusplus.begin(task.context), task.query.x))
     torch.testing.assert_close(answers[1], 5 * answers[0])
@@ -94,7 +96,9 @@ def test_scale_is_an_inverse_temperature() -> None:
 def test_weight_decay_shrinks_what_is_fine_tuned() -> None:
     lr, decay = 0.3, 0.2
     words = ["net.hidden=8", "net.norm=none", f"algo.inner_lr={lr}"]
-    (plain, tasks), (decayed, _) = (in_float64(small("algo=baselinepp", *words, f"algo.decay={d}"), tasks=1) for d in (0.0, decay))
+    (plain, tasks), (decayed, _) = (
+        in_float64(small("algo=baseline", "algo.head=cosine", *words, f"algo.decay={d}"), tasks=1) for d in (0.0, decay)
+    )
     context = select(tasks, 0).context
     state = plain.begin(context)
     stepped, shrunk = plain.step(state, context, 0).fast, decayed.step(state, context, 0).fast
