@@ -108,34 +108,22 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
     return values
 
 
+def attempt(values: dict[str, Any]) -> Algorithm | UserError:
+    """What metarun builds of this configuration, or why it refuses it."""
+    try:
+        return Run(values).algorithm
+    except UserError as refusal:
+        return refusal
+
+
+def possible(tried: Algorithm | UserError) -> bool:
+    """Whether an attempt worked, or would have if metarun had the library for it."""
+    return isinstance(tried, (Algorithm, MissingLibrary))
+
+
 def accepts(values: dict[str, Any]) -> bool:
     """Whether metarun builds this configuration, or would if it had the library for it, or refuses it."""
-    try:
-        Run(values)
-    except MissingLibrary:
-        return True
-    except UserError:
-        return False
-    return True
-
-
-def lack_of(values: dict[str, Any]) -> str:
-    """What metarun says of a library that this configuration needs and that is not installed; empty if it lacks none."""
-    try:
-        Run(values)
-    except MissingLibrary as missing:
-        return str(missing)
-    except UserError:
-        pass
-    return ""
-
-
-def learns(values: dict[str, Any]) -> bool:
-    """Whether this configuration has something to meta-train, or would if it had the library for it."""
-    try:
-        return Run(values).algorithm.learns
-    except MissingLibrary:
-        return True
+    return possible(attempt(values))
 
 
 def norms_of(net: str) -> list[str]:
@@ -148,16 +136,13 @@ def norms_of(net: str) -> list[str]:
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], groups()["net"]
-MISSING = {algo: lack for algo in ALGORITHMS if (lack := lack_of(classification(algo)))}  # conftest.py skips their tests
+TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression)}
+MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
-PROBLEMS = [
-    pytest.param(algo, problem, id=f"{algo}-{problem.__name__}")
-    for algo in ALGORITHMS
-    for problem in (classification, regression)
-    if accepts(problem(algo))
-]
-CLASSIFIERS = [algo for algo in ALGORITHMS if accepts(classification(algo))]
-LEARNERS = [param for param in PROBLEMS if learns(param.values[1](param.values[0]))]  # the others have nothing to meta-train
+PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]
+CLASSIFIERS = [param.values[0] for param in PROBLEMS if param.values[1] is classification]
+# The others have nothing to meta-train; a method whose library is missing would have.
+LEARNERS = [param for param in PROBLEMS if getattr(TRIED[param.values], "learns", True)]
 LEARNING_CLASSIFIERS = [param.values[0] for param in LEARNERS if param.values[1] is classification]
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -136,6 +137,51 @@ class GradientLearner(Algorithm):
         return functional_call(self, state.fast, (x, state.support_x))
 
 
+class InnerLoop(GradientLearner):
+    """A learner whose inner loop is gradient descent that meta-training differentiates through.
+
+        φ_{k+1} = φ_k − step_size ∘ gradient(φ_k)
+
+    By default φ are all weights of the learner; methods say otherwise in ``begin``, or what a step is made of in the two others.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        inner_lr: step size, on the mean support loss.
+        inner_steps, test_steps: steps in meta-training, and in validation and test.
+        first_order: drop the second derivatives.
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        inner_lr: Annotated[float, Gt(0)],
+        inner_steps: Annotated[int, Ge(0)],
+        test_steps: Annotated[int, Ge(0)],
+        first_order: bool,
+        mode: inner.Mode,
+    ) -> None:
+        super().__init__(net, problem)
+        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        self.mode: inner.Mode = "none" if first_order else mode
+
+    def begin(self, context: Context) -> State:
+        return Adapted(self.learner(), context.support.x)
+
+    def step(self, state: State, context: Context, k: int) -> State:
+        return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))
+
+    def gradient(self, state: State, context: Context) -> dict[str, Tensor]:
+        """The direction of an inner step, upwards: a tree like ``state.fast``."""
+        return self.support_gradient(state.fast, context, self.mode)
+
+    def step_size(self, fast: dict[str, Tensor]) -> float | Tensor | dict[str, Tensor]:
+        """One number for all of ``fast``, or a tree like it."""
+        return self.inner_lr
+
+
 class AdaptedHead(NamedTuple):
     """A head on features that were computed once."""
 
@@ -144,26 +190,14 @@ class AdaptedHead(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class HeadLearner(GradientLearner):
-    """A net with a linear head which alone takes gradient steps, on features that are computed once.
-
-    Attributes:
-        inner_lr: step size, on the mean support loss.
-        mode: how second derivatives are computed (see ``inner.gradient``).
-    """
-
-    inner_lr: float
-    mode: inner.Mode
+class HeadLearner(InnerLoop):
+    """A net with a linear head which alone takes gradient steps, on features that are computed once."""
 
     def begin(self, context: Context) -> State:
         x = context.support.x
         return AdaptedHead({"head.weight": self.head.weight, "head.bias": self.head.bias}, self.net(x, x), x)
 
-    def step(self, state: State, context: Context, k: int) -> State:
-        return state._replace(fast=inner.sgd(state.fast, self.head_gradient(state, context), self.inner_lr))
-
-    def head_gradient(self, state: State, context: Context) -> dict[str, Tensor]:
-        """The inner gradient at the adapted head, a tree like ``fast``."""
+    def gradient(self, state: State, context: Context) -> dict[str, Tensor]:
         return inner.gradient(self.head_loss, state.fast, state.features, context.support.y, mode=self.mode)
 
     def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:

@@ -53,6 +53,11 @@ class Augment:
         """Whether anything is changed."""
         return any(vars(self).values())
 
+    @staticmethod
+    def noise(key: Tensor, n: int) -> Tensor:
+        """What n images of the episode with this key [] int64 are changed by, [n, 9] uniform in 0..1."""
+        return inner.uniform(key, (n, NOISE), STREAM)
+
     def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
         """Images x [n, channels, height, width] in 0..1 changed by ``noise`` [n, 9], uniform in 0..1; same shape and range."""
         spread = 2 * noise - 1
@@ -96,7 +101,7 @@ class Augmented(Episodes):
         support, query = task.context.support, task.query
         n = support.y.shape[1]
         images = torch.cat([support.x, query.x], 1)
-        noise = torch.vmap(lambda key: inner.uniform(key, (images.shape[1], NOISE), STREAM))(task.context.key)
+        noise = torch.vmap(lambda key: self.augment.noise(key, images.shape[1]))(task.context.key)
         images = self.augment(images.flatten(0, 1), noise.flatten(0, 1)).view_as(images)
         context = task.context._replace(support=Batch(images[:, :n], support.y))
         return Task(context, Batch(images[:, n:], query.y))

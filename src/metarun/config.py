@@ -123,12 +123,19 @@ def without_meta(section: dict[str, Any]) -> dict[str, Any]:
 def schema(target: Any) -> type[BaseModel]:
     """A strict model of the keyword-only parameters of a class: what its section of the YAML may hold.
 
-    A parameter with a default came later than the first run folders, which lack its key.
+    A constructor that hands ``**settings`` on takes those of the class above it as well. A parameter with a default came later than the
+    first run folders, which lack its key.
     """
-    hints = get_type_hints(target.__init__, include_extras=True)
-    parameters = inspect.signature(target.__init__).parameters.values()
-    keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-    fields: Any = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keys}
+    fields: dict[str, Any] = {}
+    for owner in target.__mro__:
+        if "__init__" not in vars(owner):
+            continue
+        hints = get_type_hints(owner.__init__, include_extras=True)
+        parameters = inspect.signature(owner.__init__).parameters.values()
+        keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keys} | fields
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
     return create_model(target.__name__, __config__=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False), **fields)
 
 

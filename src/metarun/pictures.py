@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from metarun import inner
-from metarun.augment import NOISE, STREAM
 from metarun.checkpoint import replace_file
 from metarun.data.base import ImageDataset
 from metarun.engine import adapt
@@ -108,7 +106,7 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     task = select(plain.batch([index]), 0)
     x, y = task.context.support.x[:: run.spec["train"].shot], torch.arange(run.spec["train"].way)
     copies = x.repeat_interleave(COLUMNS, 0)
-    noise = inner.uniform(task.context.key, (len(copies), NOISE), STREAM)
+    noise = run.augment.noise(task.context.key, len(copies))
     blocks = [
         Block("image", SUPPORT, Batch(x, y)),
         Block("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),

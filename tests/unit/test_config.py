@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from metarun.compose import compose, groups, resolve
-from metarun.config import target_of, validate
+from metarun.config import schema, target_of, validate
 from metarun.errors import UserError
 from metarun.task import EpisodeSpec
 
@@ -139,8 +139,25 @@ def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
     assert complaint(changed("algo._target_", target)) == f"algo._target_={target} does not exist in this version of metarun"
 
 
-@pytest.mark.parametrize("target", ["metarun.algos.maml.Tensor", "metarun.algos.maml.inner", "metarun.algos.maml.GradientLearner"])
+@pytest.mark.parametrize("target", ["metarun.algos.reptile.Tensor", "metarun.algos.reptile.inner", "metarun.algos.reptile.GradientLearner"])
 def test_a_target_must_be_a_concrete_class_of_its_kind(target: str) -> None:
     """What a module of ours has imported is not for a configuration to run."""
     with pytest.raises(UserError, match="is refused"):
         target_of(changed("algo._target_", target), "algo")
+
+
+class Above:
+    def __init__(self, net: object, *, width: int, depth: int) -> None: ...
+
+
+class Below(Above):
+    def __init__(self, net: object, *, rate: float, **settings: Any) -> None: ...
+
+
+class Alone(Above):
+    def __init__(self, net: object, *, rate: float) -> None: ...
+
+
+def test_a_section_holds_what_the_constructor_takes_and_what_it_hands_on() -> None:
+    fields = {target: set(schema(target).model_fields) for target in (Above, Below, Alone)}
+    assert fields == {Above: {"width", "depth"}, Below: {"width", "depth", "rate"}, Alone: {"rate"}}

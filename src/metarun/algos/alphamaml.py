@@ -7,16 +7,15 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner, Metrics
+from metarun.algorithm import Adapted, InnerLoop, Metrics
 from metarun.nets.base import Net
-from metarun.task import Context, Problem, Task
+from metarun.task import Problem, Task
 
 
-class AlphaMAML(GradientLearner):
+class AlphaMAML(InnerLoop):
     """Alpha MAML.
 
         φ_0 = θ,   φ_{k+1} = φ_k − α ∇L_support(φ_k)
@@ -37,32 +36,16 @@ class AlphaMAML(GradientLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        hyper_lr: Annotated[float, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_steps, self.test_steps, self.hyper_lr = inner_steps, test_steps, hyper_lr
-        self.mode: inner.Mode = "none" if first_order else mode
-        self.rate = nn.Parameter(torch.tensor(inner_lr), requires_grad=hyper_lr > 0)
+    def __init__(self, net: Net, problem: Problem, *, hyper_lr: Annotated[float, Ge(0)], **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
+        self.hyper_lr = hyper_lr
+        self.rate = nn.Parameter(torch.tensor(self.inner_lr), requires_grad=hyper_lr > 0)
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.learner().values())}, {"params": [self.rate], "lr": self.hyper_lr}]
 
-    def begin(self, context: Context) -> Adapted:
-        return Adapted(self.learner(), context.support.x)
-
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, self.rate.abs()))
+    def step_size(self, fast: dict[str, Tensor]) -> Tensor:
+        return self.rate.abs()
 
     def objective(self, states: Sequence[Adapted], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         loss, metrics = super().objective(states, task, progress)

@@ -3,10 +3,9 @@ Raghu, Raghu, Bengio, Vinyals 2020, arXiv:1909.09157."""
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from metarun import inner
@@ -44,21 +43,8 @@ class ANIL(HeadLearner):
         head_at_test: false for NIL.
     """
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-        head_at_test: bool,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+    def __init__(self, net: Net, problem: Problem, *, head_at_test: bool, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         self.head_at_test = self.fixed_way = self.class_ordered = head_at_test or problem.kind == "regression"
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:

@@ -3,17 +3,11 @@ Oh, Yoo, Kim, Yun 2021, arXiv:2008.08882."""
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from annotated_types import Ge, Gt
-
-from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner
-from metarun.nets.base import Net
-from metarun.task import Context, Problem
+from metarun.algorithm import Adapted, InnerLoop
+from metarun.task import Context
 
 
-class BOIL(GradientLearner):
+class BOIL(InnerLoop):
     """Body only update in the inner loop.
 
         body_{k+1} = body_k − α ∇_body L_support(body_k, head)      (section 3.1; the head's inner rate is 0)
@@ -29,25 +23,6 @@ class BOIL(GradientLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
-
     def begin(self, context: Context) -> Adapted:
         body = {name: weight for name, weight in self.learner().items() if name.startswith("net.")}
         return Adapted(body, context.support.x)
-
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))

@@ -6,16 +6,15 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
-from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner
+from metarun.algorithm import Adapted, InnerLoop
 from metarun.nets.base import Net
 from metarun.task import Context, Problem
 
 
-class CAVIA(GradientLearner):
+class CAVIA(InnerLoop):
     """Fast context adaptation.
 
         c_0 = 0,   c_{k+1} = c_k − α ∇_c L_support(c_k, θ)          (equation 4)
@@ -41,21 +40,8 @@ class CAVIA(GradientLearner):
     parts = ("net.", "head.", "film.")
     context: Tensor
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        context_size: Annotated[int, Ge(1)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+    def __init__(self, net: Net, problem: Problem, *, context_size: Annotated[int, Ge(1)], **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         layer = net.get_submodule(net.modulated)
         channels = len(layer.get_parameter("weight"))
         if len(problem.input_shape) == 3:
@@ -76,7 +62,3 @@ class CAVIA(GradientLearner):
 
     def begin(self, context: Context) -> Adapted:
         return Adapted({"context": torch.zeros_like(self.context)}, context.support.x)
-
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))

@@ -4,17 +4,17 @@ Zhou, Wu, Li 2018, arXiv:1802.03596."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
 from metarun.algorithm import AdaptedHead, HeadLearner, Metrics
 from metarun.nets.base import Net
-from metarun.task import Context, Problem, Task
+from metarun.task import Problem, Task
 
 
 class DEML(HeadLearner):
@@ -44,24 +44,17 @@ class DEML(HeadLearner):
         net: Net,
         problem: Problem,
         *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
         task_weight: Annotated[float, Ge(0)],
         concept_weight: Annotated[float, Ge(0)],
+        **settings: Any,
     ) -> None:
-        super().__init__(net, problem)
-        self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+        super().__init__(net, problem, **settings)
         self.task_weight, self.concept_weight = task_weight, concept_weight
         self.discriminator = nn.Linear(net.features, problem.classes)
-        self.rates = nn.ParameterList(torch.full_like(weight, inner_lr) for weight in self.head.parameters())
+        self.rates = nn.ParameterList(torch.full_like(weight, self.inner_lr) for weight in self.head.parameters())
 
-    def step(self, state: AdaptedHead, context: Context, k: int) -> AdaptedHead:
-        rates = dict(zip(state.fast, self.rates))
-        return state._replace(fast=inner.sgd(state.fast, self.head_gradient(state, context), rates))
+    def step_size(self, fast: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(fast, self.rates))
 
     def objective(self, states: Sequence[AdaptedHead], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         state, support, query = states[-1], task.context.support, task.query

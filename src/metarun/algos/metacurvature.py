@@ -3,19 +3,18 @@ Park, Oliva 2019, arXiv:1902.03356."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner
+from metarun.algorithm import Adapted, InnerLoop
 from metarun.nets.base import Net
 from metarun.task import Context, Problem
 
 
-class MetaCurvature(GradientLearner):
+class MetaCurvature(InnerLoop):
     """Meta-curvature, form MC2.
 
         MC(G) = G ×₁ M_o ×₂ M_i ×₃ M_f                         (equation 8: output, input and filter mode of a convolution)
@@ -34,30 +33,14 @@ class MetaCurvature(GradientLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+    def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         # In the learner's order: parameter names have dots, which a dictionary of modules does not take.
         self.curvature = nn.ModuleList(nn.ParameterList(identities(weight)) for weight in self.learner().values())
 
-    def begin(self, context: Context) -> Adapted:
-        return Adapted(self.learner(), context.support.x)
-
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, self.mode)
-        curved = {name: transformed(grad, list(factors.parameters())) for (name, grad), factors in zip(grads.items(), self.curvature)}
-        return state._replace(fast=inner.sgd(state.fast, curved, self.inner_lr))
+    def gradient(self, state: Adapted, context: Context) -> dict[str, Tensor]:
+        grads = super().gradient(state, context)
+        return {name: transformed(grad, list(factors.parameters())) for (name, grad), factors in zip(grads.items(), self.curvature)}
 
 
 def by_axes(weight: Tensor) -> Tensor:

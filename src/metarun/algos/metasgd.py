@@ -3,19 +3,17 @@ Li, Zhou, Chen, Li 2017, arXiv:1707.09835."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
-from torch import nn
+from torch import Tensor, nn
 
-from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner
+from metarun.algorithm import InnerLoop
 from metarun.nets.base import Net
-from metarun.task import Context, Problem
+from metarun.task import Problem
 
 
-class MetaSGD(GradientLearner):
+class MetaSGD(InnerLoop):
     """Meta-SGD.
 
         φ_{k+1} = φ_k − α ∘ ∇L_support(φ_k)                     (equation 2; α as large as θ, its signs free)
@@ -32,26 +30,10 @@ class MetaSGD(GradientLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+    def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         # A list in the learner's order: parameter names have dots, which a dictionary of parameters does not take.
-        self.rates = nn.ParameterList(torch.full_like(weight, inner_lr) for weight in self.learner().values())
+        self.rates = nn.ParameterList(torch.full_like(weight, self.inner_lr) for weight in self.learner().values())
 
-    def begin(self, context: Context) -> Adapted:
-        return Adapted(self.learner(), context.support.x)
-
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, dict(zip(state.fast, self.rates))))
+    def step_size(self, fast: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(zip(fast, self.rates))

@@ -3,14 +3,12 @@ Sun, Liu, Chua, Schiele 2019, arXiv:1812.02391."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from metarun import inner
 from metarun.algorithm import HeadLearner
 from metarun.nets.base import Net
 from metarun.task import Problem
@@ -51,20 +49,8 @@ class MTL(HeadLearner):
 
     kinds = frozenset({"classification"})
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
-    ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
+    def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         for module in list(net.modules()):
             for name, weight in list(module.named_parameters(recurse=False)):
                 if weight.dim() > 1:
