@@ -4,8 +4,9 @@ Train, validation and test share one adaptation path: begin, then step after ste
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from metarun.distributed import World
 from metarun.episodes import Episodes
 from metarun.precision import BFloat16
 from metarun.task import Context, Task, count, select
+from metarun.workers import Workers
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
@@ -56,6 +58,7 @@ class Engine:
     ) -> None:
         self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
         self.world = world or World()
+        self.workers = Workers()
         self._activations: dict[int, int] = {}
 
     def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
@@ -77,19 +80,27 @@ class Engine:
         total = total or here
         algorithm.anneal(progress)
 
-        def objective(task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-            steps = adapt(algorithm, task.context, algorithm.inner_steps)
-            states = list(steps) if algorithm.every_state else deque(steps, maxlen=1)
-            loss, metrics = algorithm.objective(states, task, progress)
+        parameters = [p for p in algorithm.parameters() if p.requires_grad]
+
+        def objective(learner: Algorithm, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+            steps = adapt(learner, task.context, learner.inner_steps)
+            states = list(steps) if learner.every_state else deque(steps, maxlen=1)
+            loss, metrics = learner.objective(states, task, progress)
             return loss, {name: value.detach() for name, value in metrics.items()}
 
-        sums: dict[str, Tensor] = {}
-        for chunk in self._chunks(algorithm, tasks, train=True):
+        def derive(learner: Algorithm, chunk: Task) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
             with self._numbers():
-                losses, metrics = self._map(algorithm, objective, chunk)
-                (losses.sum() / total).backward()
-            for name, values in metrics.items():
-                sums[name] = sums.get(name, 0) + values.sum()
+                losses, metrics = self._map(learner, objective, chunk)
+                gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
+            return gradients, {name: values.sum() for name, values in metrics.items()}
+
+        sums: dict[str, Tensor] = {}
+        for gradients, metrics in self._each(algorithm, derive, tasks, train=True):
+            for parameter, gradient in zip(parameters, gradients):
+                if gradient is not None:
+                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+            for name, value in metrics.items():
+                sums[name] = sums.get(name, 0) + value
         return {name: float(value) / here for name, value in sums.items()}
 
     @torch.no_grad()
@@ -100,19 +111,20 @@ class Engine:
         """
         problem = algorithm.problem
 
-        def scores(task: Task) -> dict[str, Tensor]:
+        def scores(learner: Algorithm, task: Task) -> dict[str, Tensor]:
             rows = []
-            for k, state in enumerate(adapt(algorithm, task.context, algorithm.test_steps)):
-                if curve or k == algorithm.test_steps:
-                    prediction = algorithm.predict(state, task.query.x)
+            for k, state in enumerate(adapt(learner, task.context, learner.test_steps)):
+                if curve or k == learner.test_steps:
+                    prediction = learner.predict(state, task.query.x)
                     rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
             score, loss = zip(*rows)
             return {"score": torch.stack(score), "loss": torch.stack(loss)}
 
-        parts = []
-        with self._numbers():
-            for chunk in self._chunks(algorithm, tasks, train=False):
-                parts.append(self._map(algorithm, scores, chunk))
+        def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
+            with self._numbers():
+                return self._map(learner, scores, chunk)
+
+        parts = list(self._each(algorithm, answer, tasks, train=False))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     def score(
@@ -136,16 +148,22 @@ class Engine:
         mine = {name: torch.cat([part[name] for part in parts]).double().numpy()[: len(share)] for name in parts[0]}
         return {name: self.world.concatenate(values) for name, values in mine.items()}
 
-    def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
-        if self.map == "vmap" and algorithm.batchable:
-            return torch.vmap(function)(tasks)
-        results = [function(select(tasks, i)) for i in range(count(tasks))]
+    def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:
+        """``function(algorithm, chunk)`` of every chunk of the tasks, in order; on a CPU, chunks side by side."""
+        size = self.chunk_size(algorithm, tasks, train)
+        chunks = [select(tasks, slice(first, first + size)) for first in range(0, count(tasks), size)]
+        if self.device.type == "cpu" and self._vmaps(algorithm):
+            return self.workers.map(function, algorithm, chunks)
+        return (function(algorithm, chunk) for chunk in chunks)
+
+    def _map(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task) -> Any:
+        if self._vmaps(algorithm):
+            return torch.vmap(partial(function, algorithm))(tasks)
+        results = [function(algorithm, select(tasks, i)) for i in range(count(tasks))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
-    def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> Iterator[Task]:
-        size = self.chunk_size(algorithm, tasks, train)
-        for first in range(0, count(tasks), size):
-            yield select(tasks, slice(first, first + size))
+    def _vmaps(self, algorithm: Algorithm) -> bool:
+        return self.map == "vmap" and algorithm.batchable
 
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.

@@ -1,0 +1,60 @@
+"""Chunks of tasks side by side on the cores of a CPU: a thread for each, which does its arithmetic alone.
+The operations of a small net are too short to be worth sharing among cores; tasks are independent of each other."""
+
+from __future__ import annotations
+
+import copy
+import queue
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+Module = TypeVar("Module", bound=nn.Module)
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def twin(module: Module, known: dict[int, nn.Module] | None = None) -> Module:
+    """A module of the same parameters and buffers, in which ``functional_call`` can put others without the first one noticing."""
+    known = {} if known is None else known
+    if id(module) not in known:
+        other = known[id(module)] = copy.copy(module)
+        other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
+        other._modules = {name: child and twin(child, known) for name, child in module._modules.items()}
+    return known[id(module)]  # type: ignore[return-value]
+
+
+class Workers:
+    """As many threads as torch has for an operation, started when they are first needed."""
+
+    def __init__(self) -> None:
+        self.pool: ThreadPoolExecutor | None = None
+
+    def map(self, function: Callable[[Module, Item], Result], module: Module, items: Sequence[Item]) -> Iterator[Result]:
+        """``function(module, item)`` for every item, in order; each thread has a twin of the module."""
+        threads = torch.get_num_threads()
+        if min(threads, len(items)) == 1:
+            yield from (function(module, item) for item in items)
+            return
+        self.pool = self.pool or ThreadPoolExecutor(threads)
+        twins: queue.SimpleQueue[Module] = queue.SimpleQueue()
+        for _ in range(threads):
+            twins.put(twin(module))
+        derive = torch.is_grad_enabled()
+
+        def work(item: Item) -> Result:
+            mine = twins.get()
+            try:
+                with torch.set_grad_enabled(derive):  # every thread has a switch of its own
+                    return function(mine, item)
+            finally:
+                twins.put(mine)
+
+        torch.set_num_threads(1)  # for the threads that are started now, and for the libraries below torch
+        try:
+            yield from self.pool.map(work, items)
+        finally:
+            torch.set_num_threads(threads)
