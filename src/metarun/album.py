@@ -1,11 +1,14 @@
-"""What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers,
-and in the projector the features of a test episode."""
+"""What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers, the ROC curve of the test
+if there is one, and in the projector the features of a test episode."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 
 from metarun import pictures
 from metarun.errors import UserError
@@ -14,10 +17,12 @@ from metarun.task import select
 from metarun.tracker import Tracker
 
 
-def add(run: Run, tracker: Tracker, step: int) -> None:
+def add(run: Run, tracker: Tracker, step: int, folder: Path) -> None:
     """Draw with the weights as they are, those of iteration ``step``; what these data have no picture of is left out."""
     with suppress(UserError):
         tracker.image("val/episode_0", pictures.pixels(pictures.episode(run, "val", 0, answered=True)), step)
+    if (folder / "roc.png").is_file():
+        tracker.image("test/roc", np.asarray(Image.open(folder / "roc.png").convert("RGB")), step)
     if run.problem.kind == "classification" and pictures.is_image(run.problem.input_shape):
         _embed(run, tracker, "test" if "test" in run.data.splits else "val", step)
 

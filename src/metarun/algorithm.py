@@ -33,6 +33,8 @@ class Algorithm(nn.Module, ABC):
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
+        pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
+            same in all episodes: validation and test then verify, too (same class or not, see ``verification``).
         query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
@@ -43,6 +45,7 @@ class Algorithm(nn.Module, ABC):
     fixed_way: bool = False
     every_state: bool = False
     class_ordered: bool = False
+    pairwise: bool = False
     query_bytes: int = 0
     batchable: bool = True
 

@@ -20,6 +20,7 @@ from metarun.distributed import World
 from metarun.episodes import Episodes
 from metarun.precision import BFloat16
 from metarun.task import Context, Task, count, select
+from metarun.verification import pairs
 from metarun.workers import Workers
 
 Precision = Literal["fp32", "bf16"]
@@ -108,6 +109,7 @@ class Engine:
         """Adapt to every task and score its queries: ``score`` and ``loss``, each [tasks, steps] on the CPU.
 
         ``curve``: after 0, 1, … ``test_steps`` steps; otherwise after the last step only. Memory does not grow with tasks or steps.
+        A pairwise method's scores of ``pairs`` come along.
         """
         problem = algorithm.problem
 
@@ -118,7 +120,8 @@ class Engine:
                     prediction = learner.predict(state, task.query.x)
                     rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
             score, loss = zip(*rows)
-            return {"score": torch.stack(score), "loss": torch.stack(loss)}
+            scored = {"score": torch.stack(score), "loss": torch.stack(loss)}
+            return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
 
         def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
             with self._numbers():
@@ -133,7 +136,7 @@ class Engine:
         """``evaluate`` on episodes 0..n-1, made a block at a time so that memory stays flat; ``after_block`` hears how many are done.
 
         Each rank scores its share, in as many blocks as the others, so that ``after_block`` may be collective.
-        Returns ``score`` and ``loss``, each [n, steps] float64, the same on every rank.
+        Returns what ``evaluate`` does of all n episodes, in float64, the same on every rank.
         """
         size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
         block = max(1, EPISODE_BYTES // size)

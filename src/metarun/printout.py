@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from metarun.folders import outputs_root, relative
+from metarun.verification import MEASURES
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
@@ -23,7 +24,12 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     else:
         task = f"{summary['shot']} support and {summary['query']} query points"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
-    out.print(_results(summary, splits), end="")
+    found = {**summary["val"], **(summary["test"] or {})}
+    verified = [name for name in MEASURES if name in found]
+    out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")
+    if verified:
+        out.print(" same class or not, over the pairs of query and class of all episodes")
+        out.print(_results(summary, splits, verified), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
@@ -50,10 +56,9 @@ def _console() -> Console:
     return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
-def _results(summary: dict[str, Any], splits: tuple[str, ...]) -> Table:
+def _results(summary: dict[str, Any], splits: tuple[str, ...], metrics: list[str]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("split")
-    metrics = list(summary["val"])
     for metric in metrics:
         table.add_column(metric, justify="right")
     table.add_column("episodes", justify="right")
@@ -61,7 +66,7 @@ def _results(summary: dict[str, Any], splits: tuple[str, ...]) -> Table:
         result = summary[split]
         if result:
             style = "bold" if split == "test" else ""
-            table.add_row(split, *(_mean_ci(result[metric]) for metric in metrics), str(result[metrics[0]]["n"]), style=style)
+            table.add_row(split, *(_mean_ci(result.get(metric)) for metric in metrics), str(next(iter(result.values()))["n"]), style=style)
     return table
 
 

@@ -33,7 +33,7 @@ from metarun.nets.norm import Norm
 from metarun.optim import Outer
 from metarun.task import EpisodeSpec, Problem
 from metarun.tracker import Tracker
-from metarun.trainer import Progress, StopFlag, Trainer, statistics, watched_score
+from metarun.trainer import Progress, StopFlag, Trainer, results, statistics, watched_score
 
 log = logging.getLogger(__name__)
 
@@ -92,17 +92,21 @@ class Run:
         return net.norm if any(isinstance(module, Norm) for module in net.modules()) else "none"
 
     def test(self, episodes: Episodes, tracker: Tracker, folder: Path) -> dict[str, Any]:
-        """Meta-test with the weights as they are: statistics and adaptation curve; keeps the scores in ``test_scores.npy``."""
+        """Meta-test with the weights as they are: statistics and adaptation curve; keeps ``test_scores.npy``, and ``roc.png`` of pairs."""
         n = min(self.valid["trainer"]["test_episodes"], episodes.length or sys.maxsize)
         with StopFlag() as stop:
             values = watched_score(self.engine, self.algorithm, episodes, n, True, tracker, "test", stop)
-        score, loss = values["score"], values["loss"]
+        score = values["score"]
         scores = io.BytesIO()
         np.save(scores, score[:, -1])
         self.write(folder / "test_scores.npy", scores.getvalue())
         points = [statistics(score[:, k]) for k in range(score.shape[1])]
         curve = [{"step": k, "mean": point["mean"], "ci95": point["ci95"]} for k, point in enumerate(points)]
-        return {self.problem.metric: statistics(score[:, -1]), "loss": statistics(loss[:, -1]), "curve": curve}
+        if "same" in values and tracker.draws:
+            from metarun import pictures  # and with it matplotlib
+
+            pictures.save(pictures.roc(self, values["same"], values["different"]), folder / "roc.png")
+        return results(self.problem, values) | {"curve": curve}
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Put a file of the run in place, atomically; only rank 0 writes."""
@@ -249,7 +253,7 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         if tracker.pictures:
             from metarun import album  # and with it matplotlib, as slow as the drawing
 
-            album.add(run, tracker, trainer.progress.best_step)
+            album.add(run, tracker, trainer.progress.best_step, folder)
         return summary
     finally:
         tracker.close()
@@ -287,7 +291,7 @@ def _read(world: World, path: Path) -> dict[str, Any]:
 def _tracker(run: Run, folder: Path | None, start: int = 0) -> Tracker:
     """The run's tracker; beside rank 0, one that keeps and shows nothing."""
     options = run.valid["logger"]
-    return Tracker(None, **options | {"progress": False}) if run.world.rank else Tracker(folder, start, **options)
+    return Tracker(None, **options | {"pictures": False, "progress": False}) if run.world.rank else Tracker(folder, start, **options)
 
 
 def _refuse_other_kinds(values: dict[str, Any]) -> None:

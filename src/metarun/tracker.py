@@ -22,7 +22,7 @@ class Tracker:
         start: first iteration of this process (> 0 when a run is resumed); later points of an earlier process are dropped.
         every: training iterations between two logged points, each the mean over what lies between.
         tensorboard: write TensorBoard events to ``folder/tb``.
-        pictures: want pictures and embeddings in them.
+        pictures: want pictures, in the run's folder and in TensorBoard, and embeddings there.
         progress: show a live bar when on a terminal, a plain line now and then elsewhere.
     """
 
@@ -44,6 +44,7 @@ class Tracker:
 
             # Of a new run, too: TensorBoard takes the second such mark for a restart, not the first.
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1)
+        self.draws = pictures
         self.pictures = pictures and self.writer is not None
 
     def layout(self, metric: str) -> None:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt
 
-from metarun import checkpoint
+from metarun import checkpoint, verification
 from metarun.algorithm import Algorithm
 from metarun.distributed import Alone, World
 from metarun.engine import Engine
@@ -24,7 +24,7 @@ from metarun.episodes import Episodes
 from metarun.errors import RunError
 from metarun.optim import Outer
 from metarun.profiling import profiled
-from metarun.task import select
+from metarun.task import Problem, select
 from metarun.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,12 @@ class Progress:
 def statistics(values: np.ndarray) -> dict[str, float]:
     """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+def results(problem: Problem, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
+    """Statistics of what ``Engine.score`` found after the last inner step."""
+    found = {problem.metric: statistics(values["score"][:, -1]), "loss": statistics(values["loss"][:, -1])}
+    return found | verification.statistics(values["same"], values["different"]) if "same" in values else found
 
 
 def watched_score(
@@ -209,7 +215,7 @@ class Trainer:
         p, problem = self.progress, self.algorithm.problem
         self.algorithm.calibrate(select(self.train.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
-        result = {problem.metric: statistics(scores["score"][:, -1]), "loss": statistics(scores["loss"][:, -1])}
+        result = results(problem, scores)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
         # Anything is better than not a number, which compares with nothing.
         better = best is None or math.isnan(best) or (mean > best if problem.higher_is_better else mean < best)

@@ -74,6 +74,16 @@ def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(
     assert change > 1e-6 if algorithm.class_ordered else change < 1e-9
 
 
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_a_logit_depends_on_the_support_of_its_own_class_alone_if_and_only_if_declared_pairwise(algo: str) -> None:
+    algorithm, task = one_task(classification(algo, "net.norm=group"))
+    x, y = task.context.support
+    other = task.context._replace(support=Batch(torch.where((y == 0)[:, None, None, None], 1 - x, x), y))
+    pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, other, task.query.x))
+    change = max(float((after[:, 1:] - before[:, 1:]).abs().max()) for before, after in pairs)
+    assert change < 1e-9 if algorithm.pairwise else change > 1e-6
+
+
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
 def test_the_order_of_the_support_does_not_matter(algo: str, problem: Builder) -> None:
     algorithm, task = one_task(problem(algo))

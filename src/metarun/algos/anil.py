@@ -46,6 +46,7 @@ class ANIL(HeadLearner):
     def __init__(self, net: Net, problem: Problem, *, head_at_test: bool, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.head_at_test = self.fixed_way = self.class_ordered = head_at_test or problem.kind == "regression"
+        self.pairwise = not self.head_at_test
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:
         if self.training or self.head_at_test:

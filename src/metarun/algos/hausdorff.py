@@ -47,6 +47,7 @@ class Hausdorff(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    pairwise = True
 
     def __init__(self, net: Net, problem: Problem, *, threshold: Annotated[float, Gt(0), Lt(1)], points: Annotated[int, Ge(1)]) -> None:
         super().__init__(Pixels(problem.input_shape), problem)

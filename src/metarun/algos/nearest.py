@@ -35,6 +35,7 @@ class Nearest(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    pairwise = True
 
     def __init__(self, net: Net, problem: Problem, *, distance: Literal["euclidean", "cosine"]) -> None:
         super().__init__(Pixels(problem.input_shape), problem)

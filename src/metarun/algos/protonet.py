@@ -30,6 +30,7 @@ class ProtoNet(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    pairwise = True
 
     def begin(self, context: Context) -> Prototypes:
         x, y = context.support

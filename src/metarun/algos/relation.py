@@ -47,6 +47,7 @@ class Relation(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    pairwise = True
 
     def __init__(
         self,

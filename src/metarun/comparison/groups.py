@@ -12,7 +12,7 @@ import numpy as np
 from metarun.comparison.runs import Run
 
 BLOCK = ("data", "way", "shot")  # scores are comparable within one block
-LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity"}
+LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer"}
 HOUSEKEEPING = (
     "run",
     "name",

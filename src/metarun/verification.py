@@ -1,0 +1,92 @@
+"""Same class or not? What the scores of pairs tell beside the accuracy of episodes, as in face verification: the ROC curve over all
+pairs of a split, the area below it, the equal error rate, and the true-accept rate at a low false-accept rate."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.inner import widen
+
+FALSE_ACCEPTS = 0.01  # at which false-accept rate the true-accept rate is reported
+MEASURES = ("auc", "eer", f"tar_at_far_{FALSE_ACCEPTS}")
+BLOCKS = 20  # of episodes, between which the spread of a measure is taken
+
+
+def pairs(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
+    """The scores of a query with its own class, ``same`` [n], and with the others, ``different`` [n, way - 1].
+
+    Args:
+        logits: [n, way] of a ``pairwise`` method, the higher the likelier of one class.
+        y: [n] int64 in 0..way-1.
+    """
+    way = logits.shape[1]
+    own_first = (y[:, None] + torch.arange(way, device=y.device)) % way
+    scores = widen(logits).gather(1, own_first)
+    return {"same": scores[:, 0], "different": scores[:, 1:]}
+
+
+class ROC(NamedTuple):
+    """The receiver operating characteristic: what is accepted as the threshold falls from +∞, a point per distinct score.
+
+    Equal scores are accepted together, so a tie is a slope of the curve, not a step.
+    """
+
+    far: np.ndarray  # [points] false-accept rate, rising from 0 to 1
+    tar: np.ndarray  # [points] true-accept rate, likewise
+
+    @property
+    def auc(self) -> float:
+        """Area below the curve: P(a same pair's score is above a different pair's) + P(equal) / 2."""
+        return float((np.diff(self.far) * (self.tar[1:] + self.tar[:-1]) / 2).sum())
+
+    @property
+    def eer(self) -> float:
+        """Equal error rate: where as many different pairs are accepted as same ones refused, on the line between two thresholds."""
+        return float(np.interp(0.0, self.far - (1 - self.tar), self.far))
+
+    def tar_at(self, far: float | np.ndarray) -> np.ndarray:
+        """The highest true-accept rate of a threshold whose false-accept rate is at most ``far`` (0..1)."""
+        return self.tar[np.searchsorted(self.far, far, side="right") - 1]
+
+
+def roc(same: np.ndarray, different: np.ndarray) -> ROC:
+    """The curve of the scores of same and of different pairs, arrays of any shape without NaN.
+
+    Raises:
+        ValueError: there are no pairs of one kind.
+    """
+    if not same.size or not different.size:
+        raise ValueError(f"a ROC curve needs pairs of both kinds, here are {same.size} same and {different.size} different ones")
+    scores = np.concatenate([same.ravel(), different.ravel()])
+    order = np.argsort(-scores)
+    scores, is_same = scores[order], order < same.size
+    last = np.append(scores[1:] != scores[:-1], True)  # of equal scores
+    far, tar = np.cumsum(~is_same)[last] / different.size, np.cumsum(is_same)[last] / same.size
+    return ROC(np.append(0.0, far), np.append(0.0, tar))
+
+
+def measure(same: np.ndarray, different: np.ndarray) -> np.ndarray:
+    """The ``MEASURES`` of scores of any shape, NaN if one of them is."""
+    if np.isnan(same).any() or np.isnan(different).any():
+        return np.full(len(MEASURES), math.nan)
+    curve = roc(same, different)
+    return np.array([curve.auc, curve.eer, float(curve.tar_at(FALSE_ACCEPTS))])
+
+
+def statistics(same: np.ndarray, different: np.ndarray) -> dict[str, dict[str, float]]:
+    """Each of the ``MEASURES`` over the pairs of all episodes, with 1.96 standard errors from blocks of episodes.
+
+    Args:
+        same, different: [episodes, ...] scores, see ``pairs``.
+    """
+    n = len(same)
+    blocks = min(BLOCKS, n)
+    parts = np.stack([measure(*part) for part in zip(np.array_split(same, blocks), np.array_split(different, blocks))])
+    ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
+    whole = measure(same, different)
+    return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(MEASURES, whole, ci95)}
