@@ -213,3 +213,20 @@ class HeadLearner(InnerLoop):
 
     def predict(self, state: State, x: Tensor) -> Tensor:
         return self.answer(state.fast, self.net(x, state.support_x))
+
+
+class Prototypes(NamedTuple):
+    """One prototype per class of the episode."""
+
+    means: Tensor  # [way, features]
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+class PrototypeLearner(Algorithm):
+    """A query belongs to the class of the nearest prototype: logit_c(x) = −‖f(x) − p_c‖²; methods make the prototypes in ``begin``."""
+
+    kinds = frozenset({"classification"})
+    pairwise = True
+
+    def predict(self, state: Prototypes, x: Tensor) -> Tensor:
+        return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))

@@ -91,20 +91,21 @@ class Augment:
 
 
 class Augmented(Episodes):
-    """The episodes of ``plain``, their images changed; support and query alike, each image by itself."""
+    """The episodes of ``plain``, their images changed; support, query and unlabelled alike, each image by itself."""
 
     def __init__(self, plain: Episodes, augment: Augment) -> None:
         self.plain, self.augment, self.length = plain, augment, plain.length
 
     def batch(self, indices: Sequence[int]) -> Task:
         task = self.plain.batch(indices)
-        support, query = task.context.support, task.query
-        n = support.y.shape[1]
-        images = torch.cat([support.x, query.x], 1)
-        noise = torch.vmap(lambda key: self.augment.noise(key, images.shape[1]))(task.context.key)
+        context, query = task
+        parts = [context.support.x, query.x, *context.extras.values()]
+        images = torch.cat(parts, 1)
+        noise = torch.vmap(lambda key: self.augment.noise(key, images.shape[1]))(context.key)
         images = self.augment(images.flatten(0, 1), noise.flatten(0, 1)).view_as(images)
-        context = task.context._replace(support=Batch(images[:, :n], support.y))
-        return Task(context, Batch(images[:, n:], query.y))
+        support_x, query_x, *others = images.split([part.shape[1] for part in parts], 1)
+        context = context._replace(support=Batch(support_x, context.support.y), extras=dict(zip(context.extras, others)))
+        return Task(context, Batch(query_x, query.y))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         return self.plain.identity(indices)

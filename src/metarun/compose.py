@@ -131,7 +131,7 @@ def _values(override: Override) -> list[str]:
 def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     """A stored, resolved config with command-line words applied: whole groups (``data=…``), then single keys in order.
 
-    ``way``, ``shot`` and ``query`` mean the evaluation episodes.
+    ``way``, ``shot`` and ``query``, and what else shapes episodes, mean the evaluation episodes: ``episode.unlabelled``, ``episode.way``.
 
     Raises:
         UserError: a word that cannot be read, an unknown key or option.
@@ -161,8 +161,8 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
             raise _unknown(key, known)
         value = parsed.value()
         OmegaConf.update(changed, key, value)
-        if key in ("way", "shot", "query"):
-            OmegaConf.update(changed, f"episode.eval.{key}", value)
+        if (of_both := f"episode.eval.{key.removeprefix('episode.')}") in known:
+            OmegaConf.update(changed, of_both, value)
     return resolve(changed)
 
 

@@ -80,6 +80,8 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
         if data.kind == "classification" and spec.way < 2:
             key = "way" if spec.way == root["way"] else f"episode.{part}.way"
             raise UserError(f"{key}={spec.way} is out of range: telling classes apart needs way >= 2")
+        if data.kind == "regression" and spec.unlabelled:
+            raise UserError(f"episode.{part}.unlabelled={spec.unlabelled} is not possible: data={config['data']['name']} has no images")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", root["device"]):
         raise UserError(
             f"device={root['device']} is not a device: use auto, cpu, cuda or cuda:N{nearest(root['device'], ['auto', 'cpu', 'cuda'])}"

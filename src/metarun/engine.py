@@ -171,14 +171,15 @@ class Engine:
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.
 
-        A task's activations are those of its images, kept for every inner step in training, and what the method says of its queries.
+        A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
+        says of its queries.
         On a GPU, a quarter of its memory.
         """
         if self.chunk != "auto":
             return self.chunk
         one = select(tasks, 0)
         queries = one.query.y.shape[0]
-        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries
+        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
         size = images * self._activation_bytes(algorithm, one) + queries * algorithm.query_bytes
         budget = CACHE_BYTES
         if self.device.type == "cuda":

@@ -17,7 +17,7 @@ from metarun.errors import UserError
 from metarun.task import Batch, Context, EpisodeSpec, Task
 
 # Streams keep the draws of one episode independent of each other.
-CLASSES, IMAGES, KEY = 1, 2, 3
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER = 1, 2, 3, 4, 5, 6
 
 _U64 = np.uint64
 
@@ -64,6 +64,14 @@ def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
     return np.take_along_axis(chosen, order, axis=-1)
 
 
+def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.ndarray) -> np.ndarray:
+    """As ``choose``, but none of ``taken`` [..., t], which are distinct integers of 0..n-1; needs k + t <= n."""
+    chosen = choose(uniform, n - taken.shape[-1], k)
+    for other in np.moveaxis(np.sort(taken, axis=-1), -1, 0):
+        chosen += chosen >= other[..., None]  # in ascending order, so that each gap is jumped once
+    return chosen
+
+
 class Split(NamedTuple):
     """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
 
@@ -105,12 +113,14 @@ def task_keys(keys: np.ndarray) -> Tensor:
 
 
 class ClassEpisodes(Episodes):
-    """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support and query.
+    """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support, query and unlabelled images.
+
+    Unlabelled images are in random order. Asking for them leaves support and query of an episode as they are.
 
     Args:
         data: the split's images.
         split: its name, part of every episode's identity.
-        spec: way, shot and query (images per class).
+        spec: way and distractors (classes), shot, query and unlabelled (images per class).
         seed: any integer.
         device: where the images lie once, and where tasks appear.
 
@@ -119,14 +129,17 @@ class ClassEpisodes(Episodes):
     """
 
     def __init__(self, data: Split, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> None:
-        need = spec.shot + spec.query
-        if spec.way > data.classes:
-            raise UserError(f"way={spec.way} is larger than the {data.classes} classes of the {split} split; choose way <= {data.classes}")
+        if spec.distractors and not spec.unlabelled:
+            raise UserError(f"distractors={spec.distractors} are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1")
+        asked, what, classes = _sum(spec, "way", "distractors")
+        if classes > data.classes:
+            raise UserError(f"{asked} is larger than the {data.classes} classes of the {split} split; choose {what} <= {data.classes}")
+        asked, what, need = _sum(spec, "shot", "query", "unlabelled")
         if need > data.counts.min():
             short = int(data.counts.argmin())
             raise UserError(
-                f"shot={spec.shot} + query={spec.query} = {need} images per class, but class '{data.names[short]}' of the {split} split "
-                f"has {data.counts[short]}; choose shot + query <= {data.counts[short]}"
+                f"{asked} images per class, but class '{data.names[short]}' of the {split} split "
+                f"has {data.counts[short]}; choose {what} <= {data.counts[short]}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
         self.images = data.images.to(device)
@@ -142,19 +155,42 @@ class ClassEpisodes(Episodes):
         samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.counts[classes], need)
         return keys, classes, self.data.starts[classes][..., None] + samples
 
+    def unlabelled(self, keys: np.ndarray, classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Image rows [B, (way + distractors) * unlabelled] in random order, beside what ``indices`` says of these episodes."""
+        further, each = self.spec.distractors, self.spec.unlabelled
+        others = choose_others(draws(keys, DISTRACTORS, (2 * further,)), self.data.classes, further, classes)
+        uniform = draws(keys, UNLABELLED, (self.spec.way + further, 2 * each))
+        known, unknown = np.split(uniform, [self.spec.way], axis=1)
+        starts, counts = self.data.starts, self.data.counts
+        own = choose_others(known, counts[classes], each, rows - starts[classes][..., None]) + starts[classes][..., None]
+        foreign = choose(unknown, counts[others], each) + starts[others][..., None]
+        found = np.concatenate([own, foreign], 1).reshape(len(keys), -1)
+        return np.take_along_axis(found, draws(keys, ORDER, found.shape[1:]).argsort(-1), axis=-1)
+
     def batch(self, indices: Sequence[int]) -> Task:
         keys, classes, rows = self.indices(indices)
         n, device = len(keys), self.images.device
 
-        def gather(part: np.ndarray, y: Tensor) -> Batch:
+        def gather(part: np.ndarray) -> Tensor:
             flat = torch.from_numpy(np.ascontiguousarray(part).reshape(-1)).to(device)
-            x = self.images.index_select(0, flat).float().div_(255).reshape(n, len(y), *self.images.shape[1:])
-            return Batch(x, y.expand(n, -1))
+            return self.images.index_select(0, flat).float().div_(255).reshape(n, -1, *self.images.shape[1:])
 
-        support = gather(rows[..., : self.spec.shot], self.support_y)
-        query = gather(rows[..., self.spec.shot :], self.query_y)
-        return Task(Context(support, torch.from_numpy(classes).to(device), task_keys(keys).to(device), {}), query)
+        support = Batch(gather(rows[..., : self.spec.shot]), self.support_y.expand(n, -1))
+        query = Batch(gather(rows[..., self.spec.shot :]), self.query_y.expand(n, -1))
+        extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
+        return Task(Context(support, torch.from_numpy(classes).to(device), task_keys(keys).to(device), extras), query)
 
     def identity(self, indices: Sequence[int]) -> bytes:
-        _, classes, rows = self.indices(indices)
-        return np.concatenate([classes, rows.reshape(len(rows), -1)], 1).astype("<i8").tobytes()
+        keys, classes, rows = self.indices(indices)
+        parts = [classes, rows.reshape(len(rows), -1)]
+        if self.spec.unlabelled:
+            parts.append(self.unlabelled(keys, classes, rows))
+        return np.concatenate(parts, 1).astype("<i8").tobytes()
+
+
+def _sum(spec: EpisodeSpec, *names: str) -> tuple[str, str, int]:
+    """What a message says of keys that add up: ``way=5 + distractors=2 = 7``, ``way + distractors``, and the sum; zeros are left out."""
+    values = {name: value for name in names if (value := getattr(spec, name))}
+    total = sum(values.values())
+    asked = " + ".join(f"{name}={value}" for name, value in values.items())
+    return f"{asked} = {total}" if len(values) > 1 else asked, " + ".join(values), total

@@ -82,7 +82,13 @@ class Model:
         """Whether the answer to one query depends on the queries beside it (``net.norm=batch``)."""
         return self.algorithm.net.transductive
 
-    def adapt(self, images: Images, labels: Sequence[Any] | np.ndarray | Tensor, steps: int | None = None) -> Fitted:
+    def adapt(
+        self,
+        images: Images,
+        labels: Sequence[Any] | np.ndarray | Tensor,
+        steps: int | None = None,
+        unlabelled: Images | None = None,
+    ) -> Fitted:
         """Learn a new task from labelled examples.
 
         Args:
@@ -90,6 +96,7 @@ class Model:
                 and polarity (handwriting: ink = 1). Regression: inputs [n, *input_shape], or [n] where an input is one number.
             labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
             steps: inner steps, 0 or more; None: as many as in the run's test.
+            unlabelled: further images, in any of the forms of ``images``, for semi-supervised methods; the others ignore them.
 
         Raises:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
@@ -104,7 +111,8 @@ class Model:
             order = y.argsort(stable=True)  # learners are promised a support that is grouped by class
             x, y = x[order], y[order]
         ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
-        context = Context(Batch(x, y.to(self.device)), ids, self.key, {})
+        extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
+        context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
         with torch.no_grad():
             for last in adapt(self.algorithm, context, steps):
                 state = last

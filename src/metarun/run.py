@@ -348,5 +348,5 @@ def check(values: dict[str, Any]) -> dict[str, str]:
         episodes = run.episodes(split)
         run.engine.evaluate(run.algorithm, episodes.batch([0]), curve=False)
         spec = run.spec["train" if split == "train" else "eval"]
-        report[split] = f"{run.data.describe(split)}; {spec.way}-way {spec.shot}-shot, {spec.query} queries per class"
+        report[split] = f"{run.data.describe(split)}; {spec}"
     return report

@@ -30,7 +30,12 @@ class Context(NamedTuple):
     support: Batch  # n = way * shot, grouped by class
     classes: Tensor  # [way] int64, global class ids (zeros for regression)
     key: Tensor  # [] int64, the episode's own random key
-    extras: dict[str, Tensor]  # unlabelled images, class attributes, masks …
+    extras: dict[str, Tensor]  # what only some episodes have: "unlabelled" images [m, *input_shape], in random order
+
+    @property
+    def unlabelled(self) -> Tensor:
+        """Images without labels [m, *input_shape], of the episode's classes and of distractor classes; m = 0 where none were asked for."""
+        return self.extras.get("unlabelled", self.support.x[:0])
 
 
 class Task(NamedTuple):
@@ -54,11 +59,22 @@ def best_guess(prediction: Tensor | Gaussian) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
-    """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1."""
+    """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1.
+
+    ``unlabelled`` images per class come from the ``way`` classes and from ``distractors`` classes more, of which there is nothing else.
+    """
 
     way: Annotated[int, Ge(1)]
     shot: Annotated[int, Ge(1)]
     query: Annotated[int, Ge(1)]
+    unlabelled: Annotated[int, Ge(0)] = 0
+    distractors: Annotated[int, Ge(0)] = 0
+
+    def __str__(self) -> str:
+        words = f"{self.way}-way {self.shot}-shot, {self.query} queries per class"
+        if self.unlabelled:
+            words += f", {self.unlabelled} unlabelled" + (f" (and of {self.distractors} further classes)" if self.distractors else "")
+        return words
 
 
 @dataclass(frozen=True)

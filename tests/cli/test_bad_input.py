@@ -75,6 +75,8 @@ BAD = [
     ("algo._target_=metarun.algos.maml.Mamll", "does not exist in this version"),
     # combinations
     ("way=10000", r"way=10000 is larger than the \d classes of the \w+ split; choose way <= \d"),
+    ("episode.distractors=2", "distractors=2 are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1"),
+    ("episode.unlabelled=19", "shot=1 [+] query=2 [+] unlabelled=19 = 22 images per class, .* has 5; choose shot [+] query [+] unlabelled"),
     ("shot=19 query=19", "shot=19 [+] query=19 = 38 images per class, .* has 5"),
     ("algo=maml episode.eval.way=4", "trained for 3 ways, so episode.eval.way=4 must be 3"),
     ("data=sinusoid", "needs images.*net=mlp"),

@@ -109,6 +109,17 @@ def test_an_augmented_episode_is_a_pure_function_of_its_index():
     assert len({round(float(value), 6) for value in change}) > 1  # by itself
 
 
+def test_unlabelled_images_are_augmented_and_leave_the_others_noise_alone():
+    few, more = (Run(small("augment=characters", *words)) for words in ([], ["episode.unlabelled=2"]))
+    task, other = few.episodes("train").batch([5]), more.episodes("train").batch([5])
+    torch.testing.assert_close(other.query.x, task.query.x, atol=1e-6, rtol=0)
+    torch.testing.assert_close(other.context.support, task.context.support, atol=1e-6, rtol=0)
+    plain = more.data.episodes("train", more.spec["train"], more.valid["seed"]).batch([5])
+    change = (other.context.unlabelled - plain.context.unlabelled).abs().amax((2, 3, 4))
+    assert change.shape == (1, 6)
+    assert change.min() > 0.05
+
+
 def test_only_training_is_augmented():
     run, plain = Run(small("augment=photos")), Run(small())
     for split in ("val", "test"):

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from metarun.compose import compose, groups, resolve
+from metarun.compose import compose, groups, override, resolve
 from metarun.config import schema, target_of, validate
 from metarun.errors import UserError
 from metarun.task import EpisodeSpec
@@ -54,6 +54,25 @@ def test_validation_returns_values_and_two_episode_shapes() -> None:
     assert "name" not in valid["net"]
 
 
+def test_training_and_evaluation_may_differ_in_unlabelled_images_and_distractors() -> None:
+    words = ["episode.unlabelled=5", "episode.distractors=2", "episode.eval.unlabelled=4", "query=1"]
+    shapes = validate(resolve(compose(words)))["episode"]
+    assert shapes["train"] == EpisodeSpec(way=5, shot=1, query=1, unlabelled=5, distractors=2)
+    assert shapes["eval"] == EpisodeSpec(way=5, shot=1, query=1, unlabelled=4, distractors=2)
+
+
+@pytest.mark.parametrize("word", ["way=4", "episode.way=4", "episode.unlabelled=4", "episode.distractors=4"])
+def test_the_shape_of_episodes_given_to_a_finished_run_is_that_of_evaluation(word: str) -> None:
+    found = override(VALUES, [word])["episode"]
+    assert found["train"] == VALUES["episode"]["train"]
+    assert found["eval"] == VALUES["episode"]["eval"] | {word.removeprefix("episode.").partition("=")[0]: 4}
+
+
+def test_regression_has_no_unlabelled_images() -> None:
+    values = resolve(compose(["data=sinusoid", "net=mlp", "episode.train.unlabelled=2"]))
+    assert complaint(values) == "episode.train.unlabelled=2 is not possible: data=sinusoid has no images"
+
+
 MISSPELT = ["algo.inner_lrr", "data.drawerz", "net.hiden", "optim.lrr", "trainer.iteration", "logger.evry", "engine.chunks"]
 NOT_TEXTS = ["algo.inner_lr", "data.size", "net.hidden", "optim.lr", "trainer.iterations", "logger.every", "engine.map", "seed"]
 OUT_OF_RANGE = {
@@ -66,6 +85,8 @@ OUT_OF_RANGE = {
     "trainer.max_minutes": 0.0,
     "engine.chunk": 0,
     "episode.train.shot": 0,
+    "episode.eval.unlabelled": -1,
+    "episode.distractors": -1,
     "way": 0,
     "shot": 0,
     "seed": -1,

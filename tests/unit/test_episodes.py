@@ -10,11 +10,12 @@ import pytest
 import torch
 from helpers import same
 
-from metarun.episodes import ClassEpisodes, Split, choose, draws, episode_keys
+from metarun.episodes import ClassEpisodes, Split, choose, choose_others, draws, episode_keys
 from metarun.errors import UserError
 from metarun.task import EpisodeSpec, select
 
 SPEC = EpisodeSpec(way=3, shot=2, query=3)
+SEMI = EpisodeSpec(way=3, shot=1, query=2, unlabelled=3, distractors=2)
 
 
 def split(classes: int = 7, images: int = 6) -> Split:
@@ -87,6 +88,63 @@ def test_choose_is_uniform_over_ordered_samples(n: int, k: int) -> None:
     assert chi_square_is_plausible(np.array(list(counts.values())))
 
 
+@pytest.mark.parametrize(("n", "k", "taken"), [(5, 2, [3]), (6, 3, [5, 0, 2]), (4, 2, [])])
+def test_choose_others_is_uniform_over_ordered_samples_of_what_is_left(n: int, k: int, taken: list[int]) -> None:
+    uniform = draws(episode_keys(0, "test", range(12_000)), 1, (2 * k,))
+    counts = {sample: 0 for sample in permutations([i for i in range(n) if i not in taken], k)}
+    for sample in choose_others(uniform, n, k, np.broadcast_to(np.array(taken, np.int64), (12_000, len(taken)))).tolist():
+        counts[tuple(sample)] += 1
+    assert chi_square_is_plausible(np.array(list(counts.values())))
+
+
+def test_unlabelled_images_are_of_the_classes_and_of_distractors_and_of_no_other_part() -> None:
+    tasks = episodes(SEMI).batch(range(50))
+    assert tasks.context.unlabelled.shape == (50, (3 + 2) * 3, 1, 1, 1)
+    support, query, unlabelled = (rows(x.flatten(2)[..., 0]) for x in (tasks.context.support.x, tasks.query.x, tasks.context.unlabelled))
+    for one, two, three, classes in zip(support.tolist(), query.tolist(), unlabelled.tolist(), tasks.context.classes.tolist()):
+        assert len({*one, *two, *three}) == 3 * 3 + 5 * 3  # all of them different images
+        found = np.bincount(np.array(three) // 6, minlength=7)
+        assert (found[classes] == 3).all()
+        assert sorted(np.delete(found, classes)) == [0, 0, 3, 3]  # two classes that the learner is not asked about
+
+
+def test_unlabelled_images_are_in_random_order() -> None:
+    """Their order must not tell their classes."""
+    source = episodes(SEMI)
+    keys, classes, images = source.indices(range(6000))
+    first = source.unlabelled(keys, classes, images)[:, 0] // 6
+    label = np.where(first[:, None] == classes, np.arange(3), 3).min(1)
+    *known, foreign = np.bincount(label)
+    assert chi_square_is_plausible(np.array(known))
+    assert abs(foreign / 6000 - 2 / 5) < 5 * np.sqrt(0.4 * 0.6 / 6000)
+
+
+@pytest.mark.parametrize("more", [{"unlabelled": 1}, {"unlabelled": 3, "distractors": 4}])
+def test_asking_for_unlabelled_images_leaves_support_and_query_as_they_are(more: dict[str, int]) -> None:
+    plain, semi = episodes(EpisodeSpec(way=3, shot=1, query=2)), episodes(EpisodeSpec(way=3, shot=1, query=2, **more))
+    task, other = plain.batch(range(5)), semi.batch(range(5))
+    assert same(task, other._replace(context=other.context._replace(extras={})))
+    assert plain.sha256(5) != semi.sha256(5)
+    assert same(select(semi.batch([3, 7]), 1), select(semi.batch([7]), 0))
+    assert not same(semi.batch([0]), episodes(semi.spec, seed=1).batch([0]))
+
+
+def test_more_distractors_leave_the_known_classes_unlabelled_images_as_they_are() -> None:
+    def own(distractors: int) -> list[set[int]]:
+        spec = EpisodeSpec(way=3, shot=1, query=2, unlabelled=2, distractors=distractors)
+        keys, classes, images = episodes(spec).indices(range(20))
+        found = episodes(spec).unlabelled(keys, classes, images)
+        return [{row for row in one if row // 6 in known} for one, known in zip(found.tolist(), classes.tolist())]
+
+    assert own(0) == own(4)
+
+
+def test_an_episode_without_unlabelled_images_has_none() -> None:
+    context = select(episodes().batch([0]), 0).context
+    assert context.extras == {}
+    assert context.unlabelled.shape == (0, 1, 1, 1)
+
+
 def test_draws_are_uniform_and_streams_are_independent() -> None:
     keys = episode_keys(3, "val", range(2000))
     first, second = draws(keys, 1, (5,)), draws(keys, 2, (5,))
@@ -131,6 +189,15 @@ def test_the_hash_does_not_depend_on_the_block_size_but_on_every_episode() -> No
             EpisodeSpec(way=2, shot=4, query=3),
             r"shot=4 \+ query=3 = 7 images per class, but class 'class 0' .* has 6; choose shot \+ query <= 6",
         ),
+        (
+            EpisodeSpec(way=5, shot=1, query=1, unlabelled=1, distractors=3),
+            r"way=5 \+ distractors=3 = 8 is larger than the 7 classes of the train split; choose way \+ distractors <= 7",
+        ),
+        (
+            EpisodeSpec(way=2, shot=1, query=2, unlabelled=4),
+            r"shot=1 \+ query=2 \+ unlabelled=4 = 7 images per class, but .* has 6; choose shot \+ query \+ unlabelled <= 6",
+        ),
+        (EpisodeSpec(way=2, shot=1, query=2, distractors=1), "distractors=1 are classes of unlabelled images, but unlabelled=0; choose"),
     ],
 )
 def test_impossible_requests_are_refused_with_the_numbers(spec: EpisodeSpec, message: str) -> None:
@@ -141,6 +208,7 @@ def test_impossible_requests_are_refused_with_the_numbers(spec: EpisodeSpec, mes
 def test_requests_at_the_limit_are_served() -> None:
     tasks = episodes(EpisodeSpec(way=7, shot=1, query=5)).batch([0])
     assert sorted(tasks.context.classes[0].tolist()) == list(range(7))
+    assert episodes(EpisodeSpec(way=4, shot=1, query=1, unlabelled=4, distractors=3)).batch([0]).context.unlabelled.shape[1] == 28
 
 
 def test_the_class_that_is_too_small_is_the_one_named() -> None:

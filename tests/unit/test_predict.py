@@ -27,6 +27,7 @@ CASES = {
     "maml": ["algo=maml", "net.norm=batch"],
     "maml-layer": ["algo=maml", "net.norm=layer"],
     "pretrain": ["algo=pretrain", "net.norm=group"],
+    "semi": ["algo=protonet_soft", "net.norm=layer", "episode.unlabelled=3"],
 }
 WAVES = ["algo=maml", "data=sinusoid", "net=mlp", "way=1", "shot=5", "query=7", "trainer.iterations=1"]
 
@@ -61,7 +62,8 @@ def episode(folder):
 def test_answers_as_the_engine_does(runs, name):
     task, scores, _ = episode(runs(name))
     support, query = task.context.support, task.query
-    fitted = load(runs(name)).adapt(support.x, support.y)
+    unlabelled = task.context.unlabelled if task.context.extras else None
+    fitted = load(runs(name)).adapt(support.x, support.y, unlabelled=unlabelled)
     assert fitted.classes == [0, 1, 2]
     answers = torch.tensor(fitted.predict(query.x))
     assert (answers == query.y).float().mean() == scores["score"][0, 0]

@@ -3,23 +3,12 @@ Snell, Swersky, Zemel 2017, arXiv:1703.05175."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from torch import Tensor
-
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import PrototypeLearner, Prototypes
 from metarun.task import Context
 
 
-class Prototypes(NamedTuple):
-    """One prototype per class of the episode."""
-
-    means: Tensor  # [way, features]
-    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
-
-
-class ProtoNet(Algorithm):
+class ProtoNet(PrototypeLearner):
     """Prototypical networks.
 
         p_c = mean over class c of f(x)                        (equation 1)
@@ -29,12 +18,6 @@ class ProtoNet(Algorithm):
     the authors embed both in one batch while training and use running statistics at test (``net.norm=running`` does the latter).
     """
 
-    kinds = frozenset({"classification"})
-    pairwise = True
-
     def begin(self, context: Context) -> Prototypes:
         x, y = context.support
         return Prototypes(inner.class_means(self.net(x, x), y, context.classes.shape[0]), x)
-
-    def predict(self, state: Prototypes, x: Tensor) -> Tensor:
-        return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))
