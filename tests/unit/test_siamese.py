@@ -15,7 +15,7 @@ from metarun.task import Batch, Context, Task
 def siamese(way: int = 3, shot: int = 1) -> tuple[Siamese, Task]:
     """One with weights of no particular kind on plain vectors."""
     problem, task = vectors(features=4, way=way, shot=shot)
-    model = Siamese(Identity(4), problem).double()
+    model = Siamese(Identity(4), problem, scale=10.0).double()
     model.weight.data.copy_(torch.tensor([-1.0, 0.5, -2.0, -0.1]))
     model.bias.data.fill_(0.3)
     return model, task
@@ -78,6 +78,15 @@ def test_the_loss_is_the_cross_entropy_of_pairs_half_same_and_half_different(way
     assert len(different) == (way - 1) * len(same)
     torch.testing.assert_close(loss, (torch.stack(same).mean() + torch.stack(different).mean()) / 2)
     assert metrics["accuracy"] == model.problem.score(answers(model, task), task.query.y)
+
+
+def test_before_training_features_that_differ_by_a_half_on_average_are_even_odds() -> None:
+    problem, _ = vectors(features=4, way=3, shot=1)
+    model = Siamese(Identity(4), problem, scale=6.0).double()
+    x = torch.zeros(3, 4).double()
+    differences = torch.tensor([[0.5, -0.5, 0.5, 0.5], [0.0, 0.0, 1.0, -1.0], [0.0, 0.0, 0.0, 0.1]]).double()
+    scores = model.predict(model.begin(context(x)), x + differences)[:, 0]
+    torch.testing.assert_close(scores, torch.tensor([0.0, 0.0, 6 * (0.5 - 0.025)]).double())
 
 
 def test_its_gradient_is_that_of_finite_differences() -> None:

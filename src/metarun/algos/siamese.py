@@ -4,10 +4,11 @@ Koch, Zemel, Salakhutdinov 2015, "Siamese neural networks for one-shot image rec
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Gt
 from torch import Tensor, nn
 
 from metarun import inner
@@ -33,19 +34,21 @@ class Siamese(Algorithm):
 
     Deviations: (1) The pairs are those of queries and support of an episode, all of them; the two means weigh them as the paper's
     sampling does, half same and half different. (2) With several shots scores are averaged; the paper has one. (3) f is the backbone as
-    it is; the paper's ends in a layer of sigmoid units. (4) w begins at minus one over the features, so that what is near is alike.
+    it is; the paper's ends in a layer of sigmoid units. (4) w and b do not begin at random but where what is near is alike, and a pair
+    whose features differ by ½ on average is as likely same as different: w_j = −scale / features, b = scale / 2.
 
     Args:
         net, problem: the backbone, shared by both sides, and the data's shape.
+        scale: of the scores before meta-training; with small ones it begins with a plateau.
     """
 
     kinds = frozenset({"classification"})
     pairwise = True
 
-    def __init__(self, net: Net, problem: Problem) -> None:
+    def __init__(self, net: Net, problem: Problem, *, scale: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem)
-        self.weight = nn.Parameter(torch.full((net.features,), -1 / net.features))
-        self.bias = nn.Parameter(torch.zeros(()))
+        self.weight = nn.Parameter(torch.full((net.features,), -scale / net.features))
+        self.bias = nn.Parameter(torch.tensor(scale / 2))
         self.query_bytes = 2 * 4 * net.features * problem.train.way * problem.train.shot  # differences to all of the support
 
     def begin(self, context: Context) -> Examples:
