@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import engine, in_float64, regression, small
 
+from metarun.algos.pretrain import CosineHead
 from metarun.engine import adapt
 from metarun.run import Run
 from metarun.task import select
@@ -66,7 +67,7 @@ def test_regression_keeps_the_trained_head() -> None:
 
 
 def test_the_new_cosine_head_is_the_nearest_class_mean_by_cosine() -> None:
-    plusplus, tasks = in_float64(small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
+    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
     task = select(tasks, 0)
     (x, y), query = task.context.support, task.query.x
     means = torch.stack([F.normalize(plusplus.net(x)[y == c], dim=-1).mean(0) for c in range(3)])
@@ -74,20 +75,34 @@ def test_the_new_cosine_head_is_the_nearest_class_mean_by_cosine() -> None:
     torch.testing.assert_close(answers, 3 * F.cosine_similarity(plusplus.net(query)[:, None], means, dim=-1))
 
 
-def test_baselinepp_trains_a_cosine_head_of_all_classes_whose_lengths_do_not_matter() -> None:
-    plusplus, tasks = in_float64(small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=batch"), tasks=1)
+def test_baselinepp_trains_a_cosine_head_of_all_classes_whose_lengths_are_learned() -> None:
+    plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", "algo.scale=3"), tasks=1)
     assert plusplus.head.weight.shape == (40, plusplus.net.features)
-    before = engine().meta_gradient(plusplus, tasks, 0.0)["loss"]
-    plusplus.head.weight.data.mul_(torch.rand(40, 1).double() + 0.5)
-    assert engine().meta_gradient(plusplus, tasks, 0.0)["loss"] == pytest.approx(before, rel=1e-12)
+    x = tasks.query.x[0]
+    cosines = F.cosine_similarity(plusplus.net(x)[:, None], plusplus.head.weight, dim=-1)
+    torch.testing.assert_close(plusplus(x, x), 3 * plusplus.head.weight.norm(dim=-1) * cosines)
+
+
+def test_the_length_of_a_feature_does_not_matter_to_a_cosine_head() -> None:
+    head, x = CosineHead(5, 4, scale=3.0), torch.randn(6, 5)
+    torch.testing.assert_close(head(x * torch.rand(6, 1).add(0.1)), head(x))
+
+
+def test_training_begins_with_small_logits_whatever_the_scale() -> None:
+    """As small as those of a linear head on features of length one."""
+    x = F.normalize(torch.randn(50, 5), dim=-1)
+    for scale in (1.0, 100.0):
+        torch.manual_seed(0)
+        head = CosineHead(5, 4, scale)
+        torch.manual_seed(0)
+        linear = torch.nn.Linear(5, 4, bias=False)
+        torch.testing.assert_close(head(x), linear(x))
 
 
 def test_scale_is_an_inverse_temperature() -> None:
     answers = []
     for scale in (1, 5):
-        plusplus, tasks = in_float64(
-            small("algo=baseline", "algo.head=cosine", "net.hidden=8", "net.norm=none", f"algo.scale={scale}"), tasks=1
-        )
+        plusplus, tasks = in_float64(small("algo=baselinepp", "net.hidden=8", "net.norm=none", f"algo.scale={scale}"), tasks=1)
         task = select(tasks, 0)
         answers.append(plusplus.predict(plusplus.begin(task.context), task.query.x))
     torch.testing.assert_close(answers[1], 5 * answers[0])
@@ -96,9 +111,7 @@ def test_scale_is_an_inverse_temperature() -> None:
 def test_weight_decay_shrinks_what_is_fine_tuned() -> None:
     lr, decay = 0.3, 0.2
     words = ["net.hidden=8", "net.norm=none", f"algo.inner_lr={lr}"]
-    (plain, tasks), (decayed, _) = (
-        in_float64(small("algo=baseline", "algo.head=cosine", *words, f"algo.decay={d}"), tasks=1) for d in (0.0, decay)
-    )
+    (plain, tasks), (decayed, _) = (in_float64(small("algo=baselinepp", *words, f"algo.decay={d}"), tasks=1) for d in (0.0, decay))
     context = select(tasks, 0).context
     state = plain.begin(context)
     stepped, shrunk = plain.step(state, context, 0).fast, decayed.step(state, context, 0).fast

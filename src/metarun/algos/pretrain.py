@@ -23,12 +23,13 @@ class Pretrain(GradientLearner):
         train:  min_θ  mean over examples of CE(W f(x), class of x), all training classes at once
         test:   a new zero head on top of f, ``test_steps`` gradient steps on the support loss
 
-    Baseline++ (``head: cosine``) has scale · cos(w_c, f(x)) in place of W f(x), in training and at test. For regression one net with a
-    linear head is fitted to the points of all tasks.
+    Baseline++ (``head: cosine``) has scale · ‖w_c‖ cos(w_c, f(x)) in place of W f(x), in training and at test; the length of w_c is
+    learned, as in the authors' code. For regression one net with a linear head is fitted to the points of all tasks.
 
     Deviations from Chen et al.: (1) A fine-tuning step takes the whole support, not 4 examples, so that their order does not matter.
     (2) A new head does not start at random: a linear one from zero, a cosine one from the classes' mean directions, where it is the
-    nearest class mean by cosine.
+    nearest class mean by cosine. (3) The cosine head of all training classes starts with logits as small as a linear one's, whatever
+    the scale: with large ones in random directions, features take long to come.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -76,7 +77,7 @@ class Pretrain(GradientLearner):
         """A head for the classes of an episode, by parameter name."""
         (x, y), way, like = context.support, context.classes.shape[0], self.head.weight
         if isinstance(self.head, CosineHead):
-            return {"head.weight": inner.class_means(F.normalize(inner.widen(self.net(x, x)), dim=-1), y, way)}
+            return {"head.weight": F.normalize(inner.class_means(F.normalize(inner.widen(self.net(x, x)), dim=-1), y, way), dim=-1)}
         return {"head.weight": like.new_zeros(way, like.shape[1]), "head.bias": like.new_zeros(way)}
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
@@ -94,11 +95,12 @@ class Pretrain(GradientLearner):
 
 
 class CosineHead(nn.Linear):
-    """Logits scale · cos(w_c, x): [n, features] to [n, classes]. The length of neither matters."""
+    """Logits scale · ‖w_c‖ cos(w_c, x): [n, features] to [n, classes]. The length of x does not matter."""
 
     def __init__(self, features: int, classes: int, scale: float) -> None:
         super().__init__(features, classes, bias=False)
         self.scale = scale
+        self.weight.data.div_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.normalize(inner.widen(x), dim=-1) @ F.normalize(self.weight, dim=-1).T
+        return self.scale * F.linear(F.normalize(inner.widen(x), dim=-1), self.weight)
