@@ -25,7 +25,7 @@ from metarun.workers import Workers
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
-CACHE_BYTES = 64 * 2**20  # of activations that a CPU works on at a time: beyond this, memory traffic costs more than vmap gains
+CPU_BYTES = 256 * 2**20  # of activations that a core works on at a time
 
 
 def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:
@@ -181,10 +181,11 @@ class Engine:
         queries = one.query.y.shape[0]
         images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
         size = images * self._activation_bytes(algorithm, one) + queries * algorithm.query_bytes
-        budget = CACHE_BYTES
+        least, budget = 2, CPU_BYTES
         if self.device.type == "cuda":
-            budget = torch.cuda.get_device_properties(self.device).total_memory // 16
-        return max(1, min(count(tasks), budget // size))
+            least, budget = 1, torch.cuda.get_device_properties(self.device).total_memory // 16
+        chunks = max(least, -(-count(tasks) * size // budget))
+        return -(-count(tasks) // chunks)
 
     def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of the outputs of all modules of the net, for one example."""

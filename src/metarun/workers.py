@@ -1,4 +1,4 @@
-"""Chunks of tasks side by side on the cores of a CPU: a thread for each, which does its arithmetic alone.
+"""Chunks of tasks side by side on the cores of a CPU: a thread for each, which shares its arithmetic with no other chunk.
 The operations of a small net are too short to be worth sharing among cores; tasks are independent of each other."""
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Workers:
             finally:
                 twins.put(mine)
 
-        torch.set_num_threads(1)  # for the threads that are started now, and for the libraries below torch
+        torch.set_num_threads(max(1, threads // len(items)))  # for the threads that are started now, and for the libraries below torch
         try:
             yield from self.pool.map(work, items)
         finally:

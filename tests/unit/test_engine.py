@@ -116,12 +116,12 @@ def test_automatic_chunks_depend_on_shapes_alone_and_shrink_with_the_budget(monk
     auto = engine(chunk="auto")
     sizes = []
     for budget in (2**40, 2**20, 1):
-        monkeypatch.setattr(engine_module, "CACHE_BYTES", budget)
+        monkeypatch.setattr(engine_module, "CPU_BYTES", budget)
         sizes.append(engine(chunk="auto").chunk_size(algorithm, tasks, train=True))
-    assert sizes[0] == 6
+    assert sizes[0] == 3  # two halves, side by side
     assert sizes[2] == 1
     assert sizes == sorted(sizes, reverse=True)
-    monkeypatch.setattr(engine_module, "CACHE_BYTES", 2**19)
+    monkeypatch.setattr(engine_module, "CPU_BYTES", 2**19)
     assert auto.chunk_size(algorithm, tasks, train=True) <= auto.chunk_size(algorithm, tasks, train=False)
     assert engine(chunk=4).chunk_size(algorithm, tasks, train=True) == 4
 

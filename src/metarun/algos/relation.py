@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metarun import inner
 from metarun.algorithm import Algorithm, Metrics
 from metarun.nets.base import Net
+from metarun.nets.conv import Conv
 from metarun.task import Context, Problem, Task
 
 
@@ -61,9 +62,9 @@ class Relation(Algorithm):
         super().__init__(net, problem)
         self.shots, self.loss = shots, loss
         channels, height, width = net.map_shape
-        self.of_class = nn.Conv2d(channels, hidden, 3, padding=1)
-        self.of_query = nn.Conv2d(channels, hidden, 3, padding=1, bias=False)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1)
+        self.of_class = Conv(channels, hidden, 3)
+        self.of_query = Conv(channels, hidden, 3, bias=False)
+        self.conv = Conv(hidden, hidden, 3)
         first = nn.Linear(hidden * -(-height // 4) * -(-width // 4), 8)
         self.score = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 1))
         # Without a norm, He's initial weights keep the size of the signal, and with it what tells one pair from another.

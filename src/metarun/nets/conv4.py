@@ -12,6 +12,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from metarun.nets.base import Net, image_shape
+from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
 
 
@@ -22,12 +23,12 @@ class Block(nn.Module):
         super().__init__()
         self.down = down
         # A norm subtracts the channel's mean, so the convolution's own bias would do nothing.
-        self.conv = nn.Conv2d(channels_in, channels_out, 3, padding=1, stride=2 if down == "stride" else 1, bias=norm == "none")
+        self.conv = Conv(channels_in, channels_out, 3, stride=2 if down == "stride" else 1, bias=norm == "none")
         self.norm = Norm(channels_out, norm)
 
     def forward(self, x: Tensor, n_support: int | None) -> Tensor:
         """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
-        x = F.relu(self.norm(self.conv(x), n_support))
+        x = F.relu(self.norm(x, n_support, self.conv))
         return F.max_pool2d(x, 2) if self.down == "pool" else x
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.inner import widen
+from metarun.nets.conv import Conv
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -40,8 +41,12 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
         self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
 
-    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
-        """Args: x [n, channels, *space]; n_support: that many leading rows are the support (kind ``support`` only)."""
+    def forward(self, x: Tensor, n_support: int | None = None, conv: Conv | None = None) -> Tensor:
+        """Args: x [n, channels, *space], or what ``conv`` makes it of; n_support: that many leading rows are the support (kind ``support``)."""
+        if conv is not None:
+            if conv.narrow and self.kind in ("batch", "support", "running"):
+                return self._folded(x, conv, n_support)
+            x = conv(x)
         dtype, per_channel = x.dtype, (1, -1, *[1] * (x.dim() - 2))
         weight, bias = self.weight.view(per_channel), self.bias.view(per_channel)
         if self.kind == "none":
@@ -49,6 +54,26 @@ class Norm(nn.Module):
         centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), per_channel, n_support)
         # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
         return (centred * (scale * weight) + bias).to(dtype)
+
+    def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> Tensor:
+        """Norm and convolution as one linear map of patches p: the moments of w·p are w·mean(p) and wᵀ cov(p) w.
+
+        Of a first layer's few input channels, moments cost next to nothing, while its output is the largest thing that a net ever passes over.
+        """
+        seen, weight = conv.patches(x), conv.weight.permute(0, 2, 3, 1).flatten(1)
+        if self.kind == "running" and not self.training:
+            mean, var = self.mean, self.var
+        else:
+            # In float64: neighbours in an image agree, so the variance behind a filter of differences is a difference of large numbers.
+            source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2).double(), weight.double()
+            centre = source.mean(0)
+            centred = source - centre
+            mean = (rows @ centre).to(weight.dtype)
+            var = ((rows @ (centred.T @ centred / len(source))) * rows).sum(1).to(weight.dtype)
+            if self.tally is not None:
+                self.tally.append((mean, var))
+        scale = torch.rsqrt(var + self.eps) * self.weight
+        return conv.linear(seen, scale[:, None] * weight, self.bias - scale * mean)
 
     def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x less its mean and 1 / standard deviation, over the groups of channels of each example alone."""

@@ -12,6 +12,7 @@ from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
 from metarun.nets.base import Net, image_shape
+from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
 
 
@@ -22,19 +23,19 @@ class ResidualBlock(nn.Module):
         super().__init__()
         widths = [channels_in, channels_out, channels_out, channels_out]
         bias = norm == "none"
-        self.convs = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=bias) for a, b in pairwise(widths))
+        self.convs = nn.ModuleList(Conv(a, b, 3, bias=bias) for a, b in pairwise(widths))
         self.norms = nn.ModuleList(Norm(channels_out, norm) for _ in self.convs)
-        self.skip = nn.Conv2d(channels_in, channels_out, 1, bias=bias)
+        self.skip = Conv(channels_in, channels_out, 1, bias=bias)
         self.skip_norm = Norm(channels_out, norm)
 
     def forward(self, x: Tensor, n_support: int | None) -> Tensor:
         """[n, channels_in, h, w] -> [n, channels_out, ceil(h/2), ceil(w/2)]."""
         out = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            out = norm(conv(out), n_support)
+            out = norm(out, n_support, conv)
             if i < 2:
                 out = F.leaky_relu(out, 0.1)
-        out = F.leaky_relu(out + self.skip_norm(self.skip(x), n_support), 0.1)
+        out = F.leaky_relu(out + self.skip_norm(x, n_support, self.skip), 0.1)
         return F.max_pool2d(out, 2, ceil_mode=True)
 
 

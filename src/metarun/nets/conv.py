@@ -1,0 +1,172 @@
+"""Convolution as a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩ of input, weights and output gradient.
+Its three partial derivatives are all that derivatives of any order are made of, so a second order costs kernels of the first."""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
+
+X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
+FEW = 256  # places in a task's output: up to here one product over all tasks' patches beats a convolution for each (scripts/bench.py)
+
+
+class Form(NamedTuple):
+    """What a convolution is, beside its operands."""
+
+    kernel: int
+    stride: int
+    padding: int
+    size: tuple[int, int]  # height and width of the input
+
+    @property
+    def places(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self.size)
+        return height, width
+
+    @property
+    def steps(self) -> list[tuple[slice, slice]]:
+        """Where a padded input is seen by the kernel's entries, one after the other."""
+        down, right = (self.stride * (places - 1) + 1 for places in self.places)
+        entries = product(range(self.kernel), repeat=2)
+        return [(slice(i, i + down, self.stride), slice(j, j + right, self.stride)) for i, j in entries]
+
+
+class Partial(torch.autograd.Function):
+    """∂T/∂slot of the two other operands a and b, in the cyclic order x, w, y, x, …: bilinear in them.
+
+    Operands with an axis more are those of as many tasks. Results lie in memory with the channels last, where torch's kernels are fastest.
+    """
+
+    @staticmethod
+    def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+        if a.dim() == 4:
+            return convolution(slot, form, a, b)
+        examples = (a if slot == Y else b).shape[1]
+        if examples * form.places[0] * form.places[1] <= FEW:
+            return products(slot, form, a, b)
+        # Joined, not stacked, which would give up the order in memory.
+        return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.slot, ctx.form, a, b = inputs
+        ctx.save_for_backward(a, b)
+        ctx.save_for_forward(a, b)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        a, b = ctx.saved_tensors
+        _, _, need_a, need_b = ctx.needs_input_grad
+        by_a = Partial.apply((ctx.slot + 1) % 3, ctx.form, b, cotangent) if need_a else None
+        by_b = Partial.apply((ctx.slot + 2) % 3, ctx.form, cotangent, a) if need_b else None
+        return None, None, by_a, by_b
+
+    @staticmethod
+    def jvp(ctx: Any, _slot: None, _form: None, da: Tensor | None, db: Tensor | None) -> Any:
+        a, b = ctx.saved_tensors
+        terms = [Partial.apply(ctx.slot, ctx.form, *pair) for pair in ((da, b), (a, db)) if pair[0] is not None and pair[1] is not None]
+        return sum(terms[1:], terms[0])
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], slot: int, form: Form, a: Tensor, b: Tensor) -> tuple[Tensor, int]:
+        *_, over_a, over_b = in_dims
+        # Tasks that share weights are but more examples.
+        if (slot, over_b) == (Y, None):
+            a = a.movedim(over_a, 0)
+            return Partial.apply(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2]), 0
+        if (slot, over_a) == (X, None):
+            b = b.movedim(over_b, 0)
+            return Partial.apply(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2]), 0
+        a, b = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in ((a, over_a), (b, over_b)))
+        return Partial.apply(slot, form, a, b), 0
+
+
+def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` of one task, by torch's convolution and its derivatives."""
+    stride, padding = [form.stride] * 2, [form.padding] * 2
+    if slot == Y:
+        return torch.conv2d(a, b, None, stride, padding)
+    # The operand that is asked for only tells its shape.
+    if slot == X:
+        shape = (b.shape[0], a.shape[1], *form.size)
+        x, w, y = torch.empty(shape, dtype=a.dtype, device=a.device, memory_format=torch.channels_last), a, b
+    else:
+        x, w, y = b, b.new_empty(a.shape[1], b.shape[1], form.kernel, form.kernel), a
+    wanted = [slot == X, slot == W, False]
+    return torch.ops.aten.convolution_backward(y, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, wanted)[slot]
+
+
+def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` of many tasks [t, …] at once, by matrix products over patches."""
+    kernel = form.kernel
+    if slot == Y:
+        x, w = a, b
+        y = patches(x, form).flatten(1, 3) @ w.permute(0, 3, 4, 2, 1).flatten(1, 3)
+        return y.unflatten(1, (x.shape[1], *form.places)).movedim(-1, 2)
+    if slot == W:
+        y, x = a, b
+        w = patches(x, form).flatten(1, 3).mT @ y.movedim(2, -1).flatten(1, 3)
+        return w.unflatten(1, (kernel, kernel, x.shape[2])).permute(0, 4, 3, 1, 2)
+    w, y = a, b
+    seen = y.movedim(2, -1).flatten(1, 3) @ w.permute(0, 1, 3, 4, 2).flatten(2)
+    seen = seen.view(*y.shape[:2], *form.places, kernel**2, w.shape[2])
+    (height, width), pad = form.size, form.padding
+    x = seen.new_zeros(*y.shape[:2], height + 2 * pad, width + 2 * pad, w.shape[2])
+    for entry, steps in enumerate(form.steps):
+        x[(..., *steps, slice(None))] += seen[..., entry, :]
+    return x[:, :, pad : pad + height, pad : pad + width].movedim(-1, 2)
+
+
+def patches(x: Tensor, form: Form) -> Tensor:
+    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
+    padded = F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4])
+    return torch.cat([padded[(..., *steps, slice(None))] for steps in form.steps], -1)
+
+
+def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
+    """x ∗ w: [n, c, h, w] and [o, c, k, k] to [n, o, h', w']."""
+    if has_torch_function((x, w)):
+        return handle_torch_function(convolve, (x, w), x, w, stride, padding)
+    if x.device.type != "cpu":
+        return torch.conv2d(x, w, None, stride, padding)
+    return Partial.apply(Y, Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1])), x, w)
+
+
+class Conv(nn.Module):
+    """A square convolution [n, channels_in, h, w] -> [n, channels_out, h', w'], which keeps the size at stride 1 if ``kernel`` is odd.
+
+    Weights begin as those of ``torch.nn.Conv2d`` do.
+
+    Attributes:
+        narrow: whether a place of the input has so few values that a linear map of patches is the faster way.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, bias: bool = True) -> None:
+        super().__init__()
+        like = nn.Conv2d(channels_in, channels_out, kernel, bias=bias)
+        self.weight, self.bias = like.weight, like.bias
+        self.kernel, self.stride, self.padding = kernel, stride, kernel // 2
+        self.narrow = channels_in * kernel**2 <= 32
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.narrow:
+            return self.linear(self.patches(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+        y = convolve(x, self.weight, self.stride, self.padding)
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
+
+    def patches(self, x: Tensor) -> Tensor:
+        """What the kernel sees at every place: [n, h', w', kernel² * channels_in]."""
+        return patches(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])))
+
+    @staticmethod
+    def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Patches [n, h', w', k] by ``weight`` [o, k], plus ``bias`` [o]: [n, o, h', w']."""
+        if bias is not None:  # as one more weight: adding it would be another pass over the output
+            seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight, bias[:, None]], 1)
+        return (seen @ weight.mT).movedim(-1, 1)
