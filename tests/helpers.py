@@ -36,18 +36,20 @@ TIMING = {"wall_s", "tasks_per_s", "peak_memory_mb"}  # of a summary: what may d
 def patterns(classes: int, images: int, seed: int) -> Split:
     """Two-channel images: the class is a coarse pattern in the first channel, a stronger one in the second means nothing.
 
-    Telling the classes apart takes a learner that has found out which channel to look at.
+    Telling the classes apart takes a learner that has found out which channel to look at. Their attributes are the pattern's sixteen signs.
     """
     rng = np.random.default_rng(seed)
 
     def coarse(*shape: int) -> np.ndarray:
         return rng.choice([-1.0, 1.0], (*shape, 4, 4)).repeat(SIDE // 4, -1).repeat(SIDE // 4, -2)
 
-    signal = np.broadcast_to(coarse(classes, 1), (classes, images, SIDE, SIDE))
+    meaning = coarse(classes, 1)
+    signal = np.broadcast_to(meaning, (classes, images, SIDE, SIDE))
     pixels = 127 + np.stack([25 * signal, 75 * coarse(classes, images)], 2) + 10 * rng.standard_normal((classes, images, 2, SIDE, SIDE))
     starts = np.arange(classes, dtype=np.int64) * images
     rows = torch.from_numpy(pixels.clip(0, 255).astype(np.uint8)).flatten(0, 1)
-    return Split(rows, starts, np.full(classes, images), [f"pattern {i}" for i in range(classes)])
+    attributes = torch.from_numpy(meaning[..., :: SIDE // 4, :: SIDE // 4].reshape(classes, -1).astype(np.float32))
+    return Split(rows, starts, np.full(classes, images), [f"pattern {i}" for i in range(classes)], attributes)
 
 
 class Patterns(ImageDataset):
@@ -144,6 +146,16 @@ CLASSIFIERS = [param.values[0] for param in PROBLEMS if param.values[1] is class
 # The others have nothing to meta-train; a method whose library is missing would have.
 LEARNERS = [param for param in PROBLEMS if getattr(TRIED[param.values], "learns", True)]
 LEARNING_CLASSIFIERS = [param.values[0] for param in LEARNERS if param.values[1] is classification]
+
+
+def suits(algo: str, norm: str) -> bool:
+    """Whether a classifier goes with a norm: one that sees no image of a class has nothing to go by for ``support``."""
+    return norm != "support" or not getattr(TRIED[algo, classification], "zero_shot", False)
+
+
+def with_nets(algos: list[str]) -> list[tuple[str, str, str]]:
+    """(algo, net, norm), all that go together."""
+    return [(algo, net, norm) for algo in algos for net, norm in NETS_WITH_NORMS if suits(algo, norm)]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

@@ -29,14 +29,14 @@ def add(run: Run, tracker: Tracker, step: int, folder: Path) -> None:
 
 @torch.no_grad()
 def _embed(run: Run, tracker: Tracker, split: str, step: int) -> None:
-    """Support and queries of episode 0 as the meta-learned net sees them, before any adaptation."""
+    """Support, if it is images, and queries of episode 0 as the meta-learned net sees them, before any adaptation."""
     task = select(run.episodes(split).batch([0]), 0)
     net = run.algorithm.net.eval()
-    (support_x, support_y), (x, y) = task.context.support, task.query
-    features = torch.cat([net(support_x, support_x), net(x, support_x)])
-    names = pictures.names(run, split, task)
-    rows = [[names[label], part] for part, labels in (("support", support_y), ("query", y)) for label in labels.tolist()]
-    thumbnails = torch.cat([support_x, x]).cpu()
+    support, names = task.context.support, pictures.names(run, split, task)
+    parts = {"query": task.query} if run.algorithm.zero_shot else {"support": support, "query": task.query}
+    features = torch.cat([net(batch.x, support.x) for batch in parts.values()])
+    rows = [[names[label], part] for part, batch in parts.items() for label in batch.y.tolist()]
+    thumbnails = torch.cat([batch.x for batch in parts.values()]).cpu()
     if pictures.has_ink(thumbnails.numpy()):
         thumbnails = 1 - thumbnails
     tracker.embedding(f"{split}_episode_0", features.float().cpu(), ["class", "part"], rows, thumbnails, step)

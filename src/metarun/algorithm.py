@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.nets.base import Net
+from metarun.nets.mlp import MLP
 from metarun.task import Context, Kind, Problem, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
@@ -32,6 +33,7 @@ class Algorithm(nn.Module, ABC):
         kinds: the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
+        zero_shot: the support is an attribute vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
         class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: validation and test then verify, too (same class or not, see ``verification``).
@@ -44,6 +46,7 @@ class Algorithm(nn.Module, ABC):
     test_steps: int = 0
     fixed_way: bool = False
     every_state: bool = False
+    zero_shot: bool = False
     class_ordered: bool = False
     pairwise: bool = False
     query_bytes: int = 0
@@ -230,3 +233,24 @@ class PrototypeLearner(Algorithm):
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))
+
+
+class ZeroShotLearner(Algorithm):
+    """Knows a class by its attribute vector, of which the support has one per class, and sees no image of it before the queries.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        sizes: widths of the hidden layers through which attributes pass first; none leaves them as they are.
+    """
+
+    kinds = frozenset({"classification"})
+    zero_shot = True
+    pairwise = True
+
+    def __init__(self, net: Net, problem: Problem, *, sizes: list[Annotated[int, Ge(1)]]) -> None:
+        if net.norm == "support":
+            raise ValueError(
+                "net.norm=support needs images of the classes, and a zero-shot method sees none; choose net.norm=running or batch"
+            )
+        super().__init__(net, problem)
+        self.encoder = MLP((problem.attributes,), sizes=sizes, activation="relu", norm="none")

@@ -91,7 +91,7 @@ class Augment:
 
 
 class Augmented(Episodes):
-    """The episodes of ``plain``, their images changed; support, query and unlabelled alike, each image by itself."""
+    """The episodes of ``plain``, their images changed; support, query and unlabelled alike, each image by itself; attributes stay."""
 
     def __init__(self, plain: Episodes, augment: Augment) -> None:
         self.plain, self.augment, self.length = plain, augment, plain.length
@@ -99,13 +99,14 @@ class Augmented(Episodes):
     def batch(self, indices: Sequence[int]) -> Task:
         task = self.plain.batch(indices)
         context, query = task
-        parts = [context.support.x, query.x, *context.extras.values()]
-        images = torch.cat(parts, 1)
+        parts = {"support": context.support.x, "query": query.x, **context.extras}
+        parts = {name: x for name, x in parts.items() if x.shape[2:] == query.x.shape[2:]}
+        images = torch.cat(list(parts.values()), 1)
         noise = torch.vmap(lambda key: self.augment.noise(key, images.shape[1]))(context.key)
         images = self.augment(images.flatten(0, 1), noise.flatten(0, 1)).view_as(images)
-        support_x, query_x, *others = images.split([part.shape[1] for part in parts], 1)
-        context = context._replace(support=Batch(support_x, context.support.y), extras=dict(zip(context.extras, others)))
-        return Task(context, Batch(query_x, query.y))
+        changed = dict(zip(parts, images.split([x.shape[1] for x in parts.values()], 1)))
+        support_x, query_x = changed.pop("support", context.support.x), changed.pop("query")
+        return Task(context._replace(support=Batch(support_x, context.support.y), extras=changed), Batch(query_x, query.y))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         return self.plain.identity(indices)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -38,7 +38,7 @@ class Root:
     """The root keys; one with a default came later than the first run folders, which lack it."""
 
     way: Annotated[int, Ge(1)]
-    shot: Annotated[int, Ge(1)]
+    shot: Annotated[int, Ge(0)]
     query: Annotated[int, Ge(1)]
     seed: Annotated[int, Ge(0), Le(2**63 - 1)]
     device: str
@@ -75,6 +75,12 @@ def validate(config: dict[str, Any]) -> dict[str, Any]:
         valid[section] = check(target_of(config, section), without_meta(config[section]), f"{section}.")
     episode = check(Episode, without_meta(config["episode"]), "episode.")
     valid["episode"] = {part: EpisodeSpec(**check(EpisodeSpec, episode[part], f"episode.{part}.")) for part in ("train", "eval")}
+    if target_of(config, "algo").zero_shot:
+        valid["episode"] = {part: replace(spec, shot=0) for part, spec in valid["episode"].items()}
+    else:
+        shots = {"shot": root["shot"], **{f"episode.{part}.shot": spec.shot for part, spec in valid["episode"].items()}}
+        if key := next((key for key, shot in shots.items() if shot == 0), None):
+            raise UserError(f"{key}=0 is not possible: it should be 1 or more, unless algo is a zero-shot method such as protonet_zeroshot")
     data = target_of(config, "data")
     for part, spec in valid["episode"].items():
         if data.kind == "classification" and spec.way < 2:

@@ -79,6 +79,7 @@ class Split(NamedTuple):
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures
+    attributes: Tensor = torch.empty(0, 0)  # [classes, attributes] float32, what is known of a class without its images; [0, 0]: nothing
 
     @property
     def classes(self) -> int:
@@ -115,7 +116,8 @@ def task_keys(keys: np.ndarray) -> Tensor:
 class ClassEpisodes(Episodes):
     """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support, query and unlabelled images.
 
-    Unlabelled images are in random order. Asking for them leaves support and query of an episode as they are.
+    With ``shot`` 0 the support is the attribute vectors of the classes. Unlabelled images are in random order; asking for them leaves
+    support and query of an episode as they are.
 
     Args:
         data: the split's images.
@@ -142,9 +144,9 @@ class ClassEpisodes(Episodes):
                 f"has {data.counts[short]}; choose {what} <= {data.counts[short]}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
-        self.images = data.images.to(device)
+        self.images, self.attributes = data.images.to(device), data.attributes.to(device)
         spread = torch.arange(spec.way, device=device)
-        self.support_y = spread.repeat_interleave(spec.shot)
+        self.support_y = spread.repeat_interleave(spec.shot or 1)
         self.query_y = spread.repeat_interleave(spec.query)
 
     def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -175,10 +177,12 @@ class ClassEpisodes(Episodes):
             flat = torch.from_numpy(np.ascontiguousarray(part).reshape(-1)).to(device)
             return self.images.index_select(0, flat).float().div_(255).reshape(n, -1, *self.images.shape[1:])
 
-        support = Batch(gather(rows[..., : self.spec.shot]), self.support_y.expand(n, -1))
-        query = Batch(gather(rows[..., self.spec.shot :]), self.query_y.expand(n, -1))
+        known = torch.from_numpy(classes).to(device)
+        support_x = gather(rows[..., : self.spec.shot]) if self.spec.shot else self.attributes[known]
+        query_x = gather(rows[..., self.spec.shot :])
         extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
-        return Task(Context(support, torch.from_numpy(classes).to(device), task_keys(keys).to(device), extras), query)
+        context = Context(Batch(support_x, self.support_y.expand(n, -1)), known, task_keys(keys).to(device), extras)
+        return Task(context, Batch(query_x, self.query_y.expand(n, -1)))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         keys, classes, rows = self.indices(indices)

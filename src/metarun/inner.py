@@ -157,6 +157,12 @@ def one_hot(y: Tensor, way: int) -> Tensor:
     return y[:, None] == torch.arange(way, device=y.device)
 
 
+def label_error(scores: Tensor, y: Tensor) -> Tensor:
+    """Mean squared error [] of σ(scores) [n, way] against 1 for the class y [n] and 0 for the others (arXiv:1711.06025, equation 2)."""
+    scores = widen(scores)
+    return (torch.sigmoid(scores) - one_hot(y, scores.shape[1]).to(scores.dtype)).square().mean()
+
+
 def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
     """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1)."""
     member = one_hot(y, way).to(features.dtype)

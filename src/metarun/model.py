@@ -94,6 +94,7 @@ class Model:
         Args:
             images: files; or [n, channels, height, width] or (grey) [n, height, width], uint8 0..255 or floats 0..1, of the run's size
                 and polarity (handwriting: ink = 1). Regression: inputs [n, *input_shape], or [n] where an input is one number.
+                Zero-shot: no images but attribute vectors [n, attributes].
             labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
             steps: inner steps, 0 or more; None: as many as in the run's test.
             unlabelled: further images, in any of the forms of ``images``, for semi-supervised methods; the others ignore them.
@@ -102,7 +103,7 @@ class Model:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
         """
         steps = self._steps(steps)
-        x = self.inputs(images)
+        x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
         classes: list[Any] = []
         if self.algorithm.problem.kind == "regression":
             y = self._targets(labels, len(x))
@@ -137,6 +138,13 @@ class Model:
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
         if len(shape) == 3:
             x = _unit_range(x)
+        return x.float().to(self.device)
+
+    def _attributes(self, vectors: Any) -> Tensor:
+        """[n, attributes] float32 on the model's device."""
+        x, length = _tensor(vectors, "attributes"), self.algorithm.problem.attributes
+        if x.dim() != 2 or x.shape[1] != length:
+            raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
         return x.float().to(self.device)
 
     def _files(self, paths: list[Path]) -> np.ndarray:

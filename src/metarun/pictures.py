@@ -53,11 +53,12 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     spec = run.spec["train" if split == "train" else "eval"]
     where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid['seed']}"
     if is_image(task.query.x.shape[1:]):
-        blocks = [Block("support", SUPPORT, task.context.support), Block("query", QUERY, task.query)]
+        blocks = [Block("support", SUPPORT, task.context.support)] if spec.shot else []
+        blocks.append(Block("query", QUERY, task.query))
         if answered:
             guesses = best_guess(_answers(run, task, task.query.x)).argmax(-1)
             right = int((guesses == task.query.y).sum())
-            blocks[1] = Block(
+            blocks[-1] = Block(
                 f"query: {right} of {len(guesses)} right; red: taken for the class of that number", QUERY, task.query, guesses
             )
         rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
@@ -94,7 +95,7 @@ def classes(run: Run, split: str, index: int) -> Figure:
 
 
 def augmentation(run: Run, split: str, index: int) -> Figure:
-    """The support of a training episode, and beside every image what the run's augmentation makes of it.
+    """The support of a training episode (zero-shot: a query of each class), and beside every image what the augmentation makes of it.
 
     Raises:
         UserError: the run has no augmentation, or these are not episodes of training.
@@ -104,8 +105,8 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     if split != "train":
         raise UserError(f"--split {split} is not augmented: only training episodes are")
     plain = run.data.episodes(split, run.spec["train"], run.valid["seed"], run.device)
-    task = select(plain.batch([index]), 0)
-    x, y = task.context.support.x[:: run.spec["train"].shot], torch.arange(run.spec["train"].way)
+    task, spec = select(plain.batch([index]), 0), run.spec["train"]
+    x, y = task.context.support.x[:: spec.shot] if spec.shot else task.query.x[:: spec.query], torch.arange(spec.way)
     copies = x.repeat_interleave(COLUMNS, 0)
     noise = run.augment.noise(task.context.key, len(copies))
     blocks = [

@@ -51,6 +51,11 @@ def command(words: Sequence[str]) -> dict[str, Any]:
             f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
             "metarun.load(RUN).adapt(x, y).predict(x)"
         )
+    if model.algorithm.zero_shot:
+        raise UserError(
+            f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
+            "metarun.load(RUN).adapt(attributes, names).predict(files)"
+        )
     support, broken = _read(model.pictures, _support(Path(options.support)))
     query, broken_too = _read(model.pictures, _query(Path(options.query)))
     for path in broken + broken_too:

@@ -62,8 +62,12 @@ class Run:
         if self.data.fixed_spec:
             self.spec["eval"] = self.data.fixed_spec
         outputs = self.spec["train"].way if self.data.kind == "classification" else self.data.target_size
-        shape = trained["problem"] if trained else {"classes": self.data.classes, "outputs": outputs}
+        shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
+        if trained:
+            shape |= trained["problem"]
         self.problem = Problem(self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], **shape)
+        if config.target_of(values, "algo").zero_shot:
+            _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(self.valid["seed"])
         self.algorithm = build_algorithm(values, self.valid, self.problem, trained).to(self.device)
         way = self.spec["eval"].way
@@ -306,6 +310,22 @@ def _refuse_other_kinds(values: dict[str, Any]) -> None:
         raise UserError(
             f"algo={algo} is for {' and '.join(sorted(kinds))}, but data={data} is {kind}; choose another algo or data (`metarun list`)"
         )
+
+
+def _refuse_attributes(values: dict[str, Any], there: int, wanted: int) -> None:
+    """Are the data's attribute vectors, of length ``there``, what a zero-shot method takes?
+
+    Raises:
+        UserError: there are none, or they have another length than those of the training.
+    """
+    data = values["data"]["name"]
+    if not there:
+        raise UserError(
+            f"algo={values['algo']['name']} knows classes by their attributes, and data={data} has none: use data=glyphs, "
+            "or data=folder with an attributes.csv in data.root"
+        )
+    if there != wanted:
+        raise UserError(f"the classes of data={data} have {there} attributes, but this run was trained with {wanted}: give as many")
 
 
 def _hparams(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

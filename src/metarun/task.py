@@ -27,7 +27,7 @@ class Batch(NamedTuple):
 class Context(NamedTuple):
     """All that a learner may see before it is asked: no method can peek at the query."""
 
-    support: Batch  # n = way * shot, grouped by class
+    support: Batch  # n = way * shot, grouped by class; zero-shot: n = way, and x [way, attributes] describes the classes
     classes: Tensor  # [way] int64, global class ids (zeros for regression)
     key: Tensor  # [] int64, the episode's own random key
     extras: dict[str, Tensor]  # what only some episodes have: "unlabelled" images [m, *input_shape], in random order
@@ -61,11 +61,12 @@ def best_guess(prediction: Tensor | Gaussian) -> Tensor:
 class EpisodeSpec:
     """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1.
 
+    With ``shot`` 0 the support is one attribute vector per class.
     ``unlabelled`` images per class come from the ``way`` classes and from ``distractors`` classes more, of which there is nothing else.
     """
 
     way: Annotated[int, Ge(1)]
-    shot: Annotated[int, Ge(1)]
+    shot: Annotated[int, Ge(0)]
     query: Annotated[int, Ge(1)]
     unlabelled: Annotated[int, Ge(0)] = 0
     distractors: Annotated[int, Ge(0)] = 0
@@ -82,7 +83,8 @@ class Problem:
     """What a net and an algorithm need to know of the data, and how a prediction is judged.
 
     ``outputs`` is the number of classes of an episode (classification) or the size of a target (regression);
-    ``classes`` the number of training classes (0 for regression); ``input_shape`` one example's shape, no batch axis.
+    ``classes`` the number of training classes (0 for regression); ``input_shape`` one example's shape, no batch axis;
+    ``attributes`` the length of a class's attribute vector (0: the data have none).
     """
 
     kind: Kind
@@ -91,6 +93,7 @@ class Problem:
     classes: int
     train: EpisodeSpec
     eval: EpisodeSpec
+    attributes: int = 0
 
     @property
     def metric(self) -> str:

@@ -239,7 +239,7 @@ class Trainer:
         checkpoint.save(
             self.checkpoints / f"{name}.pt",
             {
-                "problem": {"classes": self.algorithm.problem.classes, "outputs": self.algorithm.problem.outputs},
+                "problem": {name: getattr(self.algorithm.problem, name) for name in ("classes", "outputs", "attributes")},
                 "algorithm": self.algorithm.state_dict(),
                 "outer": self.outer.state_dict(),
                 "progress": state,

@@ -40,7 +40,7 @@ BAD = [
     ("way=true", "way=true .* an integer"),
     ("way=1", "way=1 .* way >= 2"),
     ("episode.eval.way=1", "episode.eval.way=1 .* way >= 2"),
-    ("shot=0", "shot=0 is not possible: it should be 1 or more"),
+    ("shot=0", "shot=0 is not possible: it should be 1 or more, unless algo is a zero-shot method"),
     ("query=-3", "query=-3 .* 1 or more"),
     ("seed=-1", "seed=-1 .* 0 or more"),
     ("seed=99999999999999999999", "seed=9+ .* or less"),

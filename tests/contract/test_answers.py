@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, NETS_WITH_NORMS, PROBLEMS, Builder, classification, engine, in_float64, small
+from helpers import CLASSIFIERS, PROBLEMS, Builder, accepts, classification, engine, in_float64, small, suits, with_nets
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithm import Algorithm
 from metarun.engine import adapt
+from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
 
@@ -29,8 +30,7 @@ def one_task(values: dict[str, Any]) -> tuple[Algorithm, Task]:
     return algorithm, select(tasks, 0)
 
 
-@pytest.mark.parametrize("algo", CLASSIFIERS)
-@pytest.mark.parametrize(("net", "norm"), NETS_WITH_NORMS)
+@pytest.mark.parametrize(("algo", "net", "norm"), with_nets(CLASSIFIERS))
 def test_an_answer_depends_on_other_queries_if_and_only_if_the_net_is_transductive(algo: str, net: str, norm: str) -> None:
     algorithm, task = one_task(small(f"algo={algo}", f"net={net}", f"net.norm={norm}"))
     x = task.query.x
@@ -40,11 +40,18 @@ def test_an_answer_depends_on_other_queries_if_and_only_if_the_net_is_transducti
     assert change > 1e-6 if algorithm.net.transductive else change < 1e-9
 
 
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_a_norm_by_the_support_is_refused_if_and_only_if_the_support_has_no_images(algo: str) -> None:
+    support = select(Run(classification(algo)).episodes("train").batch([0]), 0).context.support
+    assert accepts(classification(algo, "net.norm=support")) == (support.x.dim() == 4) == suits(algo, "support")
+
+
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
 def test_a_query_alone_gets_the_same_answer_unless_transductive(algo: str, problem: Builder) -> None:
     algorithm, task = one_task(problem(algo))
     if algorithm.net.transductive:
-        algorithm, task = one_task(problem(algo, "net.norm=support"))
+        norm = next(norm for norm in ("support", "running") if suits(algo, norm))
+        algorithm, task = one_task(problem(algo, f"net.norm={norm}"))
     for together, alone in zip(answers(algorithm, task.context, task.query.x), answers(algorithm, task.context, task.query.x[:1])):
         torch.testing.assert_close(alone[0], together[0], rtol=1e-9, atol=1e-9)
 
@@ -78,7 +85,7 @@ def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(
 def test_a_logit_depends_on_the_support_of_its_own_class_alone_if_and_only_if_declared_pairwise(algo: str) -> None:
     algorithm, task = one_task(classification(algo, "net.norm=group"))
     x, y = task.context.support
-    other = task.context._replace(support=Batch(torch.where((y == 0)[:, None, None, None], 1 - x, x), y))
+    other = task.context._replace(support=Batch(torch.cat([1 - x[y == 0], x[y != 0]]), y))
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, other, task.query.x))
     change = max(float((after[:, 1:] - before[:, 1:]).abs().max()) for before, after in pairs)
     assert change < 1e-9 if algorithm.pairwise else change > 1e-6

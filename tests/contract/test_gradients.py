@@ -6,7 +6,19 @@ from __future__ import annotations
 from typing import get_args
 
 import pytest
-from helpers import LEARNERS, LEARNING_CLASSIFIERS, NETS, NETS_WITH_NORMS, Builder, engine, in_float64, meta_gradient, relative_error, small
+from helpers import (
+    LEARNERS,
+    LEARNING_CLASSIFIERS,
+    NETS,
+    NETS_WITH_NORMS,
+    Builder,
+    engine,
+    in_float64,
+    meta_gradient,
+    relative_error,
+    small,
+    with_nets,
+)
 
 from metarun.inner import Mode
 from metarun.nets.norm import NormKind
@@ -16,8 +28,7 @@ def test_every_norm_is_tried_with_some_net() -> None:
     assert {norm for _, norm in NETS_WITH_NORMS} == set(get_args(NormKind))
 
 
-@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
-@pytest.mark.parametrize(("net", "norm"), NETS_WITH_NORMS)
+@pytest.mark.parametrize(("algo", "net", "norm"), with_nets(LEARNING_CLASSIFIERS))
 def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: str) -> None:
     values = small("way=2", "query=1", f"algo={algo}", f"net={net}", f"net.norm={norm}")
     algorithm, tasks = in_float64(values, tasks=2)

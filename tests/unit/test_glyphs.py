@@ -31,8 +31,8 @@ def test_shapes(glyphs):
         assert len(set(data.names)) == data.classes == classes
         assert (data.starts == np.arange(classes) * 6).all()
         assert (data.counts == 6).all()
-        assert glyphs.attributes[split].shape == (classes, 64)
-        assert len(np.unique(glyphs.attributes[split], axis=0)) == classes
+        assert data.attributes.shape == (classes, glyphs.attributes) == (classes, 64)
+        assert len(data.attributes.unique(dim=0)) == classes
 
 
 def test_the_same_for_every_seed_and_number_of_classes(glyphs):
@@ -40,6 +40,20 @@ def test_the_same_for_every_seed_and_number_of_classes(glyphs):
     for split, classes in (("train", 100), ("val", 10)):
         drawings = glyphs.splits[split].images.unflatten(0, (-1, 6))
         assert torch.equal(again.splits[split].images, drawings[:classes, :3].flatten(0, 1))
+
+
+def test_attributes_are_points_along_the_strokes_of_the_character(glyphs):
+    """Where they are, a drawing by a hand that varies nothing has ink; most of its ink is near them."""
+    data = glyphs.splits["val"]
+    plain = torch.from_numpy(draw("val", 30, 1, 28, 0.0)).float() / 255
+    for image, known in zip(plain[:, 0], data.attributes.reshape(30, 4, 8, 2)):
+        points = known[known.abs().sum((1, 2)) > 0].flatten(0, 1)
+        assert 0.8 < points.abs().max() <= 1
+        at = (0.5 + 0.3 * points) * 28 - 0.5
+        column, row = at.round().long().T
+        assert image[row, column].min() > 0.2
+        ink = (image > 0.5).nonzero().flip(1).float()
+        assert (torch.cdist(ink, at).amin(1) < 4).float().mean() > 0.9
 
 
 def test_no_character_twice():

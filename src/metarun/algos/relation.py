@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
@@ -89,8 +88,8 @@ class Relation(Algorithm):
     def objective(self, states: Sequence[Classes], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         if self.loss == "ce":
             return super().objective(states, task, progress)
-        scores = inner.widen(self.predict(states[-1], task.query.x))
-        loss = (torch.sigmoid(scores) - inner.one_hot(task.query.y, scores.shape[1]).to(scores.dtype)).square().mean()
+        scores = self.predict(states[-1], task.query.x)
+        loss = inner.label_error(scores, task.query.y)
         return loss, {"loss": loss, "accuracy": self.problem.score(scores, task.query.y)}
 
     @staticmethod

@@ -23,6 +23,7 @@ class Dataset(ABC):
     input_shape: tuple[int, ...]  # one example, without batch axis
     target_size: int = 1  # regression: numbers per target; classification: unused
     classes: int = 0  # training classes; 0 for regression
+    attributes: int = 0  # length of a class's attribute vector; 0: there are none
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod
@@ -56,6 +57,7 @@ class ImageDataset(Dataset):
         first = next(iter(splits.values()))
         self.input_shape = tuple(first.images.shape[1:])
         self.classes = splits["train"].classes if "train" in splits else 0
+        self.attributes = first.attributes.shape[1]
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
         if split not in self.splits:

@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Le
 from PIL import Image, ImageOps
 
+from metarun.data.attributes import read_attributes
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
 from metarun.data.picture import Pictures, class_folders, subfolders, upright
@@ -33,6 +34,7 @@ class Folder(ImageDataset):
     """Any pictures sorted into folders. A class is a folder with pictures in it, at any depth; its name is its path below the root.
 
     Hidden files and other files are ignored; a picture that cannot be read is skipped with a warning; ``decode`` says how one is read.
+    A file ``attributes.csv`` in the root tells the classes' attributes, see ``read_attributes``.
 
     Args:
         seed: the run's; unused, so that all runs share one division into splits.
@@ -86,11 +88,14 @@ class Folder(ImageDataset):
         readable = {split: {name: sum(p not in bad for p in paths) for name, paths in classes.items()} for split, classes in splits.items()}
         _refuse_small(chain.from_iterable(counts.items() for counts in readable.values()), min_images)
 
+        table = base / "attributes.csv"
+        known = read_attributes(table, [name for counts in readable.values() for name in counts]) if table.is_file() else {}
         edges = np.cumsum([0, *(sum(counts.values()) for counts in readable.values())])
         result = {}
         for (split, counts), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
             count = np.array(list(counts.values()), dtype=np.int64)
-            result[split] = Split(torch.from_numpy(images[first:last]), count.cumsum() - count, count, list(counts))
+            attributes = torch.from_numpy(np.stack([known[name] for name in counts])) if known else torch.empty(0, 0)
+            result[split] = Split(torch.from_numpy(images[first:last]), count.cumsum() - count, count, list(counts), attributes)
         super().__init__(result)
 
     @classmethod

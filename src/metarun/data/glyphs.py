@@ -17,6 +17,7 @@ SEED = 2015  # the data's own: every run sees the same characters
 ALPHABET = 25  # characters that share a style
 STROKES, PIECES, POINTS = 4, 3, 14  # strokes of a character, pieces of a stroke, pen positions along a piece (at most)
 STYLE, PROGRAM, DRAWER = 21, 22, 23  # streams of draws
+MARKS = 8  # points that describe a stroke
 GRAIN = 2**16  # length units in one step of the pen
 CHUNK = 64  # characters drawn at a time, which bounds the memory
 
@@ -174,8 +175,25 @@ def draw(split: str, classes: int, drawers: int, size: int, variation: float) ->
     return np.concatenate(images)[:, None]
 
 
+def describe(program: Program) -> np.ndarray:
+    """The attributes of n characters, [n, 64] float32: what their strokes are to be like, before any hand draws them.
+
+    Of each stroke in turn 8 points x, y from its start to its end, evenly along it, in a drawing that just fills the square -1..1;
+    zeros for a stroke that there is not.
+    """
+    still = np.zeros((len(program.used), 6))
+    path = (pose(trace(program), program.used, still) - 0.5) / 0.3
+    length = np.hypot(*np.moveaxis(np.diff(path, axis=2, prepend=path[:, :, :1]), -1, 0)).cumsum(-1)
+    evenly = np.linspace(0, length[..., -1], MARKS, axis=-1)
+    points = np.zeros((*program.used.shape, MARKS, 2), np.float32)
+    for stroke in np.argwhere(program.used):
+        at = tuple(stroke)
+        points[at] = np.stack([np.interp(evenly[at], length[at], axis) for axis in path[at].T], -1)
+    return points.reshape(len(points), -1)
+
+
 class Glyphs(ImageDataset):
-    """Invented handwritten characters, the same for everybody; no two splits share an alphabet.
+    """Invented handwritten characters, the same for everybody; no two splits share an alphabet. A class's attributes: see ``describe``.
 
     Args:
         seed: the run's; unused, since the data have their own.
@@ -183,9 +201,6 @@ class Glyphs(ImageDataset):
         drawers: images of a character, each by another hand.
         size: height and width, pixels.
         variation: how much hands differ; 0 makes all drawings of a character equal, 2 is hard.
-
-    Attributes:
-        attributes: for every split the pen programs themselves, [classes, 64] float32; zeros where a stroke is not used.
     """
 
     def __init__(
@@ -199,14 +214,13 @@ class Glyphs(ImageDataset):
         size: Annotated[int, Ge(8), Le(256)],
         variation: Annotated[float, Ge(0), Le(2)],
     ) -> None:
-        splits, self.attributes = {}, {}
+        splits = {}
         for split, classes in {"train": train_classes, "val": val_classes, "test": test_classes}.items():
             images = torch.from_numpy(draw(split, classes, drawers, size, variation))
             names = [f"{split}_alphabet{i // ALPHABET + 1:02d}_character{i % ALPHABET + 1:02d}" for i in range(classes)]
-            splits[split] = Split(images, np.arange(classes) * drawers, np.full(classes, drawers), names)
-            program = invent(split, classes)
-            fields = [np.where(program.used.reshape(classes, STROKES, *[1] * (f.ndim - 2)), f, 0).reshape(classes, -1) for f in program]
-            self.attributes[split] = np.concatenate(fields, axis=1).astype(np.float32)
+            splits[split] = Split(
+                images, np.arange(classes) * drawers, np.full(classes, drawers), names, torch.from_numpy(describe(invent(split, classes)))
+            )
         super().__init__(splits)
 
     @classmethod
