@@ -6,11 +6,11 @@ from __future__ import annotations
 import ctypes
 import sys
 
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # <malloc.h>
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX, M_ARENA_MAX = -1, -2, -4, -8  # <malloc.h>
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to serve tensors up to 32 MiB (its largest threshold) from the heap and not to give the heap back.
+    """Tell glibc to serve tensors of every size from one heap for all threads, and not to give the heap back.
 
     Returns whether it took effect; other C libraries are left alone.
     """
@@ -19,4 +19,5 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, 32 * 2**20) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1) and mallopt(M_TOP_PAD, 64 * 2**20))
+    settings = {M_MMAP_MAX: 0, M_ARENA_MAX: 1, M_TRIM_THRESHOLD: 2**31 - 1, M_TOP_PAD: 64 * 2**20}
+    return all([bool(mallopt(*setting)) for setting in settings.items()])

@@ -25,7 +25,7 @@ from metarun.workers import Workers
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
-CPU_BYTES = 256 * 2**20  # of activations that a core works on at a time
+CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
 
 
 def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:

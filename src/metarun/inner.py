@@ -4,6 +4,7 @@ Everything is written for one task, in operations that torch.vmap can batch."""
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
+FORWARD_MODE = threading.RLock()  # torch counts the levels of forward mode for all threads together
 
 
 def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode = "unroll") -> Weights:
@@ -70,7 +72,7 @@ class _MixedGradient(torch.autograd.Function):
         def gradients(*weights: Tensor) -> tuple[Tensor, ...]:
             return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
 
-        products = torch.func.jvp(gradients, tuple(fast), tuple(cotangents))[1]
+        products = _derivative_along(gradients, tuple(fast), tuple(cotangents))
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 
@@ -78,13 +80,19 @@ class _MixedGradient(torch.autograd.Function):
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
     if isinstance(lr, (float, int, Tensor)):
-        return tree_map(lambda w, g: w - lr * g, fast, grads)
-    return tree_map(lambda w, g, rate: w - rate * g, fast, grads, lr)
+        return tree_map(lambda w, g: g * -lr + w, fast, grads)  # a sum lies in memory as its first term does: as gradients do
+    return tree_map(lambda w, g, rate: g * -rate + w, fast, grads, lr)
 
 
 def hessian_product(loss: Callable[..., Tensor], fast: Weights, direction: Weights, *args: Any) -> Weights:
     """∇²_fast loss(fast, *args) times ``direction``, a tree like ``fast``: forward over reverse, at the memory of one gradient."""
-    return torch.func.jvp(lambda weights: torch.func.grad(loss)(weights, *args), (fast,), (direction,))[1]
+    return _derivative_along(lambda weights: torch.func.grad(loss)(weights, *args), (fast,), (direction,))
+
+
+def _derivative_along(function: Callable[..., Any], point: tuple[Any, ...], direction: tuple[Any, ...]) -> Any:
+    """The derivative of ``function`` at a point along a direction, by forward mode."""
+    with FORWARD_MODE:
+        return torch.func.jvp(function, point, direction)[1]
 
 
 def conjugate_gradient(operator: Callable[[Weights], Weights], target: Weights, steps: int) -> Weights:

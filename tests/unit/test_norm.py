@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
 
 F64 = torch.float64
@@ -95,3 +96,36 @@ def test_half_precision_is_normalised_in_full_precision() -> None:
 def test_channels_that_do_not_fall_into_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="12 channels do not fall into 8 groups"):
         Norm(12, "group")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", ["batch", "support", "running", "layer", "none"])
+def test_a_norm_of_a_narrow_convolution_is_the_norm_of_its_output(kind: NormKind, training: bool) -> None:
+    conv, layer = Conv(2, CHANNELS, 3, stride=2, bias=False).double(), norm(kind).train(training)
+    if kind == "running":
+        layer.mean.copy_(random(CHANNELS, seed=6))
+        layer.var.copy_(random(CHANNELS, seed=7).square())
+    x, towards = random(5, 2, 7, 6, seed=3), random(5, CHANNELS, 4, 3, seed=4)
+    weights = [conv.weight, layer.weight, layer.bias]
+
+    def derivatives(value: Tensor) -> list[Tensor]:
+        first = torch.autograd.grad((value * towards).sum(), weights, create_graph=True)
+        return [
+            value,
+            *first,
+            *torch.autograd.grad(sum(grad.sin().sum() for grad in first), weights, allow_unused=True, materialize_grads=True),
+        ]
+
+    assert conv.narrow
+    for ours, separate in zip(derivatives(layer(x, 3, conv)), derivatives(layer(conv(x), 3)), strict=True):
+        torch.testing.assert_close(ours, separate)
+
+
+def test_the_variance_behind_a_filter_of_differences_keeps_its_digits() -> None:
+    conv, layer = Conv(1, 1, 3, bias=False), Norm(1, "batch", eps=0.0)
+    smooth = torch.linspace(0, 1, 64).outer(torch.linspace(0, 1, 64))[None, None].repeat(2, 1, 1, 1) + 10
+    conv.weight.data = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
+    inside = (..., slice(1, -1), slice(1, -1))
+    exact = Norm(1, "batch", eps=0.0).double()(conv.double()(smooth.double()))
+    folded = layer(smooth, None, conv.float())
+    torch.testing.assert_close(folded[inside].double(), exact[inside], atol=1e-4, rtol=0)

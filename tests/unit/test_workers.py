@@ -63,9 +63,11 @@ def test_a_failure_in_a_thread_is_raised_and_threads_are_given_back(two_threads:
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize("algo", ["maml", "protonet", "metasgd"])
-def test_threads_change_no_bit(algo: str) -> None:
-    algorithm, tasks = in_float64(small(f"algo={algo}", "net.hidden=8"), tasks=5)
+@pytest.mark.parametrize(
+    "words", [["algo=maml"], ["algo=maml", "algo.mode=mixed"], ["algo=imaml"], ["algo=protonet"], ["algo=metasgd"]], ids=" ".join
+)
+def test_threads_change_no_bit(words: list[str]) -> None:
+    algorithm, tasks = in_float64(small(*words, "net.hidden=8"), tasks=5)
     alone = meta_gradient(algorithm, tasks, engine(chunk=2)), engine(chunk=2).evaluate(algorithm, tasks, curve=True)
     torch.set_num_threads(2)
     try:

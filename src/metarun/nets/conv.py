@@ -107,20 +107,25 @@ def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     kernel = form.kernel
     if slot == Y:
         x, w = a, b
-        y = patches(x, form).flatten(1, 3) @ w.permute(0, 3, 4, 2, 1).flatten(1, 3)
+        y = patches(x, form).flatten(1, 3) @ matrices(w)
         return y.unflatten(1, (x.shape[1], *form.places)).movedim(-1, 2)
     if slot == W:
         y, x = a, b
         w = patches(x, form).flatten(1, 3).mT @ y.movedim(2, -1).flatten(1, 3)
         return w.unflatten(1, (kernel, kernel, x.shape[2])).permute(0, 4, 3, 1, 2)
     w, y = a, b
-    seen = y.movedim(2, -1).flatten(1, 3) @ w.permute(0, 1, 3, 4, 2).flatten(2)
+    seen = y.movedim(2, -1).flatten(1, 3) @ matrices(w).mT
     seen = seen.view(*y.shape[:2], *form.places, kernel**2, w.shape[2])
     (height, width), pad = form.size, form.padding
     x = seen.new_zeros(*y.shape[:2], height + 2 * pad, width + 2 * pad, w.shape[2])
     for entry, steps in enumerate(form.steps):
         x[(..., *steps, slice(None))] += seen[..., entry, :]
     return x[:, :, pad : pad + height, pad : pad + width].movedim(-1, 2)
+
+
+def matrices(w: Tensor) -> Tensor:
+    """Weights [t, o, c, k, k] as linear maps of patches, [t, k² * c, o]."""
+    return w.permute(0, 3, 4, 2, 1).flatten(1, 3)
 
 
 def patches(x: Tensor, form: Form) -> Tensor:

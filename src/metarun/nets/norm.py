@@ -42,7 +42,10 @@ class Norm(nn.Module):
         self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
 
     def forward(self, x: Tensor, n_support: int | None = None, conv: Conv | None = None) -> Tensor:
-        """Args: x [n, channels, *space], or what ``conv`` makes it of; n_support: that many leading rows are the support (kind ``support``)."""
+        """Normalise x [n, channels, *space], or what ``conv`` makes of x.
+
+        ``n_support``: that many leading rows are the support (kind ``support`` only).
+        """
         if conv is not None:
             if conv.narrow and self.kind in ("batch", "support", "running"):
                 return self._folded(x, conv, n_support)
@@ -58,7 +61,7 @@ class Norm(nn.Module):
     def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> Tensor:
         """Norm and convolution as one linear map of patches p: the moments of w·p are w·mean(p) and wᵀ cov(p) w.
 
-        Of a first layer's few input channels, moments cost next to nothing, while its output is the largest thing that a net ever passes over.
+        The moments of few input channels cost next to nothing, while a first layer's output is the largest thing a net passes over.
         """
         seen, weight = conv.patches(x), conv.weight.permute(0, 2, 3, 1).flatten(1)
         if self.kind == "running" and not self.training:
