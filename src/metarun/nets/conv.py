@@ -118,8 +118,8 @@ def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     seen = seen.view(*y.shape[:2], *form.places, kernel**2, w.shape[2])
     (height, width), pad = form.size, form.padding
     x = seen.new_zeros(*y.shape[:2], height + 2 * pad, width + 2 * pad, w.shape[2])
-    for entry, steps in enumerate(form.steps):
-        x[(..., *steps, slice(None))] += seen[..., entry, :]
+    for entry, (down, right) in enumerate(form.steps):
+        x[..., down, right, :] += seen[..., entry, :]
     return x[:, :, pad : pad + height, pad : pad + width].movedim(-1, 2)
 
 
@@ -131,7 +131,7 @@ def matrices(w: Tensor) -> Tensor:
 def patches(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
     padded = F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4])
-    return torch.cat([padded[(..., *steps, slice(None))] for steps in form.steps], -1)
+    return torch.cat([padded[..., down, right, :] for down, right in form.steps], -1)
 
 
 def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
