@@ -37,6 +37,7 @@ def serve(prepare: Callable[[dict[str, Any], dict[str, Any]], Side]) -> None:
             work = request["work"]
             device = work["device"]
             torch.set_num_threads(work["threads"])
+            torch.set_default_dtype(torch.float64 if work["exact"] else torch.float32)
             data = torch.load(request["file"], map_location=device, weights_only=True)
             side = prepare(work, data)
             answer: dict[str, Any] = {}
