@@ -28,8 +28,9 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, n_support: int | None) -> Tensor:
         """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
-        x = F.relu(self.norm(x, n_support, self.conv))
-        return F.max_pool2d(x, 2) if self.down == "pool" else x
+        x = self.norm(x, n_support, self.conv)
+        # The largest before the positive part is the same as after it, on a quarter of the values.
+        return F.relu(F.max_pool2d(x, 2) if self.down == "pool" else x)
 
 
 class Conv4(Net):
