@@ -71,7 +71,7 @@ BAD = [
     ("precision=fp16", "precision=fp16 .* 'fp32' or 'bf16'"),
     ("device=gpu", "device=gpu is not a device"),
     ("algo._target_=os.system", "algo._target_=os.system is refused"),
-    ("algo._target_=metarun.algos.maml.Annotated", "is refused"),
+    ("algo._target_=metarun.algos.reptile.Annotated", "is refused"),
     ("algo._target_=metarun.algos.maml.Mamll", "does not exist in this version"),
     # combinations
     ("way=10000", r"way=10000 is larger than the \d classes of the \w+ split; choose way <= \d"),

@@ -147,14 +147,14 @@ def test_version_and_help(metarun):
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["-sc", "query=bash"], ["--cfg", "job"], ["wayy=5"]])
 def test_answers_that_need_no_torch_do_not_import_it(words):
     code = "import sys; from metarun.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
-    environment = {**os.environ, "COMP_LINE": "metarun algo=pro"}
+    environment = {**os.environ, "COMP_LINE": "metarun algo=matc"}
     assert subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, check=False).returncode == 0
 
 
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
-        ("metarun algo=pro", "algo=protonet"),
+        ("metarun algo=matc", "algo=matching"),
         ("metarun -m data=omniglot_o", "data=omniglot_oneshot"),
         ("metarun trainer.iter", "trainer.iterations="),
     ],
@@ -180,11 +180,11 @@ def test_completion_in_a_real_bash(tmp_path):
     script = """
         eval "$(metarun -sc install=bash)"
         complete -p metarun
-        COMP_LINE="metarun algo=pro"; COMP_WORDS=(metarun algo=pro); COMP_CWORD=1; COMP_POINT=16
+        COMP_LINE="metarun algo=matc"; COMP_WORDS=(metarun algo=matc); COMP_CWORD=1; COMP_POINT=17
         hydra_bash_completion
         echo "${COMPREPLY[@]}"
     """
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     found = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert found[0].endswith("-F hydra_bash_completion metarun")
-    assert found[1:] == ["algo=protonet"]
+    assert found[1:] == ["algo=matching"]

@@ -72,7 +72,7 @@ class Norm(nn.Module):
             centre = source.mean(0)
             centred = source - centre
             mean = (rows @ centre).to(weight.dtype)
-            var = ((rows @ (centred.T @ centred / len(source))) * rows).sum(1).to(weight.dtype)
+            var = ((rows @ (centred.T @ centred / source.shape[0])) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:
                 self.tally.append((mean, var))
         scale = torch.rsqrt(var + self.eps) * self.weight
