@@ -38,6 +38,8 @@ class Algorithm(nn.Module, ABC):
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: validation and test then verify, too (same class or not, see ``verification``).
         query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
+        encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
+            take each image through it once, however many episodes it is in.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -50,6 +52,7 @@ class Algorithm(nn.Module, ABC):
     class_ordered: bool = False
     pairwise: bool = False
     query_bytes: int = 0
+    encodes: bool = False
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -199,6 +202,8 @@ class AdaptedHead(NamedTuple):
 class HeadLearner(InnerLoop):
     """A net with a linear head which alone takes gradient steps, on features that are computed once."""
 
+    encodes = True
+
     def begin(self, context: Context) -> State:
         x = context.support.x
         return AdaptedHead({"head.weight": self.head.weight, "head.bias": self.head.bias}, self.net(x, x), x)
@@ -230,6 +235,7 @@ class PrototypeLearner(Algorithm):
 
     kinds = frozenset({"classification"})
     pairwise = True
+    encodes = True
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))
@@ -246,6 +252,7 @@ class ZeroShotLearner(Algorithm):
     kinds = frozenset({"classification"})
     zero_shot = True
     pairwise = True
+    encodes = True
 
     def __init__(self, net: Net, problem: Problem, *, sizes: list[Annotated[int, Ge(1)]]) -> None:
         if net.norm == "support":

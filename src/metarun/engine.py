@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -17,13 +18,17 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm, State
 from metarun.distributed import World
-from metarun.episodes import Episodes
+from metarun.episodes import ClassEpisodes, Episodes, to_float
+from metarun.nets.base import Net
+from metarun.nets.encoded import Encoded
 from metarun.precision import BFloat16
 from metarun.task import Context, Task, count, select
 from metarun.verification import pairs
-from metarun.workers import Workers
+from metarun.workers import Workers, twin
 
 Precision = Literal["fp32", "bf16"]
+FEATURE_BYTES = 2**30  # of the features of a split that evaluation keeps
+IMAGES = 512  # whose features are computed at a time
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
 CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
 
@@ -60,7 +65,7 @@ class Engine:
         self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
         self.world = world or World()
         self.workers = Workers()
-        self._activations: dict[int, int] = {}
+        self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
 
     def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
         """``meta_gradient`` over the episodes of these indices, each rank doing its share; all ranks end with the same."""
@@ -138,18 +143,39 @@ class Engine:
         Each rank scores its share, in as many blocks as the others, so that ``after_block`` may be collective.
         Returns what ``evaluate`` does of all n episodes, in float64, the same on every rank.
         """
-        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
-        block = max(1, EPISODE_BYTES // size)
         was_training = algorithm.training
         algorithm.eval()
+        learner, episodes = self.encoded(algorithm, episodes, n)
+        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
+        block = max(1, EPISODE_BYTES // size)
         share, parts = self.world.share(range(n)), []
         for first in range(0, -(-n // self.world.size), block):
             indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
-            parts.append(self.evaluate(algorithm, episodes.batch(indices), curve))
+            parts.append(self.evaluate(learner, episodes.batch(indices), curve))
             after_block(min(self.world.size * (first + block), n))
         algorithm.train(was_training)
         mine = {name: torch.cat([part[name] for part in parts]).double().numpy()[: len(share)] for name in parts[0]}
         return {name: self.world.concatenate(values) for name, values in mine.items()}
+
+    @torch.no_grad()
+    def encoded(self, algorithm: Algorithm, episodes: Episodes, n: int) -> tuple[Algorithm, Episodes]:
+        """Algorithm and episodes as they are, or, where that is the same and less work, on features of the images, each computed once."""
+        net = algorithm.net
+        if not (algorithm.encodes and isinstance(episodes, ClassEpisodes)) or net.norm == "support" or net.transductive:
+            return algorithm, episodes
+        images, spec = episodes.images, episodes.spec
+        passes = n * ((spec.shot + spec.query) * spec.way + spec.unlabelled * (spec.way + spec.distractors))
+        if len(images) > passes or len(images) * net.features * 4 > FEATURE_BYTES:
+            return algorithm, episodes
+
+        def encode(net: Net, some: Tensor) -> Tensor:
+            with self._numbers():
+                return net(to_float(some))
+
+        features = torch.cat(list(self.workers.map(encode, net, images.split(IMAGES))))
+        learner = twin(algorithm)
+        learner.net = Encoded(net)
+        return learner, episodes.of_features(features)
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:
         """``function(algorithm, chunk)`` of every chunk of the tasks, in order; on a CPU, chunks side by side."""
@@ -189,7 +215,7 @@ class Engine:
 
     def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of the outputs of all modules of the net, for one example."""
-        if id(algorithm.net) not in self._activations:
+        if algorithm.net not in self._activations:
             sizes: list[int] = []
             hooks = [
                 module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
@@ -200,8 +226,8 @@ class Engine:
                 algorithm.net(task.query.x[:2])
             for hook in hooks:
                 hook.remove()
-            self._activations[id(algorithm.net)] = max(1, sum(sizes) // 2)
-        return self._activations[id(algorithm.net)]
+            self._activations[algorithm.net] = max(1, sum(sizes) // 2)
+        return self._activations[algorithm.net]
 
     def _numbers(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == "fp32" else BFloat16()

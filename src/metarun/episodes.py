@@ -3,6 +3,7 @@ Batch size, chunking, device, worker count and history cannot change an episode,
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import zlib
 from abc import ABC, abstractmethod
@@ -75,7 +76,7 @@ def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.nd
 class Split(NamedTuple):
     """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
 
-    images: Tensor  # [n, channels, height, width] uint8, 0..255
+    images: Tensor  # [n, channels, height, width] uint8, 0..255; or [n, features] of them, floating
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures
@@ -105,6 +106,11 @@ class Episodes(ABC):
         for first in range(0, n, block):
             digest.update(self.identity(range(first, min(first + block, n))))
         return digest.hexdigest()
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 def task_keys(keys: np.ndarray) -> Tensor:
@@ -169,13 +175,19 @@ class ClassEpisodes(Episodes):
         found = np.concatenate([own, foreign], 1).reshape(len(keys), -1)
         return np.take_along_axis(found, draws(keys, ORDER, found.shape[1:]).argsort(-1), axis=-1)
 
+    def of_features(self, features: Tensor) -> ClassEpisodes:
+        """The same episodes with features [n, d] in place of the n images they were computed from."""
+        other = copy.copy(self)
+        other.images = features
+        return other
+
     def batch(self, indices: Sequence[int]) -> Task:
         keys, classes, rows = self.indices(indices)
         n, device = len(keys), self.images.device
 
         def gather(part: np.ndarray) -> Tensor:
             flat = torch.from_numpy(np.ascontiguousarray(part).reshape(-1)).to(device)
-            return self.images.index_select(0, flat).float().div_(255).reshape(n, -1, *self.images.shape[1:])
+            return to_float(self.images.index_select(0, flat)).reshape(n, -1, *self.images.shape[1:])
 
         known = torch.from_numpy(classes).to(device)
         support_x = gather(rows[..., : self.spec.shot]) if self.spec.shot else self.attributes[known]

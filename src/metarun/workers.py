@@ -3,7 +3,6 @@ The operations of a small net are too short to be worth sharing among cores; tas
 
 from __future__ import annotations
 
-import copy
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +20,8 @@ def twin(module: Module, known: dict[int, nn.Module] | None = None) -> Module:
     """A module of the same parameters and buffers, in which ``functional_call`` can put others without the first one noticing."""
     known = {} if known is None else known
     if id(module) not in known:
-        other = known[id(module)] = copy.copy(module)
+        other = known[id(module)] = object.__new__(type(module))
+        other.__dict__.update(module.__dict__)  # what copy.copy does, but it refuses parametrized modules
         other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
         other._modules = {name: child and twin(child, known) for name, child in module._modules.items()}
     return known[id(module)]  # type: ignore[return-value]

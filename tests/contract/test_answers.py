@@ -91,6 +91,21 @@ def test_a_logit_depends_on_the_support_of_its_own_class_alone_if_and_only_if_de
     assert change < 1e-9 if algorithm.pairwise else change > 1e-6
 
 
+@pytest.mark.parametrize("norm", ["running", "group", "support", "batch"])
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_images_encoded_once_for_all_episodes_get_the_same_scores(algo: str, norm: str) -> None:
+    values = classification(algo, f"net.norm={norm}", "episode.unlabelled=2") if suits(algo, norm) else classification(algo)
+    run = Run(values)
+    run.algorithm.eval()
+    episodes, many, few = run.episodes("test"), 100, 1
+    learner, encoded = run.engine.encoded(run.algorithm, episodes, many)
+    alone = run.algorithm.net.norm in ("running", "group")  # an image's features do not depend on the others
+    assert (learner is not run.algorithm) == (encoded is not episodes) == (run.algorithm.encodes and alone)
+    assert run.engine.encoded(run.algorithm, episodes, few) == (run.algorithm, episodes), "more work than it saves"
+    plain, quick = (run.engine.evaluate(a, e.batch(range(4)), True)["loss"] for a, e in ((run.algorithm, episodes), (learner, encoded)))
+    torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
 def test_the_order_of_the_support_does_not_matter(algo: str, problem: Builder) -> None:
     algorithm, task = one_task(problem(algo))

@@ -37,28 +37,28 @@ class CAVIA(InnerLoop):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    parts = ("net.", "head.", "film.")
-    context: Tensor
-
     def __init__(self, net: Net, problem: Problem, *, context_size: Annotated[int, Ge(1)], **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         layer = net.get_submodule(net.modulated)
         channels = len(layer.get_parameter("weight"))
         if len(problem.input_shape) == 3:
-            self.film = nn.Linear(context_size, 2 * channels)
-            self.film.bias.data = torch.cat([torch.ones(channels), torch.zeros(channels)])
+            layer.film = nn.Linear(context_size, 2 * channels)
+            layer.film.bias.data = torch.cat([torch.ones(channels), torch.zeros(channels)])
         else:
-            self.film = nn.Linear(context_size, channels, bias=False)
-        self.register_buffer("context", torch.zeros(context_size), persistent=False)
-        layer.register_forward_hook(self.modulate)
-
-    def modulate(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        """The layer's output [n, channels, *space] under the context in force, which ``functional_call`` may have put in place."""
-        modulation = self.film(self.context).to(output.dtype)
-        if self.film.bias is None:
-            return output + modulation
-        scale, shift = modulation.view(2, -1, *[1] * (output.dim() - 2))
-        return scale * output + shift
+            layer.film = nn.Linear(context_size, channels, bias=False)
+        layer.register_buffer("context", torch.zeros(context_size), persistent=False)
+        layer.register_forward_hook(modulate)
+        self.context = f"net.{net.modulated}.context"  # its name
 
     def begin(self, context: Context) -> Adapted:
-        return Adapted({"context": torch.zeros_like(self.context)}, context.support.x)
+        return Adapted({self.context: torch.zeros_like(self.get_buffer(self.context))}, context.support.x)
+
+
+def modulate(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    """The layer's output [n, channels, *space] under its context, which ``functional_call`` may have put in place."""
+    film = layer.get_submodule("film")
+    modulation = film(layer.get_buffer("context")).to(output.dtype)
+    if film.bias is None:
+        return output + modulation
+    scale, shift = modulation.view(2, -1, *[1] * (output.dim() - 2))
+    return scale * output + shift

@@ -46,6 +46,7 @@ class GNN(Algorithm):
     kinds = frozenset({"classification"})
     fixed_way = True
     class_ordered = True
+    encodes = True
 
     def __init__(
         self, net: Net, problem: Problem, *, layers: Annotated[int, Ge(0)], width: Annotated[int, Ge(1)], hidden: Annotated[int, Ge(1)]

@@ -46,6 +46,7 @@ class IMP(Algorithm):
 
     kinds = frozenset({"classification"})
     pairwise = True  # but for λ: all classes have a say in how many clusters there are
+    encodes = True
 
     def __init__(self, net: Net, problem: Problem, *, variance: Annotated[float, Gt(0)], concentration: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem)

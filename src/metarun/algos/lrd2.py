@@ -46,6 +46,7 @@ class LRD2(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    encodes = True
 
     def __init__(
         self,

@@ -48,6 +48,7 @@ class Matching(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    encodes = True
 
     def __init__(
         self,

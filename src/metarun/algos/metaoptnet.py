@@ -50,6 +50,7 @@ class MetaOptNet(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    encodes = True
 
     def __init__(
         self,

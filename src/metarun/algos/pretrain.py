@@ -58,6 +58,7 @@ class Pretrain(GradientLearner):
     ) -> None:
         super().__init__(net, problem)
         self.inner_lr, self.test_steps, self.adapt = inner_lr, test_steps, adapt
+        self.encodes = adapt == "head"
         self.decay = decay
         self.classify = problem.kind == "classification"
         if self.classify:

@@ -43,6 +43,7 @@ class R2D2(Algorithm):
     """
 
     kinds = frozenset({"classification"})
+    encodes = True
 
     def __init__(self, net: Net, problem: Problem, *, penalty: Annotated[float, Gt(0)], scale: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem)

@@ -48,6 +48,7 @@ class Relation(Algorithm):
 
     kinds = frozenset({"classification"})
     pairwise = True
+    encodes = True
 
     def __init__(
         self,

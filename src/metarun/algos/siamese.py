@@ -44,6 +44,7 @@ class Siamese(Algorithm):
 
     kinds = frozenset({"classification"})
     pairwise = True
+    encodes = True
 
     def __init__(self, net: Net, problem: Problem, *, scale: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem)
