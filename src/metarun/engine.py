@@ -175,6 +175,8 @@ class Engine:
         features = torch.cat(list(self.workers.map(encode, net, images.split(IMAGES))))
         learner = twin(algorithm)
         learner.net = Encoded(net)
+        # What a method does with features takes memory, too: the chunks stay as small as with images.
+        self._activations[learner.net] = self._activation_bytes(algorithm, select(episodes.batch([0]), 0))
         return learner, episodes.of_features(features)
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:

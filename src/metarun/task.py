@@ -96,6 +96,16 @@ class Problem:
     attributes: int = 0
 
     @property
+    def most_classes(self) -> int:
+        """The largest way of an episode."""
+        return max(self.train.way, self.eval.way)
+
+    @property
+    def most_support(self) -> int:
+        """The largest number of labelled examples of an episode."""
+        return max(self.train.way * self.train.shot, self.eval.way * self.eval.shot)
+
+    @property
     def metric(self) -> str:
         """Name of the score: ``accuracy`` (a fraction, higher is better) or ``mse`` (lower is better)."""
         return "accuracy" if self.kind == "classification" else "mse"

@@ -56,6 +56,8 @@ class GNN(Algorithm):
         self.layers = nn.ModuleList(GraphLayer(first + i * width, width, hidden, net.features) for i in range(layers))
         self.norms = nn.ModuleList(GraphNorm(width) for _ in range(layers))
         self.answer = GraphLayer(first + layers * width, problem.outputs, hidden, net.features)
+        # Edges of a graph, and what the MLP makes of each.
+        self.query_bytes = 4 * (problem.most_support + 1) ** 2 * (first + layers * width + 6 * hidden)
 
     def begin(self, context: Context) -> Nodes:
         x, y = context.support

@@ -71,6 +71,7 @@ class Relation(Algorithm):
         for weight in (self.of_class.weight, self.conv.weight, first.weight):
             nn.init.kaiming_normal_(weight)
         self.of_query.weight.data.copy_(-self.of_class.weight.data)
+        self.query_bytes = 3 * 4 * problem.most_classes * hidden * height * width  # maps of a query with every class
 
     def begin(self, context: Context) -> Classes:
         x, y = context.support

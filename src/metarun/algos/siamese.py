@@ -50,7 +50,7 @@ class Siamese(Algorithm):
         super().__init__(net, problem)
         self.weight = nn.Parameter(torch.full((net.features,), -scale / net.features))
         self.bias = nn.Parameter(torch.tensor(scale / 2))
-        self.query_bytes = 2 * 4 * net.features * problem.train.way * problem.train.shot  # differences to all of the support
+        self.query_bytes = 2 * 4 * net.features * problem.most_support  # differences to all of the support
 
     def begin(self, context: Context) -> Examples:
         x, y = context.support
