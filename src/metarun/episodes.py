@@ -18,7 +18,7 @@ from metarun.errors import UserError
 from metarun.task import Batch, Context, EpisodeSpec, Task
 
 # Streams keep the draws of one episode independent of each other.
-CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER = 1, 2, 3, 4, 5, 6
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP = 1, 2, 3, 4, 5, 6, 7
 
 _U64 = np.uint64
 
@@ -81,6 +81,7 @@ class Split(NamedTuple):
     counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures
     attributes: Tensor = torch.empty(0, 0)  # [classes, attributes] float32, what is known of a class without its images; [0, 0]: nothing
+    groups: np.ndarray | None = None  # [classes] int64; an episode takes all its classes from one group. None: from all classes
 
     @property
     def classes(self) -> int:
@@ -122,8 +123,9 @@ def task_keys(keys: np.ndarray) -> Tensor:
 class ClassEpisodes(Episodes):
     """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support, query and unlabelled images.
 
-    With ``shot`` 0 the support is the attribute vectors of the classes. Unlabelled images are in random order; asking for them leaves
-    support and query of an episode as they are.
+    Where the data have ``groups``, each one with enough classes is as likely as another, and an episode's classes, distractors too, are
+    of one of them. With ``shot`` 0 the support is the attribute vectors of the classes. Unlabelled images are in random order; asking
+    for them leaves support and query of an episode as they are.
 
     Args:
         data: the split's images.
@@ -140,8 +142,14 @@ class ClassEpisodes(Episodes):
         if spec.distractors and not spec.unlabelled:
             raise UserError(f"distractors={spec.distractors} are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1")
         asked, what, classes = _sum(spec, "way", "distractors")
-        if classes > data.classes:
-            raise UserError(f"{asked} is larger than the {data.classes} classes of the {split} split; choose {what} <= {data.classes}")
+        members = [np.arange(data.classes)] if data.groups is None else [np.flatnonzero(data.groups == g) for g in np.unique(data.groups)]
+        most = max(map(len, members))
+        if classes > most:
+            where = f"the {split} split" if data.groups is None else f"the largest group of classes in the {split} split"
+            raise UserError(f"{asked} is larger than the {most} classes of {where}; choose {what} <= {most}")
+        members = [found for found in members if len(found) >= classes]
+        self.group_sizes = np.array([len(found) for found in members])
+        self.group_members = np.concatenate([np.pad(found, (0, most - len(found)))[None] for found in members])  # [groups, most]
         asked, what, need = _sum(spec, "shot", "query", "unlabelled")
         if need > data.counts.min():
             short = int(data.counts.argmin())
@@ -159,14 +167,23 @@ class ClassEpisodes(Episodes):
         """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes."""
         way, need = self.spec.way, self.spec.shot + self.spec.query
         keys = episode_keys(self.seed, self.split, indices)
-        classes = choose(draws(keys, CLASSES, (2 * way,)), self.data.classes, way)
+        group = self.group(keys)
+        members = choose(draws(keys, CLASSES, (2 * way,)), self.group_sizes[group], way)
+        classes = self.group_members[group[:, None], members]
         samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.counts[classes], need)
         return keys, classes, self.data.starts[classes][..., None] + samples
+
+    def group(self, keys: np.ndarray) -> np.ndarray:
+        """The group of classes of every episode, [B]."""
+        return (draws(keys, GROUP, ()) * len(self.group_sizes)).astype(np.int64)
 
     def unlabelled(self, keys: np.ndarray, classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Image rows [B, (way + distractors) * unlabelled] in random order, beside what ``indices`` says of these episodes."""
         further, each = self.spec.distractors, self.spec.unlabelled
-        others = choose_others(draws(keys, DISTRACTORS, (2 * further,)), self.data.classes, further, classes)
+        group = self.group(keys)
+        taken = (self.group_members[group][:, None] == classes[..., None]).argmax(-1)
+        others = choose_others(draws(keys, DISTRACTORS, (2 * further,)), self.group_sizes[group], further, taken)
+        others = self.group_members[group[:, None], others]
         uniform = draws(keys, UNLABELLED, (self.spec.way + further, 2 * each))
         known, unknown = np.split(uniform, [self.spec.way], axis=1)
         starts, counts = self.data.starts, self.data.counts

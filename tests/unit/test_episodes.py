@@ -145,6 +145,34 @@ def test_an_episode_without_unlabelled_images_has_none() -> None:
     assert context.unlabelled.shape == (0, 1, 1, 1)
 
 
+def test_classes_of_an_episode_are_of_one_group_that_has_enough_each_as_likely() -> None:
+    groups = np.array([2, 0, 2, 5, 0, 2, 2])
+    data = split()._replace(groups=groups)
+    source = ClassEpisodes(data, "train", EpisodeSpec(way=2, shot=1, query=1), 0)
+    _, classes, _ = source.indices(range(4000))
+    assert (groups[classes[:, 0]] == groups[classes[:, 1]]).all()
+    assert chi_square_is_plausible(np.bincount(groups[classes[:, 0]])[[0, 2]])
+    for group, pairs in ((0, 2), (2, 12)):  # ordered
+        found = np.unique(classes[groups[classes[:, 0]] == group], axis=0, return_counts=True)[1]
+        assert len(found) == pairs
+        assert chi_square_is_plausible(found)
+
+
+def test_distractors_are_of_the_same_group() -> None:
+    groups = np.array([0, 1] * 5)
+    source = ClassEpisodes(split(classes=10)._replace(groups=groups), "train", SEMI, 0)
+    keys, classes, known = source.indices(range(200))
+    foreign = source.unlabelled(keys, classes, known) // 6
+    of_one = np.concatenate([classes, foreign], 1)
+    assert (groups[of_one] == groups[of_one[:, :1]]).all()
+    assert all(len(set(classes)) == 5 for classes in of_one)
+
+
+def test_no_group_with_enough_classes_is_refused() -> None:
+    with pytest.raises(UserError, match="way=3 is larger than the 2 classes of the largest group of classes in the test split"):
+        ClassEpisodes(split(classes=4)._replace(groups=np.array([0, 1, 1, 0])), "test", SPEC, 0)
+
+
 def test_draws_are_uniform_and_streams_are_independent() -> None:
     keys = episode_keys(3, "val", range(2000))
     first, second = draws(keys, 1, (5,)), draws(keys, 2, (5,))

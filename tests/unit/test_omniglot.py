@@ -247,6 +247,18 @@ def test_each_split_has_its_own_rotation_switch(archives):
         }
 
 
+def test_a_test_within_alphabets_asks_about_one_at_a_time_at_one_angle(archives):
+    data = load(archives, split="small", within_alphabet=True)
+    names = np.array(data.splits["test"].names)
+    episodes = data.episodes("test", EpisodeSpec(way=5, shot=1, query=1), 0)
+    seen = [{(name.split("/")[0], name.partition("/rot")[2]) for name in names[classes]} for classes in episodes.indices(range(200))[1]]
+    assert all(len(one) == 1 for one in seen)
+    assert set.union(*seen) == {(alphabet, angle) for alphabet in ("Latin", "Tagalog") for angle in ("", "090", "180", "270")}
+    across = load(archives, split="small")
+    for part in ("train", "val"):
+        assert data.episodes(part, episodes.spec, 0).sha256(3) == across.episodes(part, episodes.spec, 0).sha256(3)
+
+
 def test_drawing_is_inverted_then_resized():
     image = Image.new("1", (105, 105), 1)
     image.paste(0, (40, 40, 60, 105))
@@ -454,7 +466,9 @@ def test_yaml_holds_exactly_the_options():
     assert list(signature.parameters)[:2] == ["self", "seed"]
     options = list(signature.parameters.values())[2:]
     assert {option.name for option in options} == DEFAULTS.keys()
-    assert all(option.default is option.empty and option.kind is option.KEYWORD_ONLY for option in options)
+    assert all(option.kind is option.KEYWORD_ONLY for option in options)
+    later = {option.name: option.default for option in options if option.default is not option.empty}  # than runs that are to be read
+    assert later == {"within_alphabet": DEFAULTS["within_alphabet"]}
 
 
 @pytest.mark.parametrize("wrong", [{"size": 7}, {"size": 28.5}, {"split": "vinyal"}, {"rotate_test": 1}, {"root": 3}, {"download": "no"}])

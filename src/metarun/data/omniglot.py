@@ -78,6 +78,7 @@ class Omniglot(ImageDataset):
         split: see above.
         size: height and width in pixels, 8..256.
         rotate_train, rotate_val, rotate_test: three rotated copies of every class as new classes.
+        within_alphabet: all classes of a test episode are of one alphabet (turned by one angle), as in Lake's challenge.
         download: fetch absent archives from the official repository into the user's cache.
 
     Raises:
@@ -95,6 +96,7 @@ class Omniglot(ImageDataset):
         rotate_val: bool,
         rotate_test: bool,
         download: bool,
+        within_alphabet: bool = False,
     ) -> None:
         if split not in FILES:
             raise UserError(f"data.split={split} is not one of {', '.join(get_args(SplitName))}{nearest(split, FILES)}")
@@ -114,7 +116,10 @@ class Omniglot(ImageDataset):
                 )
         pool = {character: images for name in reversed(drawings) for character, images in drawings[name].items()}  # the first archive wins
         rotate = {"train": rotate_train, "val": rotate_val, "test": rotate_test}
-        super().__init__({part: _assemble(names, pool, rotate[part]) for part, names in chosen.items()})
+        splits = {part: _assemble(names, pool, rotate[part]) for part, names in chosen.items()}
+        if within_alphabet and "test" in splits:
+            splits["test"] = splits["test"]._replace(groups=_alphabets(splits["test"].names))
+        super().__init__(splits)
 
     @classmethod
     def pictures(cls, **values: Any) -> Pictures:
@@ -166,6 +171,11 @@ def _characters(name: str, path: Path, size: int) -> dict[str, np.ndarray]:
 
 def _alphabet(character: str) -> str:
     return character.split("/")[0]
+
+
+def _alphabets(names: list[str]) -> np.ndarray:
+    """A number for every class [classes], the same for the characters of one alphabet turned by one angle."""
+    return np.unique([f"{_alphabet(name)} {name.partition('/rot')[2]}" for name in names], return_inverse=True)[1]
 
 
 def _of(characters: list[str], *alphabets: str) -> list[str]:
