@@ -1,5 +1,5 @@
-"""Convolution as a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩ of input, weights and output gradient.
-Its three partial derivatives are all that derivatives of any order are made of, so a second order costs kernels of the first."""
+"""Convolutions whose derivatives of any order cost what first ones do, for tasks that have weights of their own.
+Small ones are matrix products over patches; others a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
 
 from __future__ import annotations
 
@@ -29,13 +29,6 @@ class Form(NamedTuple):
         height, width = ((side + 2 * self.padding - self.kernel) // self.stride + 1 for side in self.size)
         return height, width
 
-    @property
-    def steps(self) -> list[tuple[slice, slice]]:
-        """Where a padded input is seen by the kernel's entries, one after the other."""
-        down, right = (self.stride * (places - 1) + 1 for places in self.places)
-        entries = product(range(self.kernel), repeat=2)
-        return [(slice(i, i + down, self.stride), slice(j, j + right, self.stride)) for i, j in entries]
-
 
 class Partial(torch.autograd.Function):
     """∂T/∂slot of the two other operands a and b, in the cyclic order x, w, y, x, …: bilinear in them.
@@ -47,9 +40,6 @@ class Partial(torch.autograd.Function):
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
         if a.dim() == 4:
             return convolution(slot, form, a, b)
-        examples = (a if slot == Y else b).shape[1]
-        if examples * form.places[0] * form.places[1] <= FEW:
-            return products(slot, form, a, b)
         # Joined, not stacked, which would give up the order in memory.
         return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
 
@@ -102,36 +92,69 @@ def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.aten.convolution_backward(y, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, wanted)[slot]
 
 
-def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``Partial`` of many tasks [t, …] at once, by matrix products over patches."""
-    kernel = form.kernel
-    if slot == Y:
-        x, w = a, b
-        y = patches(x, form).flatten(1, 3) @ matrices(w)
-        return y.unflatten(1, (x.shape[1], *form.places)).movedim(-1, 2)
-    if slot == W:
-        y, x = a, b
-        w = patches(x, form).flatten(1, 3).mT @ y.movedim(2, -1).flatten(1, 3)
-        return w.unflatten(1, (kernel, kernel, x.shape[2])).permute(0, 4, 3, 1, 2)
-    w, y = a, b
-    seen = y.movedim(2, -1).flatten(1, 3) @ matrices(w).mT
-    seen = seen.view(*y.shape[:2], *form.places, kernel**2, w.shape[2])
-    (height, width), pad = form.size, form.padding
-    x = seen.new_zeros(*y.shape[:2], height + 2 * pad, width + 2 * pad, w.shape[2])
-    for entry, (down, right) in enumerate(form.steps):
-        x[..., down, right, :] += seen[..., entry, :]
-    return x[:, :, pad : pad + height, pad : pad + width].movedim(-1, 2)
+class Patches(torch.autograd.Function):
+    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]; or, ``back``, that map's transpose."""
+
+    @staticmethod
+    def forward(x: Tensor, form: Form, back: bool) -> Tensor:
+        return scatter(x, form) if back else gather(x, form)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        _, ctx.form, ctx.back = inputs
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        return Patches.apply(cotangent, ctx.form, not ctx.back), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, dx: Tensor, _form: None, _back: None) -> Tensor:
+        return Patches.apply(dx, ctx.form, ctx.back)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, form: Form, back: bool) -> tuple[Tensor, int]:
+        return Patches.apply(x.movedim(in_dims[0], 0), form, back), 0
 
 
-def matrices(w: Tensor) -> Tensor:
-    """Weights [t, o, c, k, k] as linear maps of patches, [t, k² * c, o]."""
-    return w.permute(0, 3, 4, 2, 1).flatten(1, 3)
+def gather(x: Tensor, form: Form) -> Tensor:
+    """``Patches`` in one copy: a row of the kernel is a run of numbers in memory. With one channel that is too short a run."""
+    padded = F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4]).flatten(0, -4).contiguous()
+    image, row, place, _ = padded.stride()
+    (down, across), kernel, stride, channels = form.places, form.kernel, form.stride, x.shape[-3]
+    if channels == 1 or torch.compiler.is_compiling():  # an exported graph is for any number of examples
+        entries = product(range(kernel), repeat=2)
+        seen = torch.cat(
+            [padded[:, i : i + stride * (down - 1) + 1 : stride, j : j + stride * (across - 1) + 1 : stride] for i, j in entries], -1
+        )
+    else:
+        shape = (len(padded), down, across, kernel, kernel * channels)
+        seen = padded.as_strided(shape, (image, stride * row, stride * place, row, 1)).contiguous()
+    return seen.view(*x.shape[:-3], down, across, -1)
+
+
+def scatter(seen: Tensor, form: Form) -> Tensor:
+    """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
+    kernel, stride, pad, channels = form.kernel, form.stride, form.padding, seen.shape[-1] // form.kernel**2
+    seen = seen.unflatten(-1, (kernel, kernel * channels))
+    height, width = (side + 2 * pad for side in form.size)
+    x = seen.new_zeros(*seen.shape[:-4], height, width * channels)
+    rows = stride * (form.places[0] - 1) + 1
+    for place in range(form.places[1]):
+        columns = slice(stride * place * channels, (stride * place + kernel) * channels)
+        for i in range(kernel):
+            x[..., i : i + rows : stride, columns] += seen[..., place, i, :]
+    x = x.unflatten(-1, (width, channels))[..., pad : height - pad, pad : width - pad, :]
+    return x.movedim(-1, -3)
 
 
 def patches(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
-    padded = F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4])
-    return torch.cat([padded[..., down, right, :] for down, right in form.steps], -1)
+    return gather(x, form) if torch.compiler.is_compiling() else Patches.apply(x, form, False)
+
+
+def matrix(w: Tensor) -> Tensor:
+    """Weights [o, c, k, k] as a linear map of patches, [o, k² * c]."""
+    return w.permute(0, 2, 3, 1).flatten(1)
 
 
 def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
@@ -140,7 +163,10 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
         return handle_torch_function(convolve, (x, w), x, w, stride, padding)
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph is for answers, and knows torch's operators only
         return torch.conv2d(x, w, None, stride, padding)
-    return Partial.apply(Y, Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1])), x, w)
+    form = Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1]))
+    if x.shape[0] * form.places[0] * form.places[1] <= FEW:
+        return (patches(x, form).flatten(0, 2) @ matrix(w).mT).unflatten(0, (x.shape[0], *form.places)).movedim(-1, 1)
+    return Partial.apply(Y, form, x, w)
 
 
 class Conv(nn.Module):
@@ -161,7 +187,7 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.narrow:
-            return self.linear(self.patches(x), self.weight.permute(0, 2, 3, 1).flatten(1), self.bias)
+            return self.linear(self.patches(x), matrix(self.weight), self.bias)
         y = convolve(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.inner import widen
-from metarun.nets.conv import Conv
+from metarun.nets.conv import Conv, matrix
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -63,7 +63,7 @@ class Norm(nn.Module):
 
         The moments of few input channels cost next to nothing, while a first layer's output is the largest thing a net passes over.
         """
-        seen, weight = conv.patches(x), conv.weight.permute(0, 2, 3, 1).flatten(1)
+        seen, weight = conv.patches(x), matrix(conv.weight)
         if self.kind == "running" and not self.training:
             mean, var = self.mean, self.var
         else:
