@@ -31,6 +31,7 @@ FEATURE_BYTES = 2**30  # of the features of a split that evaluation keeps
 IMAGES = 512  # whose features are computed at a time
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
 CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
+STATE_BYTES = 64 * 2**20  # of the states of all inner steps that a core keeps for the way back
 
 
 def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:
@@ -66,6 +67,7 @@ class Engine:
         self.world = world or World()
         self.workers = Workers()
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
+        self._states: WeakKeyDictionary[Algorithm, int] = WeakKeyDictionary()
 
     def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
         """``meta_gradient`` over the episodes of these indices, each rank doing its share; all ranks end with the same."""
@@ -200,7 +202,7 @@ class Engine:
         """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.
 
         A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
-        says of its queries.
+        says of its queries. On a CPU, the states of many inner steps have a budget of their own, so that memory hardly grows with them.
         On a GPU, a quarter of its memory.
         """
         if self.chunk != "auto":
@@ -213,6 +215,8 @@ class Engine:
         if self.device.type == "cuda":
             least, budget = 1, torch.cuda.get_device_properties(self.device).total_memory // 16
         chunks = max(least, -(-count(tasks) * size // budget))
+        if train and algorithm.inner_steps and self.device.type == "cpu":
+            chunks = max(chunks, -(-count(tasks) * algorithm.inner_steps * self._state_bytes(algorithm, one) // STATE_BYTES))
         return -(-count(tasks) // chunks)
 
     def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
@@ -230,6 +234,13 @@ class Engine:
                 hook.remove()
             self._activations[algorithm.net] = max(1, sum(sizes) // 2)
         return self._activations[algorithm.net]
+
+    def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
+        """Bytes of what the way back through an inner step needs of a task's state."""
+        if algorithm not in self._states:
+            leaves = [leaf for leaf in tree_leaves(algorithm.begin(task.context)) if isinstance(leaf, Tensor) and leaf.requires_grad]
+            self._states[algorithm] = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+        return self._states[algorithm]
 
     def _numbers(self) -> AbstractContextManager[Any]:
         return nullcontext() if self.precision == "fp32" else BFloat16()

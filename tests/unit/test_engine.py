@@ -126,6 +126,17 @@ def test_automatic_chunks_depend_on_shapes_alone_and_shrink_with_the_budget(monk
     assert engine(chunk=4).chunk_size(algorithm, tasks, train=True) == 4
 
 
+def test_automatic_chunks_shrink_with_the_inner_steps_whose_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(*words: str) -> int:
+        algorithm, tasks = in_float64(small("net.hidden=8", *words), tasks=12)
+        algorithm.inner_steps = 40
+        monkeypatch.setattr(engine_module, "STATE_BYTES", 3 * 40 * 8 * sum(p.numel() for p in algorithm.parameters()))
+        return engine(chunk="auto").chunk_size(algorithm, tasks, train=True)
+
+    assert size("algo=maml") == 3
+    assert size("algo=imaml") == size("algo=anil") == 6  # no way back, and states of a head alone
+
+
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
 def test_bf16_keeps_weights_gradients_and_losses_in_fp32(algo: str) -> None:
     values = small(f"algo={algo}", "net.hidden=8", "net.down=stride")

@@ -117,39 +117,39 @@ class Patches(torch.autograd.Function):
 
 
 def gather(x: Tensor, form: Form) -> Tensor:
-    """``Patches`` in one copy: a row of the kernel is a run of numbers in memory. With one channel that is too short a run."""
-    padded = F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4]).flatten(0, -4).contiguous()
+    """``Patches`` in one copy: a row of the kernel is a run of numbers in memory."""
+    padded = pad(x, form).flatten(0, -4).contiguous()
     image, row, place, _ = padded.stride()
-    (down, across), kernel, stride, channels = form.places, form.kernel, form.stride, x.shape[-3]
-    if channels == 1 or torch.compiler.is_compiling():  # an exported graph is for any number of examples
-        entries = product(range(kernel), repeat=2)
-        seen = torch.cat(
-            [padded[:, i : i + stride * (down - 1) + 1 : stride, j : j + stride * (across - 1) + 1 : stride] for i, j in entries], -1
-        )
-    else:
-        shape = (len(padded), down, across, kernel, kernel * channels)
-        seen = padded.as_strided(shape, (image, stride * row, stride * place, row, 1)).contiguous()
-    return seen.view(*x.shape[:-3], down, across, -1)
+    shape = (len(padded), *form.places, form.kernel, form.kernel * x.shape[-3])
+    seen = padded.as_strided(shape, (image, form.stride * row, form.stride * place, row, 1))
+    return seen.contiguous().view(*x.shape[:-3], *form.places, -1)
 
 
 def scatter(seen: Tensor, form: Form) -> Tensor:
     """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
-    kernel, stride, pad, channels = form.kernel, form.stride, form.padding, seen.shape[-1] // form.kernel**2
+    kernel, stride, margin, channels = form.kernel, form.stride, form.padding, seen.shape[-1] // form.kernel**2
     seen = seen.unflatten(-1, (kernel, kernel * channels))
-    height, width = (side + 2 * pad for side in form.size)
+    height, width = (side + 2 * margin for side in form.size)
     x = seen.new_zeros(*seen.shape[:-4], height, width * channels)
     rows = stride * (form.places[0] - 1) + 1
     for place in range(form.places[1]):
         columns = slice(stride * place * channels, (stride * place + kernel) * channels)
         for i in range(kernel):
             x[..., i : i + rows : stride, columns] += seen[..., place, i, :]
-    x = x.unflatten(-1, (width, channels))[..., pad : height - pad, pad : width - pad, :]
+    x = x.unflatten(-1, (width, channels))[..., margin : height - margin, margin : width - margin, :]
     return x.movedim(-1, -3)
 
 
-def patches(x: Tensor, form: Form) -> Tensor:
-    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
-    return gather(x, form) if torch.compiler.is_compiling() else Patches.apply(x, form, False)
+def slices(x: Tensor, form: Form) -> Tensor:
+    """``Patches`` in torch's operators: an entry of the kernel at a time, which for few channels is as good."""
+    padded, (down, across) = pad(x, form), (form.stride * (places - 1) + 1 for places in form.places)
+    entries = product(range(form.kernel), repeat=2)
+    return torch.cat([padded[..., i : i + down : form.stride, j : j + across : form.stride, :] for i, j in entries], -1)
+
+
+def pad(x: Tensor, form: Form) -> Tensor:
+    """[*n, c, h, w] to [*n, h + 2 padding, w + 2 padding, c]."""
+    return F.pad(x.movedim(-3, -1), [0, 0, *[form.padding] * 4])
 
 
 def matrix(w: Tensor) -> Tensor:
@@ -165,7 +165,7 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
         return torch.conv2d(x, w, None, stride, padding)
     form = Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1]))
     if x.shape[0] * form.places[0] * form.places[1] <= FEW:
-        return (patches(x, form).flatten(0, 2) @ matrix(w).mT).unflatten(0, (x.shape[0], *form.places)).movedim(-1, 1)
+        return (Patches.apply(x, form, False).flatten(0, 2) @ matrix(w).mT).unflatten(0, (x.shape[0], *form.places)).movedim(-1, 1)
     return Partial.apply(Y, form, x, w)
 
 
@@ -193,7 +193,7 @@ class Conv(nn.Module):
 
     def patches(self, x: Tensor) -> Tensor:
         """What the kernel sees at every place: [n, h', w', kernel² * channels_in]."""
-        return patches(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])))
+        return slices(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])))
 
     @staticmethod
     def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
