@@ -1,0 +1,85 @@
+"""W9: seconds from the start of a program until MAML reaches an accuracy on development tasks, metarun against learn2learn's style.
+
+python scripts/bench_time_to_accuracy.py --omniglot ../shared/omniglot [--target 0.94] [--seeds 0]
+
+Both train 5-way 1-shot on real Omniglot, split small, by the preset ``omniglot_small_maml``: same net, initial weights, episodes, outer
+Adam and schedule, and both validate on the same 200 development episodes as often. metarun is its command line. The other side is
+the library as its users write it: torch's layers, ``learn2learn.algorithms.MAML``, a loop over tasks; its episodes come ready-made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+LEARN2LEARN = CHECKOUT / ".peers" / "learn2learn" / "bin" / "python"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", type=Path, required=True, help="folder with the Omniglot archives")
+    parser.add_argument("--target", type=float, default=0.94, help="accuracy on development tasks")
+    parser.add_argument("--every", type=int, default=200, help="iterations between validations, on either side")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    options = parser.parse_args()
+    if not LEARN2LEARN.is_file():
+        sys.exit("learn2learn is not there; build it with: make peers")
+    preset = ["experiment=omniglot_small_maml", f"data.root={options.omniglot.resolve()}", f"trainer.val_every={options.every}"]
+    for seed in options.seeds:
+        seconds = {}
+        for side, watch in (("metarun", metarun), ("learn2learn", learn2learn)):
+            begun = time.monotonic()
+            for step, accuracy in watch([*preset, f"seed={seed}", "device=cpu"]):
+                seconds[side] = time.monotonic() - begun
+                print(f"seed {seed}  {side:11}  iteration {step:5}  {100 * accuracy:.2f} %  {seconds[side]:6.1f} s", flush=True)
+                if accuracy >= options.target:
+                    break
+            else:
+                sys.exit(f"{side} has not reached {options.target} with seed {seed}")
+        ratio = seconds["learn2learn"] / seconds["metarun"]
+        print(f"W9   {ratio:.2f} (must be 3.0); {seconds['metarun']:.0f} against {seconds['learn2learn']:.0f} s, seed {seed}", flush=True)
+
+
+def metarun(words: list[str]) -> Iterator[tuple[int, float]]:
+    """Iteration and development accuracy at every validation of a run from the command line, which is stopped when nobody listens."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "metarun", *words, f"hydra.run.dir={folder}/run", "logger=quiet"]
+        log, seen = Path(folder) / "run" / "metrics.jsonl", 0
+        process = subprocess.Popen(command)
+        try:
+            while process.poll() is None:
+                time.sleep(0.05)
+                lines = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+                found = [line for line in lines if line["split"] == "val"]
+                yield from ((line["step"], line["accuracy"]) for line in found[seen:])
+                seen = len(found)
+        finally:
+            process.kill()
+            process.wait()
+
+
+def learn2learn(words: list[str]) -> Iterator[tuple[int, float]]:
+    """The same of ``train`` in the library's own environment."""
+    environment = os.environ | {"PYTHONPATH": f"{CHECKOUT / 'src'}:{CHECKOUT / 'scripts' / 'sides'}", "PYTHONWARNINGS": "ignore"}
+    command = [str(LEARN2LEARN), str(CHECKOUT / "scripts" / "sides" / "train_with_learn2learn.py"), *words]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            step, accuracy = line.split()
+            yield int(step), float(accuracy)
+    finally:
+        process.kill()
+        process.wait()
+
+
+if __name__ == "__main__":
+    main()
