@@ -15,17 +15,57 @@ from pathlib import Path
 from typing import Any
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
-# name, training command, then evaluations of the trained run: what they are called, and their words
-OMNIGLOT: list[tuple[str, str, dict[str, str]]] = [
-    ("protonet", "experiment=omniglot_small_protonet", {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20"}),
-    ("maml-1shot", "experiment=omniglot_small_maml", {"5w1s": ""}),
-    ("maml-5shot", "experiment=omniglot_small_maml_5shot", {"5w5s": ""}),
-    ("pretrain", "experiment=omniglot_small_pretrain", {"5w1s": "", "5w5s": "shot=5"}),
+# Every run that is trained: its name, and its words.
+PROTONET, PRETRAIN, SEMI = "experiment=omniglot_small_protonet", "experiment=omniglot_small_pretrain", "experiment=omniglot_small_semi"
+ONESHOT = "experiment=omniglot_oneshot_protonet"
+RUNS = {
+    "protonet": PROTONET,
+    "maml-1shot": "experiment=omniglot_small_maml",
+    "maml-5shot": "experiment=omniglot_small_maml_5shot",
+    "pretrain": PRETRAIN,
+    "siamese": "experiment=omniglot_small_siamese",
+    "matching": f"{PROTONET} algo=matching",
+    "relation": f"{PROTONET} algo=relation net.downs=2 trainer.iterations=300",
+    "imp": f"{PROTONET} algo=imp",
+    "gnn5": f"{PROTONET} algo=gnn episode.train.way=5 trainer.meta_batch=8",
+    "gnn20": f"{PROTONET} algo=gnn way=20 episode.train.query=2 trainer.iterations=500",
+    "baselinepp": f"{PRETRAIN} algo=baselinepp trainer.iterations=1200",
+    "nearest": f"{PROTONET} algo=nearest",
+    "hausdorff": f"{PROTONET} algo=hausdorff",
+    "semi-protonet": f"{SEMI} algo=protonet",
+    **{f"semi-{kind}": f"{SEMI} algo=protonet_{kind}" for kind in ("soft", "cluster", "masked")},
+    **{f"semi-{kind}-clean": f"{SEMI} algo=protonet_{kind} episode.distractors=0" for kind in ("soft", "cluster", "masked")},
+    "sinusoid-maml": "experiment=sinusoid_maml",
+    "sinusoid-pretrain": "experiment=sinusoid_pretrain",
+}
+# Rows of tables: what a row is called, and by task a run and the words of an evaluation; none: the run's own test.
+Row = tuple[str, dict[str, tuple[str, str]]]
+TASKS = {"5w1s": "", "5w5s": "shot=5", "20w1s": "way=20", "20w5s": "way=20 shot=5"}
+
+
+def all_tasks(run: str, words: str = "") -> dict[str, tuple[str, str]]:
+    """A run's evaluations at all four tasks."""
+    return {task: (run, f"{words} {more}".strip()) for task, more in TASKS.items()}
+
+
+PRESETS: list[Row] = [
+    ("protonet", {task: ("protonet", TASKS[task]) for task in ("5w1s", "5w5s", "20w1s")}),
+    ("maml", {"5w1s": ("maml-1shot", "")}),
+    ("maml", {"5w5s": ("maml-5shot", "")}),
+    ("pretrain", {task: ("pretrain", TASKS[task]) for task in ("5w1s", "5w5s")}),
 ]
-SINUSOID = [
-    ("maml", "experiment=sinusoid_maml"),
-    ("pretrain", "experiment=sinusoid_pretrain"),
+FEW = "query=5 trainer.test_episodes=100"
+METRIC: list[Row] = [
+    *((name, all_tasks(name)) for name in ("protonet", "matching", "relation", "imp", "siamese")),
+    ("gnn", {"5w1s": ("gnn5", ""), "5w5s": ("gnn5", "shot=5"), "20w1s": ("gnn20", "query=5"), "20w5s": ("gnn20", f"shot=5 {FEW}")}),
+    ("pretrain", all_tasks("pretrain")),
+    ("baseline", all_tasks("pretrain", "algo.test_steps=100 algo.decay=0.001")),
+    ("baselinepp", all_tasks("baselinepp")),
+    ("finetune", all_tasks("pretrain", "algo.adapt=all algo.test_steps=20")),
+    ("nearest", all_tasks("nearest")),
+    ("hausdorff", all_tasks("hausdorff")),
 ]
+VERIFIERS = ("siamese", "protonet", "imp", "relation", "nearest", "hausdorff")
 STEPS = (0, 1, 5, 10)
 
 Summary = dict[str, Any]
@@ -58,8 +98,53 @@ def evaluated(folder: Path, words: str) -> Summary:
     return json.loads(kept.read_text(encoding="utf-8"))
 
 
-def omniglot(runs: Path, root: str) -> list[str]:
-    """The Omniglot table."""
+class Results:
+    """Summaries by run and words; what is not there yet is run first."""
+
+    def __init__(self, runs: Path, omniglot: str) -> None:
+        self.runs, self.root = runs, f"data.root={omniglot}"
+
+    def training(self, name: str) -> Summary:
+        """The summary of a run, with that of its own test."""
+        words = RUNS[name].split()
+        return trained(self.runs / name, words if "sinusoid" in RUNS[name] else [*words, self.root])
+
+    def evaluation(self, name: str, words: str) -> Summary:
+        """The summary of ``metarun eval`` of a run."""
+        self.training(name)
+        return evaluated(self.runs / name, words)
+
+    def accuracy(self, name: str, words: str) -> str:
+        """Mean and interval in %."""
+        accuracy = self.evaluation(name, words)["test"]["accuracy"]
+        return f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """A table of Markdown."""
+    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
+
+
+def commands(rows: list[Row]) -> list[str]:
+    """What was typed for the rows, each command once."""
+    typed: dict[str, None] = {}
+    for _, tasks in rows:
+        for name, words in tasks.values():
+            typed[f"metarun {RUNS[name]} data.root=PATH"] = None
+            if words:
+                typed[f"metarun eval RUN {words}"] = None
+    return ["", "```", *typed, "```", ""]
+
+
+def presets(results: Results) -> list[str]:
+    """The presets of conf/experiment."""
+    rows = []
+    for label, tasks in PRESETS:
+        for task, (name, words) in tasks.items():
+            summary, mode = results.training(name), results.evaluation(name, words)["bn_mode"]
+            kind = "transductive" if mode == "batch" else "inductive"
+            training = f"`{RUNS[name]}`, {summary['iterations']} iterations"
+            rows.append([label, task, results.accuracy(name, words), f"{mode} ({kind})", training, f"{summary['wall_s']:.0f} s"])
     lines = [
         "## Real Omniglot, `data.split=small`",
         "",
@@ -67,49 +152,79 @@ def omniglot(runs: Path, root: str) -> list[str]:
         "Tagalog (172); test classes are rotated as well. The checkpoint is the best on 200 development episodes; the test is run once.",
         "Accuracy in %, ± is 1.96 standard errors over 1000 test episodes, 15 queries per class, seed 0.",
         "",
-        "| method | task | accuracy % | norm | training | wall, training and first test |",
-        "| --- | --- | --- | --- | --- | --- |",
     ]
-    commands = []
-    for name, words, evaluations in OMNIGLOT:
-        folder = runs / name
-        summary = trained(folder, [*words.split(), f"data.root={root}"])
-        commands.append(f"metarun {words} data.root=PATH")
-        for task, changed in evaluations.items():
-            result = evaluated(folder, changed)
-            accuracy = result["test"]["accuracy"]
-            kind = "transductive" if result["bn_mode"] == "batch" else "inductive"
-            cells = [
-                summary["algo"],
-                task,
-                f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}",
-                f"{result['bn_mode']} ({kind})",
-                f"`{words}`, {summary['iterations']} iterations",
-                f"{summary['wall_s']:.0f} s",
-            ]
-            lines.append(f"| {' | '.join(cells)} |")
-            if changed:
-                commands.append(f"metarun eval RUN {changed}")
-    return [*lines, "", "```", *commands, "```", ""]
+    head = ["method", "task", "accuracy %", "norm", "training", "wall, training and first test"]
+    return [*lines, *table(head, rows), *commands(PRESETS)]
 
 
-def sinusoid(runs: Path) -> list[str]:
+def metric(results: Results) -> list[str]:
+    """The metric-based methods and the baselines."""
+    rows = [[label, *(results.accuracy(*tasks[task]) for task in TASKS)] for label, tasks in METRIC]
+    lines = [
+        "## Metric-based methods and baselines, Omniglot `small`",
+        "",
+        "The same split, episodes and seed; Conv4-64 with pooling and `net.norm=running` (inductive) throughout, but for `relation`, whose",
+        "maps are larger (`net.downs=2`), and `nearest` and `hausdorff`, which have no net and learn nothing. Trained once, at 20-way",
+        "1-shot, pre-training on all classes, and evaluated at all four; `gnn` has a net for every way, answers 5 queries per class at",
+        "20-way, and at 20-way 5-shot 100 episodes, as a graph has 101 nodes for each query then.",
+        "",
+    ]
+    return [*lines, *table(["method", *TASKS], rows), *commands(METRIC)]
+
+
+def verification(results: Results) -> list[str]:
+    """The same one or not, of the same runs."""
+    rows = []
+    for name in VERIFIERS:
+        test = results.training(name)["test"]
+        values = [test[metric] for metric in ("auc", "eer", "tar_at_far_0.01")]
+        rows.append([name, *(f"{value['mean']:.4f} ± {value['ci95']:.4f}" for value in values)])
+    lines = [
+        "## Verification, Omniglot `small`",
+        "",
+        "Are query and support of one class, on the alphabets of the test, by one threshold for all of the 1000 episodes 5-way 1-shot of",
+        "the runs above: area below the ROC curve, equal error rate, true-accept rate at 1 % false accepts.",
+        "",
+    ]
+    return [*lines, *table(["method", "AUC", "EER", "TAR at FAR 1 %"], rows), ""]
+
+
+def semi(results: Results) -> list[str]:
+    """Unlabelled images."""
+    rows = []
+    for kind in ("protonet", "soft", "cluster", "masked"):
+        clean = "semi-protonet" if kind == "protonet" else f"semi-{kind}-clean"
+        rows.append([kind if kind == "protonet" else f"protonet_{kind}", *(results.accuracy(name, "") for name in (clean, f"semi-{kind}"))])
+    words = dict.fromkeys(RUNS[name] for name in RUNS if name.startswith("semi-"))
+    lines = [
+        "## Unlabelled images, Omniglot `small`",
+        "",
+        "5-way 1-shot, 5 unlabelled images of every class, without and with those of 5 other classes (distractors), in training as",
+        "in the test; `protonet` does not look at them. Conv4-64 with strides, `net.norm=running` (inductive), 400 iterations, 600 test",
+        "episodes with 10 queries per class, seed 0. ± is 1.96 standard errors.",
+        "",
+    ]
+    typed = ["", "```", *(f"metarun {each} data.root=PATH" for each in words), "```", ""]
+    return [*lines, *table(["method", "no distractors", "distractors"], rows), *typed]
+
+
+def sinusoid(results: Results) -> list[str]:
     """The sinusoid table."""
+    rows, names = [], [name for name in RUNS if name.startswith("sinusoid-")]
+    for name in names:
+        summary = results.training(name)
+        curve = {point["step"]: point for point in summary["test"]["curve"]}
+        cells = [f"{curve[k]['mean']:.3f} ± {curve[k]['ci95']:.3f}" for k in STEPS]
+        rows.append([name.removeprefix("sinusoid-"), *cells, f"{summary['wall_s']:.0f} s"])
     lines = [
         "## Sine waves, K = 10",
         "",
         "Mean squared error after gradient steps on 10 support points, on 50 query points; 1000 test tasks, ± 1.96 standard errors over",
         "tasks, seed 0, no norm; MLP 40-40. One inner step in training, step size 0.01.",
         "",
-        "| method | " + " | ".join(f"{k} steps" for k in STEPS) + " | wall |",
-        "| --- " * (len(STEPS) + 2) + "|",
     ]
-    for name, words in SINUSOID:
-        summary = trained(runs / f"sinusoid-{name}", words.split())
-        curve = {point["step"]: point for point in summary["test"]["curve"]}
-        cells = [f"{curve[k]['mean']:.3f} ± {curve[k]['ci95']:.3f}" for k in STEPS]
-        lines.append(f"| {name} | {' | '.join(cells)} | {summary['wall_s']:.0f} s |")
-    return [*lines, "", "```", *(f"metarun {words}" for _, words in SINUSOID), "```", ""]
+    typed = ["", "```", *(f"metarun {RUNS[name]}" for name in names), "```", ""]
+    return [*lines, *table(["method", *(f"{k} steps" for k in STEPS), "wall"], rows), *typed]
 
 
 def main() -> None:
@@ -117,7 +232,8 @@ def main() -> None:
     parser.add_argument("--omniglot", required=True, help="folder with the Omniglot archives")
     parser.add_argument("--runs", type=Path, default=Path("outputs/results"), help="where the runs are kept")
     options = parser.parse_args()
-    sections = [*omniglot(options.runs, options.omniglot), *sinusoid(options.runs)]
+    results = Results(options.runs, options.omniglot)
+    sections = [line for section in (presets, metric, verification, semi, sinusoid) for line in section(results)]
     machine = f"{os.cpu_count()} CPU cores ({platform.machine()}), no GPU"
     head = [
         "# Results",

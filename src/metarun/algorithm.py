@@ -146,19 +146,13 @@ class GradientLearner(Algorithm):
         return functional_call(self, state.fast, (x, state.support_x))
 
 
-class InnerLoop(GradientLearner):
-    """A learner whose inner loop is gradient descent that meta-training differentiates through.
-
-        φ_{k+1} = φ_k − step_size ∘ gradient(φ_k)
-
-    By default φ are all weights of the learner; methods say otherwise in ``begin``, or what a step is made of in the two others.
+class StepLearner(GradientLearner):
+    """A learner with an inner loop of steps of one size; from the meta-learned weights on, unless a method begins elsewhere.
 
     Args:
         net, problem: the backbone and the data's shape.
         inner_lr: step size, on the mean support loss.
         inner_steps, test_steps: steps in meta-training, and in validation and test.
-        first_order: drop the second derivatives.
-        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
     def __init__(
@@ -169,15 +163,30 @@ class InnerLoop(GradientLearner):
         inner_lr: Annotated[float, Gt(0)],
         inner_steps: Annotated[int, Ge(0)],
         test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-        mode: inner.Mode,
     ) -> None:
         super().__init__(net, problem)
         self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
-        self.mode: inner.Mode = "none" if first_order else mode
 
     def begin(self, context: Context) -> State:
         return Adapted(self.learner(), context.support.x)
+
+
+class InnerLoop(StepLearner):
+    """A learner whose inner loop is gradient descent that meta-training differentiates through.
+
+        φ_{k+1} = φ_k − step_size ∘ gradient(φ_k)
+
+    By default φ are all weights of the learner; methods say otherwise in ``begin``, or what a step is made of in the two others.
+
+    Args:
+        net, problem, settings: as of ``StepLearner``.
+        first_order: drop the second derivatives.
+        mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
+    """
+
+    def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
+        self.mode: inner.Mode = "none" if first_order else mode
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))

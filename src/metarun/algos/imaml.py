@@ -4,7 +4,7 @@ Rajeswaran, Finn, Kakade, Levine 2019, arXiv:1909.04630."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
@@ -13,12 +13,12 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_map
 
 from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner, Metrics
+from metarun.algorithm import Adapted, Metrics, StepLearner
 from metarun.nets.base import Net
 from metarun.task import Context, Problem, Task
 
 
-class IMAML(GradientLearner):
+class IMAML(StepLearner):
     """Implicit MAML.
 
         φ* = argmin_φ L_support(φ) + λ/2 ‖φ − θ‖²              (equation 3, by gradient descent from θ)
@@ -44,15 +44,12 @@ class IMAML(GradientLearner):
         net: Net,
         problem: Problem,
         *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
         proximal: Annotated[float, Gt(0)],
         cg_steps: Annotated[int, Ge(1)],
         damping: Annotated[float, Ge(0)],
+        **settings: Any,
     ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        super().__init__(net, problem, **settings)
         self.proximal, self.cg_steps, self.damping = proximal, cg_steps, damping
 
     def begin(self, context: Context) -> Adapted:

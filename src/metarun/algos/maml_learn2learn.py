@@ -8,14 +8,13 @@ import importlib
 import importlib.util
 import io
 import warnings
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from annotated_types import Ge, Gt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner
+from metarun.algorithm import Adapted, StepLearner
 from metarun.errors import MissingLibrary
 from metarun.nets.base import Net
 from metarun.task import Context, Problem
@@ -43,7 +42,7 @@ def library() -> Any:
         ) from None
 
 
-class LibraryMAML(GradientLearner):
+class LibraryMAML(StepLearner):
     """Model-agnostic meta-learning as in ``maml``, with every inner step taken by ``learn2learn.algorithms.MAML``.
 
         φ_{k+1} = φ_k − α ∇L_support(φ_k)                     (``clone`` and ``adapt``)
@@ -62,22 +61,10 @@ class LibraryMAML(GradientLearner):
 
     batchable = False
 
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_lr: Annotated[float, Gt(0)],
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        first_order: bool,
-    ) -> None:
-        super().__init__(net, problem)
+    def __init__(self, net: Net, problem: Problem, *, first_order: bool, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
         library()
-        self.inner_lr, self.inner_steps, self.test_steps, self.first_order = inner_lr, inner_steps, test_steps, first_order
-
-    def begin(self, context: Context) -> Adapted:
-        return Adapted(self.learner(), context.support.x)
+        self.first_order = first_order
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
         x, y = context.support

@@ -4,15 +4,15 @@ Antoniou, Edwards, Storkey 2019, arXiv:1810.09502."""
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import GradientLearner, Metrics
+from metarun.algorithm import Metrics, StepLearner
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm
 from metarun.task import Context, Problem, Task
@@ -26,7 +26,7 @@ class Stepped(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class MAMLPP(GradientLearner):
+class MAMLPP(StepLearner):
     """MAML++.
 
         φ_{k+1,l} = φ_{k,l} − α_{k,l} ∇_l L_support(φ_k; γ_k, β_k)               (l: the weight tensors)
@@ -58,18 +58,16 @@ class MAMLPP(GradientLearner):
         net: Net,
         problem: Problem,
         *,
-        inner_lr: Annotated[float, Gt(0)],
         inner_steps: Annotated[int, Ge(1)],
-        test_steps: Annotated[int, Ge(0)],
         multi_step_loss: Annotated[float, Ge(0), Le(1)],
         first_order_until: Annotated[float, Ge(0), Le(1)],
         step_statistics: bool,
         step_norms: bool,
         step_rates: bool,
         mode: inner.Mode,
+        **settings: Any,
     ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        super().__init__(net, problem, inner_steps=inner_steps, **settings)
         self.multi_step_loss, self.first_order_until, self.full_mode, self.mode = multi_step_loss, first_order_until, mode, mode
         self.every_state = multi_step_loss > 0
         norms = {name: module for name, module in self.named_modules() if isinstance(module, Norm)}
@@ -77,7 +75,7 @@ class MAMLPP(GradientLearner):
         # The net's own are those of step 0.
         self.later_scales = nn.ParameterList(self.get_parameter(name).repeat(inner_steps, 1) for name in self.scales)
         if step_rates:
-            self.rates = nn.Parameter(torch.full((inner_steps, len(self.learner()) - len(self.scales)), inner_lr))
+            self.rates = nn.Parameter(torch.full((inner_steps, len(self.learner()) - len(self.scales)), self.inner_lr))
         self.step_rates = step_rates
         self.moments = [f"{name}.{part}" for name in norms for part in ("mean", "var") if step_statistics and net.norm == "running"]
         if self.moments:

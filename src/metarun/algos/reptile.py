@@ -4,14 +4,14 @@ Nichol, Achiam, Schulman 2018, arXiv:1803.02999."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import GradientLearner, Metrics
+from metarun.algorithm import Metrics, StepLearner
 from metarun.nets.base import Net
 from metarun.task import Batch, Context, Problem, Task
 
@@ -24,7 +24,7 @@ class Trained(NamedTuple):
     moments: inner.Moments | tuple[()]  # of Adam
 
 
-class Reptile(GradientLearner):
+class Reptile(StepLearner):
     """Reptile.
 
         φ_0 = θ,   φ_{k+1} = SGD or Adam step on L_{minibatch k of the support}(φ_k)
@@ -49,14 +49,12 @@ class Reptile(GradientLearner):
         net: Net,
         problem: Problem,
         *,
-        inner_lr: Annotated[float, Gt(0)],
         inner_steps: Annotated[int, Ge(1)],
-        test_steps: Annotated[int, Ge(0)],
         inner_batch: Annotated[int, Ge(1)],
         optimizer: Literal["adam", "sgd"],
+        **settings: Any,
     ) -> None:
-        super().__init__(net, problem)
-        self.inner_lr, self.inner_steps, self.test_steps = inner_lr, inner_steps, test_steps
+        super().__init__(net, problem, inner_steps=inner_steps, **settings)
         self.inner_batch, self.optimizer = inner_batch, optimizer
 
     def begin(self, context: Context) -> Trained:
