@@ -94,7 +94,11 @@ class Augmented(Episodes):
     """The episodes of ``plain``, their images changed; support, query and unlabelled alike, each image by itself; attributes stay."""
 
     def __init__(self, plain: Episodes, augment: Augment) -> None:
-        self.plain, self.augment, self.length = plain, augment, plain.length
+        self.source, self.augment, self.length = plain, augment, plain.length
+
+    @property
+    def plain(self) -> Episodes:
+        return self.source
 
     def batch(self, indices: Sequence[int]) -> Task:
         task = self.plain.batch(indices)

@@ -93,6 +93,11 @@ class Episodes(ABC):
 
     length: int | None = None  # how many there are; None: endless
 
+    @property
+    def plain(self) -> Episodes:
+        """The same episodes without augmentation."""
+        return self
+
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> Task:
         """The episodes of these indices, stacked, on the data's device."""

@@ -213,7 +213,8 @@ class Trainer:
 
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem
-        self.algorithm.calibrate(select(self.train.batch([i]), 0) for i in range(CALIBRATION_TASKS))
+        # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
+        self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
         result = results(problem, scores)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")

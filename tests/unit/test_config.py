@@ -160,7 +160,9 @@ def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
     assert complaint(changed("algo._target_", target)) == f"algo._target_={target} does not exist in this version of metarun"
 
 
-@pytest.mark.parametrize("target", ["metarun.algos.reptile.Tensor", "metarun.algos.reptile.inner", "metarun.algos.reptile.StepLearner"])
+@pytest.mark.parametrize(
+    "target", ["metarun.algos.reptile.Tensor", "metarun.algos.reptile.inner", "metarun.algos.protonet.PrototypeLearner"]
+)
 def test_a_target_must_be_a_concrete_class_of_its_kind(target: str) -> None:
     """What a module of ours has imported is not for a configuration to run."""
     with pytest.raises(UserError, match="is refused"):

@@ -15,6 +15,7 @@ import torch
 from helpers import TIMING, metrics_of, regression, same, small
 
 from metarun import checkpoint
+from metarun.algos.protonet import ProtoNet
 from metarun.engine import Engine
 from metarun.episodes import ClassEpisodes
 from metarun.errors import RunError
@@ -268,3 +269,13 @@ def test_running_statistics_are_calibrated_before_validation(tmp_path: Path) -> 
     means = [value for name, value in stored.items() if name.endswith("norm.mean")]
     assert means
     assert all(mean.abs().sum() > 0 for mean in means)
+
+
+def test_running_statistics_are_those_of_images_as_evaluation_sees_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(ProtoNet, "calibrate", lambda self, tasks: seen.extend(task.query.x for task in tasks))
+    values = small("algo=protonet", "net.norm=running", "augment=characters", "trainer.iterations=1")
+    train(values, tmp_path)
+    plain = Run({**values, "augment": {**small()["augment"]}}).episodes("train")
+    assert len(seen) > 1
+    assert all(torch.equal(x, plain.batch([i]).query.x[0]) for i, x in enumerate(seen))
