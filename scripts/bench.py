@@ -20,14 +20,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_page import line, page
+from bench_page import TIME_TO_ACCURACY, kept, line, write
 from torch import Tensor
 
 from metarun.compose import compose, resolve
 from metarun.run import Run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-DOCS = CHECKOUT / "docs"
 PROGRAMS = {"metarun": "with_metarun.py", "learn2learn": "with_learn2learn.py", "metalearn": "with_metalearn.py"}
 AGREEMENT = 1e-8  # relative difference of losses and meta-gradients that two sides may have in float64
 OUTER_LR = 1e-9  # Adam does all its work, and every round finds the same weights
@@ -93,10 +92,8 @@ def main() -> None:
         works[name] = memory(options) if name == MEMORY else compare(WORKS[name], options)
         print(line(name, works[name], peaks["fp32"]), flush=True)
     if options.write:
-        where = machine(options)
-        found = {"machine": where, "peaks_gflops": peaks, "works": works}
-        (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-        (DOCS / "benchmarks.md").write_text(page(found, options.rounds, options.seconds), encoding="utf-8")
+        turns = {"rounds": options.rounds, "seconds": options.seconds}
+        write({"machine": machine(options), "peaks_gflops": peaks, **turns, "works": works | kept(TIME_TO_ACCURACY)})
     wrong = [name for name, found in works.items() if max(found.get("errors", {}).values(), default=0.0) > AGREEMENT]
     if wrong:
         sys.exit(f"metarun and learn2learn disagree by more than {AGREEMENT:g} on {', '.join(wrong)}")

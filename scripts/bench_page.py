@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+TIME_TO_ACCURACY = "W9"  # measured by a script of its own
 Found = dict[str, Any]
 
 PREFACE = """# Benchmarks: metarun beside other libraries
@@ -37,6 +41,24 @@ MEMORY = """
 W8, {title}: {ratio:.2f} times the peak with metarun (`algo.mode=mixed`; must be at most {bar}), {peer_ratio:.2f} times with learn2learn.
 """
 
+TIME = """
+W9, {title}: {ratio:.2f} times as fast as learn2learn (must be {bar}); {metarun_s:.0f} s, at iteration {metarun_step}, against
+{peer_s:.0f} s, at iteration {peer_step}; seed {seed} (`python scripts/bench_time_to_accuracy.py --omniglot PATH --write`).
+"""
+
+
+def write(found: Found) -> None:
+    """Numbers and page into docs/."""
+    (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (DOCS / "benchmarks.md").write_text(page(found), encoding="utf-8")
+
+
+def kept(name: str) -> Found:
+    """A piece of work by name as docs/ has it, for what is measured apart; nothing if it was not measured yet."""
+    file = DOCS / "benchmarks.json"
+    works = json.loads(file.read_text(encoding="utf-8"))["works"] if file.is_file() else {}
+    return {name: works[name]} if name in works else {}
+
 
 def line(name: str, found: Found, sgemm: float) -> str:
     """One piece of work, for the terminal."""
@@ -55,13 +77,13 @@ def line(name: str, found: Found, sgemm: float) -> str:
     return "; ".join(parts)
 
 
-def page(found: Found, rounds: int, seconds: float) -> str:
+def page(found: Found) -> str:
     """docs/benchmarks.md."""
     sgemm, works = found["peaks_gflops"]["fp32"], found["works"]
-    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], rounds=rounds, seconds=seconds)
+    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], rounds=found["rounds"], seconds=found["seconds"])
     rows = [HEAD, ["---"] * len(HEAD)]
     for name, work in works.items():
-        if "peaks_mb" not in work:
+        if "gflop" in work:
             cells = [
                 f"{name}: {work['title']}",
                 work["bar"] or "–",
@@ -72,7 +94,8 @@ def page(found: Found, rounds: int, seconds: float) -> str:
             cells += [rate(work, sgemm), f"{work['metarun_mb']:.0f} / {work['peer_mb']:.0f}", differences(work)]
             rows.append([*map(str, cells), spread(work["metalearn"]) if "metalearn" in work else "–"])
     text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + NOTES
-    return text + "".join(MEMORY.format(**work) for work in works.values() if "peaks_mb" in work)
+    text += "".join(MEMORY.format(**work) for work in works.values() if "peaks_mb" in work)
+    return text + "".join(TIME.format(**work) for name, work in works.items() if name == TIME_TO_ACCURACY)
 
 
 def spread(found: Found) -> str:

@@ -56,11 +56,17 @@ def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
     }
     work = {**time, "title": "some work", "bar": 2.5, "metarun_mb": 600.0, "gflop": 0.1}
     memory = {"title": "memory", "bar": 1.3, "ratio": 1.1, "peer_ratio": 9.0, "peaks_mb": {}}
+    race = {"title": "a race", "bar": 3.0, "ratio": 4.0, "metarun_s": 100.0, "peer_s": 400.0, "metarun_step": 8, "peer_step": 9, "seed": 0}
     found = {
+        "rounds": 9,
+        "seconds": 1.5,
         "machine": {"device": "CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "2"},
         "peaks_gflops": {"fp32": 100.0, "bf16": 200.0},
     }
-    page = bench.page(found | {"works": {"W1": {**work, "metalearn": time}, "W7": {**work, "gflop": 0.0}, "W8": memory}}, 9, 1.5)
+    import bench_page
+
+    page = bench_page.page(found | {"works": {"W1": {**work, "metalearn": time}, "W7": {**work, "gflop": 0.0}, "W8": memory, "W9": race}})
     assert "| W1: some work | 2.5 | 3.00 (2.00 to 5.00) | 2.0 | 6.0 | 50 (50%) | 600 / 700 | 2e-07 | 3.00 (2.00 to 5.00) |" in page
     assert "| W7: some work | 2.5 | 3.00 (2.00 to 5.00) | 2.0 | 6.0 | – | 600 / 700 | 2e-07 | – |" in page
     assert "1.10 times the peak" in page
+    assert "a race: 4.00 times as fast as learn2learn (must be 3.0); 100 s, at iteration 8, against\n400 s, at iteration 9; seed 0" in page
