@@ -148,10 +148,11 @@ def prepare(work: Work, tasks: int, options: argparse.Namespace, dtype: torch.dt
 def compare(work: Work, options: argparse.Namespace) -> Answer:
     """Outcomes, then times in turn."""
     tasks = options.episodes if work.kind == "test" else work.tasks
-    sides = {name: Process(name) for name in ("metarun", *filter(installed, work.peers))}
+    names = ["metarun", *filter(installed, work.peers)]
     compared = work.kind != "sample" and BF16 not in work.words
     with tempfile.TemporaryDirectory() as folder:
         flops, outcomes = 0, {}
+        sides = {name: Process(name) for name in names}
         if work.kind != "sample":
             flops = tasks * ask_on(sides["learn2learn"], *prepare(work, 1, options), folder).ask("flops")["flops"]
         if compared:  # in float64: in fp32 a value beside ReLU's kink may fall to either side, and five steps on sides have parted
@@ -159,6 +160,9 @@ def compare(work: Work, options: argparse.Namespace) -> Answer:
             for name, side in sides.items():
                 ask_on(side, told, data, folder).ask("outcome", file=f"{folder}/outcome.pt")
                 outcomes[name] = torch.load(f"{folder}/outcome.pt", weights_only=True)
+        for side in sides.values():
+            side.close()
+        sides = {name: Process(name) for name in names}  # in whose memory nothing else has been
         told, data = prepare(work, tasks, options)
         for side in sides.values():
             ask_on(side, told, data, folder)
