@@ -13,7 +13,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm, State
@@ -174,7 +174,7 @@ class Engine:
             with self._numbers():
                 return net(to_float(some))
 
-        features = torch.cat(list(self.workers.map(encode, net, images.split(IMAGES))))
+        features = torch.cat(list(self._all(encode, net, images.split(IMAGES))))
         learner = twin(algorithm)
         learner.net = Encoded(net)
         # What a method does with features takes memory, too: the chunks stay as small as with images.
@@ -182,12 +182,18 @@ class Engine:
         return learner, episodes.of_features(features)
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:
-        """``function(algorithm, chunk)`` of every chunk of the tasks, in order; on a CPU, chunks side by side."""
+        """``function(algorithm, chunk)`` of every chunk of the tasks, in order."""
         size = self.chunk_size(algorithm, tasks, train)
         chunks = [select(tasks, slice(first, first + size)) for first in range(0, count(tasks), size)]
-        if self.device.type == "cpu" and self._vmaps(algorithm):
-            return self.workers.map(function, algorithm, chunks)
+        if self._vmaps(algorithm):
+            return self._all(function, algorithm, chunks)
         return (function(algorithm, chunk) for chunk in chunks)
+
+    def _all(self, function: Callable[[Any, Any], Any], module: nn.Module, items: Sequence[Any]) -> Iterator[Any]:
+        """``function(module, item)`` of every item, in order; on a CPU, side by side."""
+        if self.device.type == "cpu":
+            return self.workers.map(function, module, items)
+        return (function(module, item) for item in items)
 
     def _map(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task) -> Any:
         if self._vmaps(algorithm):
