@@ -71,7 +71,7 @@ METRIC: list[Row] = [
     ("baselinepp", all_tasks("baselinepp")),
     ("finetune", {"5w1s": ("pretrain", ALL), **{task: ("pretrain", f"{ALL} {TASKS[task]} {FEW}") for task in ("5w5s", "20w1s", "20w5s")}}),
     ("nearest", all_tasks("nearest")),
-    ("hausdorff", {task: ("hausdorff", f"{TASKS[task]} {FEW}" if "way" in TASKS[task] else TASKS[task]) for task in TASKS}),
+    ("hausdorff", {task: ("hausdorff", f"{words} {FEW}" if words else "") for task, words in TASKS.items()}),
 ]
 VERIFIERS = ("siamese", "protonet", "imp", "relation", "nearest", "hausdorff")
 STEPS = (0, 1, 5, 10)
