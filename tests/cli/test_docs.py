@@ -199,14 +199,15 @@ def explained(line: str) -> Iterator[None]:
 COMMANDS = [(page.name, line) for page in PAGES if page.name != "CONTRIBUTING.md" for line in commands(page) if not vague(line)]
 
 
-@pytest.fixture(scope="module")
-def stored() -> dict:
-    """The configuration of a run that could be evaluated again."""
-    return compose.resolve(compose.compose([]))
+def stored(page: str, line: str) -> dict:
+    """The configuration of a run that could be evaluated again: that of the preset trained last on the page, or any."""
+    before = COMMANDS[: COMMANDS.index((page, line))]
+    presets = [shlex.split(other)[1:] for name, other in before if name == page and " experiment=omniglot_small_" in other]
+    return compose.resolve(compose.compose(presets[-1] if presets else []))
 
 
 @pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
-def test_commands_compose(page, line, stored):
+def test_commands_compose(page, line):
     words = [word for word in shlex.split(line)[1:] if word not in ("--json", "sweep=resume")]  # neither is part of a configuration
     with explained(line):
         command = words[0] if words else ""
@@ -215,7 +216,7 @@ def test_commands_compose(page, line, stored):
         elif command == "predict" and "--help" not in words:
             predict._options(words[1:])
         elif command == "eval":
-            compose.override(stored, cli._options(words[2:], {"--checkpoint": ("best", "last")})[0])
+            compose.override(stored(page, line), cli._options(words[2:], {"--checkpoint": ("best", "last")})[0])
         elif command == "list":
             assert set(words[1:]) <= catalogue.descriptions().keys()
         elif command == "resume":
