@@ -19,10 +19,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from bench import CHECKOUT, installed
 from bench_page import DOCS, TIME_TO_ACCURACY, write
 
 BAR = 3.0
-CHECKOUT = Path(__file__).resolve().parents[1]
 LEARN2LEARN = CHECKOUT / ".peers" / "learn2learn" / "bin" / "python"
 
 
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--write", action="store_true", help="put the result into docs/benchmarks.*, which `make bench` has made")
     options = parser.parse_args()
-    if not LEARN2LEARN.is_file():
+    if not installed("learn2learn"):
         sys.exit("learn2learn is not there; build it with: make peers")
     preset = ["experiment=omniglot_small_maml", f"data.root={options.omniglot.resolve()}", f"trainer.val_every={options.every}"]
     seconds, steps = {}, {}

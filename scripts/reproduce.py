@@ -135,13 +135,26 @@ def table(head: list[str], rows: list[list[str]]) -> list[str]:
 
 def commands(rows: list[Row]) -> list[str]:
     """What was typed for the rows, each command once."""
-    typed: dict[str, None] = {}
+    typed = []
     for _, tasks in rows:
         for name, words in tasks.values():
-            typed[f"metarun {RUNS[name]} data.root=PATH"] = None
-            if words:
-                typed[f"metarun eval RUN {words}"] = None
-    return ["", "```", *typed, "```", ""]
+            typed += [command(name), *([f"metarun eval RUN {words}"] if words else [])]
+    return code(typed)
+
+
+def command(name: str) -> str:
+    """What is typed to train a run."""
+    return f"metarun {RUNS[name]}" + ("" if "sinusoid" in RUNS[name] else " data.root=PATH")
+
+
+def code(typed: list[str]) -> list[str]:
+    """A block of commands, each once."""
+    return ["", "```", *dict.fromkeys(typed), "```", ""]
+
+
+def family(prefix: str) -> list[str]:
+    """The runs whose names begin so."""
+    return [name for name in RUNS if name.startswith(prefix)]
 
 
 def presets(results: Results) -> list[str]:
@@ -203,7 +216,6 @@ def semi(results: Results) -> list[str]:
     for kind in ("protonet", "soft", "cluster", "masked"):
         clean = "semi-protonet" if kind == "protonet" else f"semi-{kind}-clean"
         rows.append([kind if kind == "protonet" else f"protonet_{kind}", *(results.accuracy(name, "") for name in (clean, f"semi-{kind}"))])
-    words = dict.fromkeys(RUNS[name] for name in RUNS if name.startswith("semi-"))
     lines = [
         "## Unlabelled images, Omniglot `small`",
         "",
@@ -212,14 +224,13 @@ def semi(results: Results) -> list[str]:
         "episodes with 10 queries per class, seed 0. ± is 1.96 standard errors.",
         "",
     ]
-    typed = ["", "```", *(f"metarun {each} data.root=PATH" for each in words), "```", ""]
-    return [*lines, *table(["method", "no distractors", "distractors"], rows), *typed]
+    return [*lines, *table(["method", "no distractors", "distractors"], rows), *code(list(map(command, family("semi-"))))]
 
 
 def oneshot(results: Results) -> list[str]:
     """Cross-tests of the recipe for Lake's challenge."""
     rows = []
-    for name in (name for name in RUNS if name.startswith("oneshot-")):
+    for name in family("oneshot-"):
         summary = results.training(name)
         errors = [
             f"{100 * (1 - part['accuracy']['mean']):.1f} ± {100 * part['accuracy']['ci95']:.1f}"
@@ -236,14 +247,14 @@ def oneshot(results: Results) -> list[str]:
         "test of them. Seed 0, ± is 1.96 standard errors. The official runs are not in these data.",
         "",
     ]
-    typed = ["", "```", *(f"metarun {RUNS[name]} data.root=PATH" for name in RUNS if name.startswith("oneshot-")), "```", ""]
-    return [*lines, *table(["run", "held-out characters", "cross-test, within an alphabet", "iterations"], rows), *typed]
+    head = ["run", "held-out characters", "cross-test, within an alphabet", "iterations"]
+    return [*lines, *table(head, rows), *code(list(map(command, family("oneshot-"))))]
 
 
 def sinusoid(results: Results) -> list[str]:
     """The sinusoid table."""
-    rows, names = [], [name for name in RUNS if name.startswith("sinusoid-")]
-    for name in names:
+    rows = []
+    for name in family("sinusoid-"):
         summary = results.training(name)
         curve = {point["step"]: point for point in summary["test"]["curve"]}
         cells = [f"{curve[k]['mean']:.3f} ± {curve[k]['ci95']:.3f}" for k in STEPS]
@@ -255,8 +266,7 @@ def sinusoid(results: Results) -> list[str]:
         "tasks, seed 0, no norm; MLP 40-40. One inner step in training, step size 0.01.",
         "",
     ]
-    typed = ["", "```", *(f"metarun {RUNS[name]}" for name in names), "```", ""]
-    return [*lines, *table(["method", *(f"{k} steps" for k in STEPS), "wall"], rows), *typed]
+    return [*lines, *table(["method", *(f"{k} steps" for k in STEPS), "wall"], rows), *code(list(map(command, family("sinusoid-"))))]
 
 
 def main() -> None:

@@ -165,9 +165,8 @@ class Engine:
         net = algorithm.net
         if not (algorithm.encodes and isinstance(episodes, ClassEpisodes)) or net.norm == "support" or net.transductive:
             return algorithm, episodes
-        images, spec = episodes.images, episodes.spec
-        passes = n * ((spec.shot + spec.query) * spec.way + spec.unlabelled * (spec.way + spec.distractors))
-        if len(images) > passes or len(images) * net.features * 4 > FEATURE_BYTES:
+        images = episodes.images
+        if len(images) > n * episodes.spec.images or len(images) * net.features * 4 > FEATURE_BYTES:
             return algorithm, episodes
 
         def encode(net: Net, some: Tensor) -> Tensor:
@@ -178,7 +177,7 @@ class Engine:
         learner = twin(algorithm)
         learner.net = Encoded(net)
         # What a method does with features takes memory, too: the chunks stay as small as with images.
-        self._activations[learner.net] = self._activation_bytes(algorithm, select(episodes.batch([0]), 0))
+        self._activations[learner.net] = self._activation_bytes(net, to_float(images[:2]))
         return learner, episodes.of_features(features)
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:
@@ -216,7 +215,7 @@ class Engine:
         one = select(tasks, 0)
         queries = one.query.y.shape[0]
         images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
-        size = images * self._activation_bytes(algorithm, one) + queries * algorithm.query_bytes
+        size = images * self._activation_bytes(algorithm.net, one.query.x[:2]) + queries * algorithm.query_bytes
         least, budget = 2, CPU_BYTES
         if self.device.type == "cuda":
             least, budget = 1, torch.cuda.get_device_properties(self.device).total_memory // 16
@@ -225,21 +224,21 @@ class Engine:
             chunks = max(chunks, -(-count(tasks) * algorithm.inner_steps * self._state_bytes(algorithm, one) // STATE_BYTES))
         return -(-count(tasks) // chunks)
 
-    def _activation_bytes(self, algorithm: Algorithm, task: Task) -> int:
-        """Bytes of the outputs of all modules of the net, for one example."""
-        if algorithm.net not in self._activations:
+    def _activation_bytes(self, net: Net, x: Tensor) -> int:
+        """Bytes of the outputs of all modules of the net, for one example; x [2, *input_shape] are two."""
+        if net not in self._activations:
             sizes: list[int] = []
             hooks = [
                 module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
-                for module in algorithm.net.modules()
+                for module in net.modules()
                 if not list(module.children())
             ]
             with torch.no_grad():
-                algorithm.net(task.query.x[:2])
+                net(x)
             for hook in hooks:
                 hook.remove()
-            self._activations[algorithm.net] = max(1, sum(sizes) // 2)
-        return self._activations[algorithm.net]
+            self._activations[net] = max(1, sum(sizes) // 2)
+        return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of what the way back through an inner step needs of a task's state."""

@@ -76,7 +76,7 @@ def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.nd
 class Split(NamedTuple):
     """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
 
-    images: Tensor  # [n, channels, height, width] uint8, 0..255; or [n, features] of them, floating
+    images: Tensor  # [n, channels, height, width] uint8, 0..255
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures
@@ -154,7 +154,7 @@ class ClassEpisodes(Episodes):
             raise UserError(f"{asked} is larger than the {most} classes of {where}; choose {what} <= {most}")
         members = [found for found in members if len(found) >= classes]
         self.group_sizes = np.array([len(found) for found in members])
-        self.group_members = np.concatenate([np.pad(found, (0, most - len(found)))[None] for found in members])  # [groups, most]
+        self.group_members = np.stack([np.pad(found, (0, most - len(found))) for found in members])  # [groups, most]
         asked, what, need = _sum(spec, "shot", "query", "unlabelled")
         if need > data.counts.min():
             short = int(data.counts.argmin())

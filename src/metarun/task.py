@@ -71,6 +71,11 @@ class EpisodeSpec:
     unlabelled: Annotated[int, Ge(0)] = 0
     distractors: Annotated[int, Ge(0)] = 0
 
+    @property
+    def images(self) -> int:
+        """How many there are in an episode."""
+        return (self.shot + self.query) * self.way + self.unlabelled * (self.way + self.distractors)
+
     def __str__(self) -> str:
         words = f"{self.way}-way {self.shot}-shot, {self.query} queries per class"
         if self.unlabelled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -203,7 +204,13 @@ def stored(page: str, line: str) -> dict:
     """The configuration of a run that could be evaluated again: that of the preset trained last on the page, or any."""
     before = COMMANDS[: COMMANDS.index((page, line))]
     presets = [shlex.split(other)[1:] for name, other in before if name == page and " experiment=omniglot_small_" in other]
-    return compose.resolve(compose.compose(presets[-1] if presets else []))
+    return resolved(tuple(presets[-1]) if presets else ())
+
+
+@functools.cache
+def resolved(words: tuple[str, ...]) -> dict:
+    """The configuration of these words, composed once for all commands that want it."""
+    return compose.resolve(compose.compose(list(words)))
 
 
 @pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
