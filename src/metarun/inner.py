@@ -79,7 +79,6 @@ class _MixedGradient(torch.autograd.Function):
 
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
-    # What comes out lies in memory as the first operand does: as gradients do.
     if isinstance(lr, (float, int)):
         return tree_map(lambda w, g: torch.rsub(g, w, alpha=lr), fast, grads)
     if isinstance(lr, Tensor):

@@ -181,7 +181,9 @@ class Conv(nn.Module):
     def __init__(self, channels_in: int, channels_out: int, kernel: int, *, stride: int = 1, bias: bool = True) -> None:
         super().__init__()
         like = nn.Conv2d(channels_in, channels_out, kernel, bias=bias)
-        self.weight, self.bias = like.weight, like.bias
+        self.bias = like.bias
+        # In memory as patches and gradients are, so that ``matrix`` copies nothing.
+        self.weight = nn.Parameter(like.weight.detach().to(memory_format=torch.channels_last))
         self.kernel, self.stride, self.padding = kernel, stride, kernel // 2
         self.narrow = channels_in * kernel**2 <= 32
 
@@ -198,6 +200,8 @@ class Conv(nn.Module):
     @staticmethod
     def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """Patches [n, h', w', k] by ``weight`` [o, k], plus ``bias`` [o]: [n, o, h', w']."""
-        if bias is not None:  # as one more weight: adding it would be another pass over the output
-            seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight, bias[:, None]], 1)
-        return (seen @ weight.mT).movedim(-1, 1)
+        if bias is None:
+            weight = weight.mT.contiguous()  # else derivatives come out transposed, which is slow for few inputs and many places
+        else:  # as one more weight: adding it would be another pass over the output
+            seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight.mT, bias[None]])
+        return (seen @ weight).movedim(-1, 1)

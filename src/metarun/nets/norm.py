@@ -50,13 +50,12 @@ class Norm(nn.Module):
             if conv.narrow and self.kind in ("batch", "support", "running"):
                 return self._folded(x, conv, n_support)
             x = conv(x)
-        dtype, per_channel = x.dtype, (1, -1, *[1] * (x.dim() - 2))
-        weight, bias = self.weight.view(per_channel), self.bias.view(per_channel)
+        dtype, x = x.dtype, x.movedim(1, -1)  # as it lies in memory, so that what is spread over it will lie there alike
         if self.kind == "none":
-            return x * weight.to(dtype) + bias.to(dtype)
-        centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), per_channel, n_support)
+            return (x * self.weight.to(dtype) + self.bias.to(dtype)).movedim(-1, 1)
+        centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), n_support)
         # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
-        return (centred * (scale * weight) + bias).to(dtype)
+        return (centred * (scale * self.weight) + self.bias).to(dtype).movedim(-1, 1)
 
     def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> Tensor:
         """Norm and convolution as one linear map of patches p: the moments of w·p are w·mean(p) and wᵀ cov(p) w.
@@ -79,23 +78,22 @@ class Norm(nn.Module):
         return conv.linear(seen, scale[:, None] * weight, self.bias - scale * mean)
 
     def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x less its mean and 1 / standard deviation, over the groups of channels of each example alone."""
-        parts = x.reshape(x.shape[0], self.groups, -1)
-        centred = parts - parts.mean(-1, keepdim=True)
-        scale = torch.rsqrt((centred * centred).mean(-1, keepdim=True) + self.eps)
-        per_channel = scale.repeat_interleave(x.shape[1] // self.groups, dim=1)
-        return centred.reshape(x.shape), per_channel.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+        """x [n, *space, channels] less its mean and 1 / standard deviation, over the groups of channels of each example alone."""
+        parts = x.unflatten(-1, (self.groups, -1))
+        over = [*range(1, x.dim() - 1), -1]
+        centred = parts - parts.mean(over, keepdim=True)
+        scale = torch.rsqrt((centred * centred).mean(over, keepdim=True) + self.eps)
+        return centred.flatten(-2), scale.expand(*scale.shape[:-1], parts.shape[-1]).flatten(-2)
 
-    def _by_channel(self, x: Tensor, per_channel: tuple[int, ...], n_support: int | None) -> tuple[Tensor, Tensor]:
-        """x less the mean and 1 / standard deviation of every channel, over the examples that the kind names."""
+    def _by_channel(self, x: Tensor, n_support: int | None) -> tuple[Tensor, Tensor]:
+        """x [n, *space, channels] less the mean and 1 / standard deviation of every channel, over the examples that the kind names."""
         if self.kind == "running" and not self.training:
-            return x - self.mean.view(per_channel), torch.rsqrt(self.var.view(per_channel) + self.eps)
-        over = [0, *range(2, x.dim())]
-        source = x[:n_support] if self.kind == "support" else x
-        mean = source.mean(over, keepdim=True)
+            return x - self.mean, torch.rsqrt(self.var + self.eps)
+        over = list(range(x.dim() - 1))
+        mean = (x[:n_support] if self.kind == "support" else x).mean(over)
         centred = x - mean
         spread = centred[:n_support] if self.kind == "support" else centred
-        var = (spread * spread).mean(over, keepdim=True)
+        var = (spread * spread).mean(over)
         if self.tally is not None:
-            self.tally.append((mean.flatten(), var.flatten()))
+            self.tally.append((mean, var))
         return centred, torch.rsqrt(var + self.eps)
