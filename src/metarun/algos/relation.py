@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Relation(Algorithm):
         self.score = nn.Sequential(first, nn.ReLU(), nn.Linear(8, 1))
         # Without a norm, He's initial weights keep the size of the signal, and with it what tells one pair from another.
         for weight in (self.of_class.weight, self.conv.weight, first.weight):
-            nn.init.kaiming_normal_(weight)
+            weight.data.copy_(nn.init.kaiming_normal_(torch.empty(weight.shape)))  # drawn in the order of the axes, not of memory
         self.of_query.weight.data.copy_(-self.of_class.weight.data)
         self.query_bytes = 3 * 4 * problem.most_classes * hidden * height * width  # maps of a query with every class
 
