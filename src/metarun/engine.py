@@ -222,6 +222,7 @@ class Engine:
         chunks = max(least, -(-count(tasks) * size // budget))
         if train and algorithm.inner_steps and self.device.type == "cpu":
             chunks = max(chunks, -(-count(tasks) * algorithm.inner_steps * self._state_bytes(algorithm, one) // STATE_BYTES))
+        chunks += -chunks % least  # so that two cores end together
         return -(-count(tasks) // chunks)
 
     def _activation_bytes(self, net: Net, x: Tensor) -> int:
