@@ -25,6 +25,7 @@ MADE = {  # picture in docs/pictures: the file that the page's commands leave
     "learning_curves": "sweep/compare/learning_curves.png",
     "adaptation_curves": "sweep/compare/adaptation_curves.png",
     "sine": "sine.png",
+    "band": "band.png",
     "prediction_sheet": "answers/sheet.png",
 }
 LARGEST = 150_000  # bytes of a picture
