@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.nets import conv
-from metarun.nets.conv import Conv, convolve
+from metarun.nets.conv import Conv, convolve, matrix
 
 F64 = torch.float64
 SHAPES = pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (5, 3)])
@@ -74,6 +74,14 @@ def test_results_have_their_channels_last_in_memory() -> None:
     assert convolve(x, w, 2, 1).is_contiguous(memory_format=torch.channels_last)
     many = torch.vmap(lambda x, w: convolve(x, w, 2, 1))(x[None].expand(2, *x.shape), w[None].expand(2, *w.shape))
     assert many.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_weights_and_their_gradients_lie_as_patches_do_so_that_nothing_is_copied() -> None:
+    module = Conv(8, 6, 3, stride=2)
+    x, w = torch.randn(4, 2, 8, 6, 6), module.weight[None].expand(4, *module.weight.shape)
+    assert matrix(module.weight).data_ptr() == module.weight.data_ptr()
+    gradients = torch.vmap(torch.func.grad(lambda w, x: convolve(x, w, 2, 1).square().sum()))(w, x)
+    assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
 
 
 @pytest.mark.parametrize("bias", [True, False])

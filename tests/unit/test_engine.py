@@ -126,6 +126,15 @@ def test_automatic_chunks_depend_on_shapes_alone_and_shrink_with_the_budget(monk
     assert engine(chunk=4).chunk_size(algorithm, tasks, train=True) == 4
 
 
+def test_automatic_chunks_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    algorithm, tasks = in_float64(small(*MAML), tasks=12)
+    sizes = set()
+    for power in range(14, 32):
+        monkeypatch.setattr(engine_module, "CPU_BYTES", 2**power)
+        sizes.add(engine(chunk="auto").chunk_size(algorithm, tasks, train=True))
+    assert sizes == {6, 3, 2, 1}  # 2, 4, 6 and 12 chunks, never the 3 of which one core would have to do two
+
+
 def test_automatic_chunks_shrink_with_the_inner_steps_whose_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     def size(*words: str) -> int:
         algorithm, tasks = in_float64(small("net.hidden=8", *words), tasks=12)
