@@ -295,7 +295,9 @@ class Network(nn.Module):
     def __init__(self, fitted: Fitted) -> None:
         super().__init__()
         algorithm = copy.deepcopy(fitted.model.algorithm).cpu()
-        # Contiguous: inner steps leave weights in another order in memory, of which saving warns.
+        # Contiguous: weights lie in another order in memory, of which saving warns.
+        for parameter in algorithm.parameters():
+            parameter.data = parameter.data.contiguous()
         state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
         self.answer = lambda x: best_guess(algorithm.predict(state, x))
         self.classify = bool(fitted.classes)
