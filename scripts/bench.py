@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_page import TIME_TO_ACCURACY, kept, line, write
+from bench_page import TIME_TO_ACCURACY, TURNS, kept, line, write
 from torch import Tensor
 
 from metarun.compose import compose, resolve
@@ -92,7 +92,7 @@ def main() -> None:
         works[name] = memory(options) if name == MEMORY else compare(WORKS[name], options)
         print(line(name, works[name], peaks["fp32"]), flush=True)
     if options.write:
-        turns = {"rounds": options.rounds, "seconds": options.seconds}
+        turns = {name: getattr(options, name) for name in TURNS}
         write({"machine": machine(options), "peaks_gflops": peaks, **turns, "works": works | kept(TIME_TO_ACCURACY)})
     wrong = [name for name, found in works.items() if max(found.get("errors", {}).values(), default=0.0) > AGREEMENT]
     if wrong:

@@ -8,6 +8,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TIME_TO_ACCURACY = "W9"  # measured by a script of its own
+TURNS = ("rounds", "seconds", "episodes")
 Found = dict[str, Any]
 
 PREFACE = """# Benchmarks: metarun beside other libraries
@@ -18,7 +19,7 @@ This page and [benchmarks.json](benchmarks.json) are written by `make bench` and
 Each library does the same work in a process of its own, in turn, A B A B …, {rounds} turns of at least {seconds} s each: same net, weights,
 episodes, threads and torch; fp32 unless bf16 is said. Before that, losses and meta-gradients are compared. A ratio is that of two
 neighbouring turns, as median (least to greatest); times are medians. GFLOP are those of learn2learn's convolutions and matrix
-products. Memory is the peak of the process, torch itself included.
+products. Memory is the peak of the process, torch itself included. W5 runs {episodes} episodes, and its time is given for 600.
 
 """
 HEAD = [
@@ -80,7 +81,7 @@ def line(name: str, found: Found, sgemm: float) -> str:
 def page(found: Found) -> str:
     """docs/benchmarks.md."""
     sgemm, works = found["peaks_gflops"]["fp32"], found["works"]
-    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], rounds=found["rounds"], seconds=found["seconds"])
+    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], **{name: found[name] for name in TURNS})
     rows = [HEAD, ["---"] * len(HEAD)]
     for name, work in works.items():
         if "gflop" in work:
