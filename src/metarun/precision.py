@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from metarun.nets.conv import convolve
+from metarun.nets.conv import convolve, linear
 
 
 class BFloat16(TorchFunctionMode):
@@ -21,7 +21,7 @@ class BFloat16(TorchFunctionMode):
     Backward passes that run a function again (``inner.gradient`` in mode ``mixed``) must lie inside, too.
     """
 
-    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve})
+    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve, linear})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -148,17 +148,17 @@ def test_automatic_chunks_shrink_with_the_inner_steps_whose_states_are_kept(monk
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
 def test_bf16_keeps_weights_gradients_and_losses_in_fp32(algo: str) -> None:
-    values = small(f"algo={algo}", "net.hidden=8", "net.down=stride")
+    values = small(f"algo={algo}", "data=glyphs", "net.down=stride")
     values["algo"] |= {key: 0.05 for key in values["algo"] if key == "inner_lr"}  # large steps amplify rounding
     run = Run(values)
-    tasks = run.episodes("train").batch(range(4))
+    tasks = run.episodes("train").batch(range(8))
     exact = meta_gradient(run.algorithm, tasks, engine())
     half = Engine(torch.device("cpu"), "bf16", map="vmap", chunk=4)
     rough = meta_gradient(run.algorithm, tasks, half)
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in run.algorithm.parameters() if p.grad is not None)
     assert half.evaluate(run.algorithm, tasks, curve=False)["loss"].dtype == torch.float32
     cosine = float(torch.nn.functional.cosine_similarity(rough, exact, dim=0))
-    assert 0.7 < cosine < 1 - 1e-7  # roughly the same direction, and yet not the same numbers
+    assert 0.85 < cosine < 1 - 1e-7  # roughly the same direction, and yet not the same numbers
 
 
 def test_adapt_yields_the_start_and_every_step() -> None:

@@ -169,6 +169,17 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     return Partial.apply(Y, form, x, w)
 
 
+def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Patches [n, h', w', k] by ``weight`` [o, k], plus ``bias`` [o]: [n, o, h', w']."""
+    if has_torch_function((seen, weight)):
+        return handle_torch_function(linear, (seen, weight), seen, weight, bias)
+    if bias is None:
+        weight = weight.mT.contiguous()  # else derivatives come out transposed, which is slow for few inputs and many places
+    else:  # as one more weight: adding it would be another pass over the output
+        seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight.mT, bias[None]])
+    return (seen @ weight).movedim(-1, 1)
+
+
 class Conv(nn.Module):
     """A square convolution [n, channels_in, h, w] -> [n, channels_out, h', w'], which keeps the size at stride 1 if ``kernel`` is odd.
 
@@ -189,19 +200,10 @@ class Conv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.narrow:
-            return self.linear(self.patches(x), matrix(self.weight), self.bias)
+            return linear(self.patches(x), matrix(self.weight), self.bias)
         y = convolve(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
     def patches(self, x: Tensor) -> Tensor:
         """What the kernel sees at every place: [n, h', w', kernel² * channels_in]."""
         return slices(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])))
-
-    @staticmethod
-    def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        """Patches [n, h', w', k] by ``weight`` [o, k], plus ``bias`` [o]: [n, o, h', w']."""
-        if bias is None:
-            weight = weight.mT.contiguous()  # else derivatives come out transposed, which is slow for few inputs and many places
-        else:  # as one more weight: adding it would be another pass over the output
-            seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight.mT, bias[None]])
-        return (seen @ weight).movedim(-1, 1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.inner import widen
-from metarun.nets.conv import Conv, matrix
+from metarun.nets.conv import Conv, linear, matrix
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -75,7 +75,7 @@ class Norm(nn.Module):
             if self.tally is not None:
                 self.tally.append((mean, var))
         scale = torch.rsqrt(var + self.eps) * self.weight
-        return conv.linear(seen, scale[:, None] * weight, self.bias - scale * mean)
+        return linear(seen, scale[:, None] * weight, self.bias - scale * mean)
 
     def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, *space, channels] less its mean and 1 / standard deviation, over the groups of channels of each example alone."""
