@@ -72,7 +72,8 @@ class _MixedGradient(torch.autograd.Function):
         def gradients(*weights: Tensor) -> tuple[Tensor, ...]:
             return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
 
-        products = _derivative_along(gradients, tuple(fast), tuple(cotangents))
+        with FORWARD_MODE:
+            products = torch.func.jvp(gradients, tuple(fast), tuple(cotangents))[1]
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 
@@ -86,15 +87,13 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     return tree_map(lambda w, g, rate: g * -rate + w, fast, grads, lr)
 
 
-def hessian_product(loss: Callable[..., Tensor], fast: Weights, direction: Weights, *args: Any) -> Weights:
-    """∇²_fast loss(fast, *args) times ``direction``, a tree like ``fast``: forward over reverse, at the memory of one gradient."""
-    return _derivative_along(lambda weights: torch.func.grad(loss)(weights, *args), (fast,), (direction,))
+def hessian(loss: Callable[..., Tensor], fast: Weights, *args: Any) -> Callable[[Weights], Weights]:
+    """The map v -> ∇²_fast loss(fast, *args) v of trees like ``fast``.
 
-
-def _derivative_along(function: Callable[..., Any], point: tuple[Any, ...], direction: tuple[Any, ...]) -> Any:
-    """The derivative of ``function`` at a point along a direction, by forward mode."""
-    with FORWARD_MODE:
-        return torch.func.jvp(function, point, direction)[1]
+    The graph of one gradient is kept and gone back through once for every v, which, the Hessian being symmetric, is the product.
+    """
+    back = torch.func.vjp(lambda weights: torch.func.grad(loss)(weights, *args), fast)[1]
+    return lambda v: back(v)[0]
 
 
 def conjugate_gradient(operator: Callable[[Weights], Weights], target: Weights, steps: int) -> Weights:

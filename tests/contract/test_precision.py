@@ -4,6 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from metarun.nets.conv import Conv
+from metarun.nets.norm import Norm
 from metarun.precision import BFloat16
 
 
@@ -31,6 +33,20 @@ def test_convolutions_and_linear_layers_compute_in_bfloat16_under_vmap(tasks):
         assert F.linear(x, torch.eye(6)).dtype == torch.bfloat16
         assert (x @ x).dtype == torch.float32
     assert torch.vmap(convolve)(x, weight).dtype == torch.float32
+
+
+@pytest.mark.parametrize("channels", [1, 8])
+def test_a_nets_convolutions_compute_in_bfloat16_under_vmap(channels):
+    conv, norm = Conv(channels, 4, 3, bias=False), Norm(4, "batch")
+    assert conv.narrow == (channels == 1)
+    images = torch.randn(2, 3, channels, 6, 6)
+
+    def dtypes() -> set[torch.dtype]:
+        return {torch.vmap(layer)(images).dtype for layer in (conv, lambda x: norm(x, None, conv))}
+
+    with BFloat16():
+        assert dtypes() == {torch.bfloat16}
+    assert dtypes() == {torch.float32}
 
 
 @pytest.mark.parametrize("order", ["first", "second"])

@@ -70,7 +70,7 @@ def test_the_hessian_product_is_the_hessian_times_the_direction() -> None:
 
     w, v = torch.tensor([0.5, -1.0, 2.0], dtype=F64), torch.tensor([1.0, 2.0, -1.0], dtype=F64)
     expected = torch.autograd.functional.hessian(lambda weights: loss(weights, 0.7), w) @ v
-    torch.testing.assert_close(inner.hessian_product(loss, w, v, 0.7), expected)
+    torch.testing.assert_close(inner.hessian(loss, w, 0.7)(v), expected)
 
 
 def test_mode_products_multiply_along_their_axis_and_commute() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
+from metarun.precision import BFloat16
 
 F64 = torch.float64
 CHANNELS = 16
@@ -128,3 +129,17 @@ def test_the_variance_behind_a_filter_of_differences_keeps_its_digits() -> None:
     folded = layer(smooth[..., 1:-1, 1:-1], None, conv)
     exact = Norm(1, "batch", eps=0.0).double()(conv.double()(smooth[..., 1:-1, 1:-1].double()))
     torch.testing.assert_close(folded.double(), exact, atol=3e-5, rtol=0)
+
+
+def test_bfloat16_sees_low_contrast_behind_a_narrow_convolution() -> None:
+    """Rounded to bfloat16 as it is, a difference of 0.01 between pixels of 0.9 would be wrong by a tenth."""
+    conv, layer = Conv(1, CHANNELS, 3, bias=False), Norm(CHANNELS, "batch").requires_grad_(False)
+    conv.requires_grad_(False)
+    x = (0.9 + 0.01 * random(8, 1, 20, 20)).float()
+    exact = layer(x, None, conv)
+    with BFloat16():
+        rounded = layer(x, None, conv)
+    assert rounded.dtype == torch.bfloat16
+    # Without the border, where the padding is a contrast of 0.9.
+    exact, error = (image[..., 1:-1, 1:-1] - image[..., 1:-1, 1:-1].mean((0, 2, 3), keepdim=True) for image in (exact, rounded - exact))
+    assert error.norm() < 0.03 * exact.norm()

@@ -69,9 +69,10 @@ class IMAML(StepLearner):
             prediction = functional_call(self, fast, (query.x, state.support_x))
             return self.problem.loss(prediction, query.y), prediction
 
+        hessian = inner.hessian(self.support_loss, state.fast, {}, x, y)
+
         def system(v: dict[str, Tensor]) -> dict[str, Tensor]:
-            curved = inner.hessian_product(self.support_loss, state.fast, v, {}, x, y)
-            return tree_map(lambda a, h: (1 + self.damping) * a + h / self.proximal, v, curved)
+            return tree_map(lambda a, h: (1 + self.damping) * a + h / self.proximal, v, hessian(v))
 
         grads, prediction = torch.func.grad(query_loss, has_aux=True)(state.fast)
         return inner.conjugate_gradient(system, grads, self.cg_steps), prediction

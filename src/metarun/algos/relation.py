@@ -15,6 +15,7 @@ from metarun import inner
 from metarun.algorithm import Algorithm, Metrics
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
+from metarun.nets.pool import max_pool
 from metarun.task import Context, Problem, Task
 
 
@@ -98,4 +99,4 @@ class Relation(Algorithm):
     @staticmethod
     def _shrink(x: Tensor) -> Tensor:
         """ReLU and 2x2 max-pool, rounding up, so that maps of one pixel survive."""
-        return F.max_pool2d(F.relu(x), 2, ceil_mode=True)
+        return max_pool(F.relu(x), ceil=True)

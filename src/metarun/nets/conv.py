@@ -140,9 +140,10 @@ def scatter(seen: Tensor, form: Form) -> Tensor:
     return x.movedim(-1, -3)
 
 
-def slices(x: Tensor, form: Form) -> Tensor:
-    """``Patches`` in torch's operators: an entry of the kernel at a time, which for few channels is as good."""
-    padded, (down, across) = pad(x, form), (form.stride * (places - 1) + 1 for places in form.places)
+def slices(x: Tensor, form: Form, common: Tensor | None) -> Tensor:
+    """``Patches`` in torch's operators, less ``common``: an entry of the kernel at a time, which for few channels is as good."""
+    padded = pad(x, form) if common is None else pad(x, form) - common
+    down, across = (form.stride * (places - 1) + 1 for places in form.places)
     entries = product(range(form.kernel), repeat=2)
     return torch.cat([padded[..., i : i + down : form.stride, j : j + across : form.stride, :] for i, j in entries], -1)
 
@@ -204,6 +205,6 @@ class Conv(nn.Module):
         y = convolve(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
-    def patches(self, x: Tensor) -> Tensor:
-        """What the kernel sees at every place: [n, h', w', kernel² * channels_in]."""
-        return slices(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])))
+    def patches(self, x: Tensor, common: Tensor | None = None) -> Tensor:
+        """What the kernel sees at every place, less ``common`` [channels_in]: [n, h', w', kernel² * channels_in]."""
+        return slices(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])), common)

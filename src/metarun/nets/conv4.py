@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
+from metarun.nets.pool import max_pool
 
 
 class Block(nn.Module):
@@ -30,7 +31,7 @@ class Block(nn.Module):
         """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
         x = self.norm(x, n_support, self.conv)
         # The largest before the positive part is the same as after it, on a quarter of the values.
-        return F.relu(F.max_pool2d(x, 2) if self.down == "pool" else x)
+        return F.relu(max_pool(x) if self.down == "pool" else x)
 
 
 class Conv4(Net):

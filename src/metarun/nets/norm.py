@@ -62,18 +62,21 @@ class Norm(nn.Module):
 
         The moments of few input channels cost next to nothing, while a first layer's output is the largest thing a net passes over.
         """
-        seen, weight = conv.patches(x), matrix(conv.weight)
+        weight = matrix(conv.weight)
         if self.kind == "running" and not self.training:
-            mean, var = self.mean, self.var
+            seen, mean, var = conv.patches(x), self.mean, self.var
         else:
-            # In float64: neighbours in an image agree, so the variance behind a filter of differences is a difference of large numbers.
+            # Less what neighbours in an image agree in: the variance behind a filter of differences would be a difference of large
+            # numbers, as would the outcome, which bfloat16 could not tell. For the variance even then in float64.
+            common = (x[:n_support] if self.kind == "support" else x).mean((0, 2, 3))
+            seen = conv.patches(x, common)
             source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2).double(), weight.double()
             centre = source.mean(0)
             centred = source - centre
             mean = (rows @ centre).to(weight.dtype)
             var = ((rows @ (centred.T @ centred / source.shape[0])) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:
-                self.tally.append((mean, var))
+                self.tally.append((mean + weight @ common.repeat(conv.kernel**2), var))
         scale = torch.rsqrt(var + self.eps) * self.weight
         return linear(seen, scale[:, None] * weight, self.bias - scale * mean)
 

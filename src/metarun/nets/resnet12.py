@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
+from metarun.nets.pool import max_pool
 
 
 class ResidualBlock(nn.Module):
@@ -36,7 +37,7 @@ class ResidualBlock(nn.Module):
             if i < 2:
                 out = F.leaky_relu(out, 0.1)
         out = F.leaky_relu(out + self.skip_norm(x, n_support, self.skip), 0.1)
-        return F.max_pool2d(out, 2, ceil_mode=True)
+        return max_pool(out, ceil=True)
 
 
 class ResNet12(Net):
