@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import profile, schedule
 
 log = logging.getLogger(__name__)
@@ -20,6 +21,7 @@ def profiled(folder: Path) -> Iterator[Callable[[], None]]:
     """Record training steps; yields what to call after each. ``folder`` receives ``training.pt.trace.json``."""
     folder.mkdir(exist_ok=True)
     path = folder / "training.pt.trace.json"
+    path.unlink(missing_ok=True)
 
     def ready(recorded: Any) -> None:
         recorded.export_chrome_trace(str(path))
@@ -27,8 +29,11 @@ def profiled(folder: Path) -> Iterator[Callable[[], None]]:
         log.info("the trace of these steps is %s: open it in ui.perfetto.dev, or in TensorBoard with its PyTorch plugin", path)
 
     steps = schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1)
-    with profile(schedule=steps, on_trace_ready=ready) as running:
+    everywhere = _ExperimentalConfig(profile_all_threads=True)  # the tasks' chunks are worked on in threads of their own
+    with profile(schedule=steps, on_trace_ready=ready, experimental_config=everywhere) as running:
         yield running.step
+    if not path.exists():
+        log.warning("the run ended before %d training steps, so nothing was profiled", SKIPPED + RECORDED)
 
 
 def table(recorded: Any) -> str:

@@ -7,6 +7,7 @@ import logging
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import TIMING, classification
 
 from metarun.run import train
@@ -22,12 +23,26 @@ def test_a_profiled_run_leaves_a_trace_and_the_same_numbers(tmp_path: Path, capl
     assert len(steps) == 3
     assert not (tmp_path / "plain" / "profile").exists()
     shown = caplog.text.splitlines()
-    assert any("aten::convolution_backward" in line and "%" in line for line in shown)
+    assert any("aten::" in line and "%" in line for line in shown)
+    assert any(event.get("name") == "aten::convolution_backward" for event in events)
     shares = [float(line.split("%")[0].split()[-1]) for line in shown if "%" in line]
     assert shares == sorted(shares, reverse=True)
     assert 50 < sum(shares) <= 101
 
 
-def test_a_run_too_short_to_be_profiled_ends_as_usual(tmp_path: Path) -> None:
+def test_the_threads_that_work_on_chunks_are_profiled_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with caplog.at_level(logging.INFO, "metarun.profiling"):
+            train(classification("protonet", "trainer.profile=true", "engine.chunk=1"), tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    events = json.loads((tmp_path / "profile" / "training.pt.trace.json").read_text())["traceEvents"]
+    assert len({event["tid"] for event in events if event.get("name") == "aten::convolution"}) == 2
+
+
+def test_a_run_too_short_to_be_profiled_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train(classification("protonet", "trainer.profile=true", "trainer.iterations=1"), tmp_path / "run")
     assert (tmp_path / "run" / "summary.json").exists()
+    assert "the run ended before 5 training steps, so nothing was profiled" in caplog.text
