@@ -73,7 +73,7 @@ def peak_mb(device: str) -> float:
     """The most memory that this process has had: on the GPU, or resident in main memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def flops(step: Step) -> int:

@@ -96,6 +96,9 @@ class Algorithm(nn.Module, ABC):
     def anneal(self, progress: float) -> None:
         """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
 
+    def follow_net(self) -> None:
+        """Called after the net took the weights of another run: what begins as they are does so now."""
+
     def calibrate(self, tasks: Iterable[Task]) -> None:
         """Called before every validation: set the population statistics of ``net.norm=running`` from training tasks."""
         self.net.calibrate(task.query.x for task in tasks)

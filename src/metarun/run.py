@@ -118,10 +118,11 @@ class Run:
             data = content.encode() if isinstance(content, str) else content
             replace_file(path, lambda handle: handle.write(data))
 
-    def summary(self, progress: Progress, tasks_per_s: float, test: dict[str, Any] | None, episodes: Episodes | None) -> dict[str, Any]:
+    def summary(self, progress: Progress, test: dict[str, Any] | None, episodes: Episodes | None) -> dict[str, Any]:
         """The contract's summary.json."""
         cuda = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
+        peak = torch.cuda.max_memory_allocated(self.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         spec = self.spec["eval"]
         summary = {
             "algo": self.values["algo"]["name"],
@@ -140,7 +141,7 @@ class Run:
             "precision": self.valid["precision"],
             "device": str(self.device),
             "wall_s": round(progress.wall_s, 3),
-            "tasks_per_s": round(tasks_per_s, 3),
+            "tasks_per_s": round(progress.tasks_per_s(self.valid["trainer"]["meta_batch"]), 3),
             "peak_memory_mb": round(peak, 1),
             "versions": {
                 "metarun": __version__,
@@ -214,7 +215,9 @@ def warm_start(algorithm: Algorithm, source: str) -> str:
         trained = checkpoint.load(Path(source) / "checkpoints" / "best.pt")
     except (UserError, RunError) as error:
         raise UserError(f"init_from={source} is not possible: {error}") from None
-    return warmstart.take(algorithm.net, trained["algorithm"], source)
+    line = warmstart.take(algorithm.net, trained["algorithm"], source)
+    algorithm.follow_net()
+    return line
 
 
 def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
@@ -248,7 +251,7 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = run.test(test_episodes, tracker, folder) if test_episodes else None
-        summary = run.summary(trainer.finish(), trainer.tasks_per_s, result, test_episodes)
+        summary = run.summary(trainer.finish(), result, test_episodes)
         run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
         tracker.hparams(_hparams(values), best)
@@ -281,7 +284,7 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) 
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
-    summary = run.summary(progress, 0.0, result, episodes)
+    summary = run.summary(progress, result, episodes)
     run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
     run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary

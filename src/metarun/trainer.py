@@ -78,6 +78,10 @@ class Progress:
     wall_s: float = 0.0  # spent altogether, in all processes
     metrics_bytes: int = 0
 
+    def tasks_per_s(self, meta_batch: int) -> float:
+        """Training throughput so far."""
+        return self.iteration * meta_batch / max(self.train_s, 1e-9)
+
 
 def statistics(values: np.ndarray) -> dict[str, float]:
     """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
@@ -201,15 +205,10 @@ class Trainer:
         p.window_size += 1
         if p.iteration % self.tracker.every == 0:
             means = {name: total / p.window_size for name, total in p.window.items()}
-            self.tracker.log(p.iteration, "train", {**means, "tasks_per_s": self.tasks_per_s})
+            self.tracker.log(p.iteration, "train", {**means, "tasks_per_s": p.tasks_per_s(self.meta_batch)})
             p.window, p.window_size = {}, 0
         shown = {name: metrics[name] for name in ("loss", self.algorithm.problem.metric) if name in metrics}
-        self.tracker.show("train", p.iteration, self.iterations, {**shown, "tasks/s": self.tasks_per_s})
-
-    @property
-    def tasks_per_s(self) -> float:
-        """Training throughput so far."""
-        return self.progress.iteration * self.meta_batch / max(self.progress.train_s, 1e-9)
+        self.tracker.show("train", p.iteration, self.iterations, {**shown, "tasks/s": p.tasks_per_s(self.meta_batch)})
 
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem

@@ -43,17 +43,17 @@ class Workers:
         twins: queue.SimpleQueue[Module] = queue.SimpleQueue()
         for _ in range(threads):
             twins.put(twin(module))
-        derive = torch.is_grad_enabled()
+        derive, each = torch.is_grad_enabled(), max(1, threads // len(items))
 
         def work(item: Item) -> Result:
             mine = twins.get()
+            torch.set_num_threads(each)  # of this thread, which may have had more or fewer, and of the libraries below torch
             try:
                 with torch.set_grad_enabled(derive):  # every thread has a switch of its own
                     return function(mine, item)
             finally:
                 twins.put(mine)
 
-        torch.set_num_threads(max(1, threads // len(items)))  # for the threads that are started now, and for the libraries below torch
         try:
             yield from self.pool.map(work, items)
         finally:

@@ -54,6 +54,23 @@ def test_results_come_in_order_from_several_threads_with_one_thread_of_arithmeti
     assert torch.is_grad_enabled()
 
 
+def test_every_map_divides_the_threads_anew() -> None:
+    workers, module = Workers(), nn.Linear(1, 1)
+    torch.set_num_threads(4)
+    try:
+        for items, each in ((2, 2), (8, 1), (2, 2)):
+            meeting = threading.Barrier(min(items, 4), timeout=60)
+
+            def work(module: nn.Module, item: int, meeting: threading.Barrier = meeting) -> int:
+                meeting.wait()
+                return torch.get_num_threads()
+
+            assert set(workers.map(work, module, range(items))) == {each}
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(1)
+
+
 def test_a_failure_in_a_thread_is_raised_and_threads_are_given_back(two_threads: None) -> None:
     def fail(module: nn.Module, item: int) -> None:
         raise ValueError(str(item))

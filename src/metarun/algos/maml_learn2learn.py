@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import io
 import warnings
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from metarun.nets.base import Net
 from metarun.task import Context, Problem
 
 
+@cache
 def library() -> Any:
     """learn2learn, imported at the first call.
 

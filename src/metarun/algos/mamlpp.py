@@ -81,6 +81,11 @@ class MAMLPP(StepLearner):
         if self.moments:
             self.register_buffer("statistics", torch.cat([self.get_buffer(name) for name in self.moments]).repeat(inner_steps + 1, 1))
 
+    @torch.no_grad()
+    def follow_net(self) -> None:
+        for name, rows in zip(self.scales, self.later_scales):
+            rows.copy_(self.get_parameter(name).expand_as(rows))
+
     def anneal(self, progress: float) -> None:
         self.mode = "none" if progress < self.first_order_until else self.full_mode
 
