@@ -35,11 +35,13 @@ HEAD = [
 ]
 NOTES = """
 What the sides do differently: metarun sets glibc's allocator to keep freed memory, as its command line does, and the others do not.
+All have libgomp's own settings.
 The others' net is written in torch's own layers, without the biases that a batch norm takes away and without running statistics.
 learn2learn's meta-test keeps the graph of second derivatives, as in its examples; in W5f it is told not to.
 """
 MEMORY = """
 W8, {title}: {ratio:.2f} times the peak with metarun (`algo.mode=mixed`; must be at most {bar}), {peer_ratio:.2f} times with learn2learn.
+Beyond what the process has before it, the step takes {ours} MB with metarun and {theirs} MB with learn2learn.
 """
 
 TIME = """
@@ -95,8 +97,14 @@ def page(found: Found) -> str:
             cells += [rate(work, sgemm), f"{work['metarun_mb']:.0f} / {work['peer_mb']:.0f}", differences(work)]
             rows.append([*map(str, cells), spread(work["metalearn"]) if "metalearn" in work else "–"])
     text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + NOTES
-    text += "".join(MEMORY.format(**work) for work in works.values() if "peaks_mb" in work)
+    text += "".join(MEMORY.format(**work, **growth(work)) for work in works.values() if "peaks_mb" in work)
     return text + "".join(TIME.format(**work) for name, work in works.items() if name == TIME_TO_ACCURACY)
+
+
+def growth(found: Found) -> dict[str, str]:
+    """What a step alone takes at many inner steps, and at one."""
+    sides = {"ours": "metarun", "theirs": "learn2learn"}
+    return {key: "{1:.0f} against {0:.0f}".format(*found["grown_mb"][side]) for key, side in sides.items()}
 
 
 def spread(found: Found) -> str:

@@ -47,7 +47,8 @@ def serve(prepare: Callable[[dict[str, Any], dict[str, Any]], Side]) -> None:
         elif request["do"] == "flops":
             answer = {"flops": flops(side.step)}
         else:
-            answer = {"seconds": timed(side.step, request["seconds"], device), "peak_mb": peak_mb(device)}
+            before = peak_mb(device)
+            answer = {"seconds": timed(side.step, request["seconds"], device), "before_mb": before, "peak_mb": peak_mb(device)}
         print(json.dumps(answer), file=answers, flush=True)
 
 

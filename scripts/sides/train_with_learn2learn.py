@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from native import learner
 
+from metarun import run as metarun_run
 from metarun.algos.maml_learn2learn import library
 from metarun.compose import compose, resolve
 from metarun.run import Run
@@ -16,6 +17,7 @@ from metarun.task import Task, count, select
 
 
 def main() -> None:
+    metarun_run.keep_freed_memory = lambda: False  # metarun's setting, not the library's
     run = Run(resolve(compose(sys.argv[1:])))
     algo, net, trainer, optim = (run.valid[part] for part in ("algo", "net", "trainer", "optim"))
     work = {"algo": "maml", "down": net["down"], "flatten": net["flatten"], "way": run.spec["train"].way}

@@ -36,6 +36,28 @@ def test_differences_are_relative_and_over_all_weights(bench: ModuleType) -> Non
     assert bench.difference(theirs, theirs) == {"loss": 0.0, "gradient": 0.0}
 
 
+@pytest.mark.parametrize("error", [1e-7, float("nan")])
+def test_a_peer_that_disagrees_is_noticed(bench: ModuleType, error: float) -> None:
+    assert not bench.disagree({"errors": {"loss": 1e-12, "gradient": 1e-12}})
+    assert not bench.disagree({"errors": {}, "metalearn": {"errors": {"loss": 0.0}}})
+    assert bench.disagree({"errors": {"loss": 1e-12, "gradient": error}})
+    assert bench.disagree({"errors": {}, "metalearn": {"errors": {"loss": error}}})
+
+
+@pytest.mark.parametrize("name", ["W1", "W5", "W7"])
+def test_metaruns_side_answers_in_a_process_of_its_own(bench: ModuleType, name: str, tmp_path: Path) -> None:
+    options, work = type("Options", (), {"device": "cpu", "threads": 1}), bench.WORKS[name]
+    side = bench.ask_on(bench.Process("metarun"), *bench.prepare(work, 2, options), str(tmp_path))
+    side.ask("outcome", file=str(tmp_path / "outcome.pt"))
+    answer = side.ask("round", seconds=0.001)
+    side.close()
+    assert answer["seconds"][0] > 0
+    assert answer["peak_mb"] >= answer["before_mb"] > 0
+    outcome = torch.load(tmp_path / "outcome.pt")
+    assert outcome.keys() >= {"W1": {"loss", "head.weight"}, "W5": {"loss", "score"}, "W7": set()}[name]
+    assert all(torch.isfinite(value).all() for value in outcome.values())
+
+
 def test_every_work_describes_a_run_that_metarun_accepts(bench: ModuleType) -> None:
     options = type("Options", (), {"device": "cpu", "threads": 1})
     for work in bench.WORKS.values():
@@ -56,6 +78,7 @@ def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
     }
     work = {**time, "title": "some work", "bar": 2.5, "metarun_mb": 600.0, "gflop": 0.1}
     memory = {"title": "memory", "bar": 1.3, "ratio": 1.1, "peer_ratio": 9.0, "peaks_mb": {}}
+    memory["grown_mb"] = {"metarun": [100.0, 110.0], "learn2learn": [50.0, 450.0]}
     race = {"title": "a race", "bar": 3.0, "ratio": 4.0, "metarun_s": 100.0, "peer_s": 400.0, "metarun_step": 8, "peer_step": 9, "seed": 0}
     found = {
         "rounds": 9,
