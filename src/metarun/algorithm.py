@@ -3,10 +3,12 @@ An algorithm knows neither engine, trainer, device, logger nor config."""
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
@@ -233,6 +235,40 @@ class HeadLearner(InnerLoop):
 
     def predict(self, state: State, x: Tensor) -> Tensor:
         return self.answer(state.fast, self.net(x, state.support_x))
+
+
+class SolvedHead(Algorithm):
+    """A linear head that is solved for, by regression on features and a column of ones z(x) = (f(x), 1).
+
+        logits(x) = α z(x) W + β                                      (arXiv:1805.08136, equation 7)
+
+    Methods make W [features + 1, way] in ``begin`` or in steps, as the state's ``weight`` beside ``support_x``. Meta-training learns
+    α, β and the penalty; the penalty by its logarithm, which keeps it positive.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        penalty: λ before meta-training.
+        scale: α before meta-training; a regression's answers lie near 0..1, flat for a softmax.
+    """
+
+    kinds = frozenset({"classification"})
+    encodes = True
+
+    def __init__(self, net: Net, problem: Problem, *, penalty: Annotated[float, Gt(0)], scale: Annotated[float, Gt(0)]) -> None:
+        super().__init__(net, problem)
+        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
+        self.scale, self.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(0.0))
+
+    def rows(self, x: Tensor, support_x: Tensor) -> Tensor:
+        """z [n, features + 1] of x [n, *input_shape]."""
+        return inner.with_ones(inner.widen(self.net(x, support_x)))
+
+    def penalty(self, n: int) -> Tensor:
+        """λ for a sum over n examples, being meant for their mean."""
+        return n * self.log_penalty.exp()
+
+    def predict(self, state: State, x: Tensor) -> Tensor:
+        return self.scale * (self.rows(x, state.support_x) @ state.weight) + self.bias
 
 
 class Prototypes(NamedTuple):

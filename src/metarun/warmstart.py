@@ -1,5 +1,5 @@
 """``init_from=RUN``: a run begins with the weights of another run's backbone, taken by name.
-Heads and a method's own meta-parameters begin as ever."""
+What a method has beside the net, such as its head, begins as ever; what it puts into the net (FiLM layers, scales) is of the net."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ class AlphaMAML(InnerLoop):
 
     Deviations: (1) α's derivative goes through all inner steps and, unless ``first_order``, through their gradients. (2) α stays
     positive by reflection, |α|. (3) With another outer optimizer than plain SGD, α takes that one's steps, of size h_α.
+    (4) The meta-gradient is the mean over tasks, not the sum, so h_α is larger by their number.
 
     Args:
         net, problem: the backbone and the data's shape.

@@ -26,7 +26,7 @@ class CAVIA(InnerLoop):
     Deviations: (1) γ starts from 1 and β from 0 at c = 0, as of no effect; the authors start the layer at random. (2) The layer is the
     last one of convolutional nets, which learns faster, not the third of four. (3) The authors modulate after max-pooling, here it is
     before: the same as long as γ > 0. (4) Behind a norm of the first layer of an MLP the context is added after it, as batch
-    statistics would take it away again.
+    statistics would take it away again. (5) Defaults: α = 30 where the authors have 1, which in these few iterations moves nothing.
 
     Args:
         net, problem: the backbone and the data's shape.

@@ -3,15 +3,14 @@ Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv:1805.08136."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from annotated_types import Ge
+from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import SolvedHead
 from metarun.nets.base import Net
 from metarun.task import Context, Problem
 
@@ -24,7 +23,7 @@ class Solving(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class LRD2(Algorithm):
+class LRD2(SolvedHead):
     """Logistic regression differentiable discriminator, each class against the rest.
 
         w_c = argmin (1/n) Σ_i log(1 + exp(−t_i z_i w_c)) + λ/2 ‖w_c‖²     (t_i = 1 in class c, else −1; z: features and a one)
@@ -36,36 +35,23 @@ class LRD2(Algorithm):
     The adaptation curve shows the accuracy after 0, 1, 2 … Newton steps. Any number of classes.
 
     Deviations: those of R2-D2, and (4) an episode's loss is the softmax's cross-entropy of the regressions' logits, also with two classes,
-    where the authors need one regression only.
+    where the authors need one regression only. (5) The penalty is for the mean over examples, nλ, as in R2-D2; theirs is λ.
 
     Args:
         net, problem: the backbone and the data's shape.
         inner_steps, test_steps: Newton steps in meta-training, and in validation and test.
-        penalty: λ before meta-training.
-        scale: α before meta-training.
+        penalty, scale: as of ``SolvedHead``.
     """
 
-    kinds = frozenset({"classification"})
-    encodes = True
-
     def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        inner_steps: Annotated[int, Ge(0)],
-        test_steps: Annotated[int, Ge(0)],
-        penalty: Annotated[float, Gt(0)],
-        scale: Annotated[float, Gt(0)],
+        self, net: Net, problem: Problem, *, inner_steps: Annotated[int, Ge(0)], test_steps: Annotated[int, Ge(0)], **settings: Any
     ) -> None:
-        super().__init__(net, problem)
+        super().__init__(net, problem, **settings)
         self.inner_steps, self.test_steps = inner_steps, test_steps
-        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
-        self.scale, self.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(0.0))
 
     def begin(self, context: Context) -> Solving:
         x = context.support.x
-        z = inner.with_ones(inner.widen(self.net(x, x)))
+        z = self.rows(x, x)
         return Solving(z.new_zeros(z.shape[1], context.classes.shape[0]), z, x)
 
     def step(self, state: Solving, context: Context, k: int) -> Solving:
@@ -74,9 +60,5 @@ class LRD2(Algorithm):
         logits = z @ weight
         # (y − μ) / s is t / σ(t η): written so, an example that is surely wrong does not become 0 / 0.
         target = logits + sign / torch.sigmoid(sign * logits)
-        noise = len(z) * self.log_penalty.exp() / (torch.sigmoid(logits) * torch.sigmoid(-logits))
+        noise = self.penalty(len(z)) / (torch.sigmoid(logits) * torch.sigmoid(-logits))
         return state._replace(weight=torch.vmap(inner.ridge, in_dims=(None, 1, 1), out_dims=1)(z, target, noise))
-
-    def predict(self, state: Solving, x: Tensor) -> Tensor:
-        z = inner.with_ones(inner.widen(self.net(x, state.support_x)))
-        return self.scale * (z @ state.weight) + self.bias

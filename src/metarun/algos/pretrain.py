@@ -29,7 +29,9 @@ class Pretrain(GradientLearner):
     Deviations from Chen et al.: (1) A fine-tuning step takes the whole support, not 4 examples, so that their order does not matter.
     (2) A new head does not start at random: a linear one from zero, a cosine one from the classes' mean directions, where it is the
     nearest class mean by cosine. (3) The cosine head of all training classes starts with logits as small as a linear one's, whatever
-    the scale: with large ones in random directions, features take long to come.
+    the scale: with large ones in random directions, features take long to come. (4) Steps are plain gradient descent, without momentum
+    and dampening, and ``test_steps`` of them instead of 100 epochs of small batches. (5) ``scale`` is 10 for any number of classes; the
+    authors' is 2 up to 200.
 
     Args:
         net, problem: the backbone and the data's shape.

@@ -3,17 +3,13 @@ Bertinetto, Henriques, Torr, Vedaldi 2019, arXiv:1805.08136."""
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import torch
-from annotated_types import Gt
-from torch import Tensor, nn
+from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Algorithm
-from metarun.nets.base import Net
-from metarun.task import Context, Problem
+from metarun.algorithm import SolvedHead
+from metarun.task import Context
 
 
 class Solved(NamedTuple):
@@ -23,7 +19,7 @@ class Solved(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class R2D2(Algorithm):
+class R2D2(SolvedHead):
     """Ridge regression differentiable discriminator.
 
         W = argmin (1/n) ‖Z W − Y‖² + λ ‖W‖² = Zᵀ(Z Zᵀ + nλ I)⁻¹ Y          (equation 6; Z: features and a column of ones, Y: one-hot)
@@ -37,25 +33,11 @@ class R2D2(Algorithm):
     the authors train with more ways than they test, and draw the shots of every training task from 1 to 10.
 
     Args:
-        net, problem: the backbone and the data's shape.
-        penalty: λ before meta-training.
-        scale: α before meta-training; the regression's answers lie near 0..1, flat for a softmax.
+        as of ``SolvedHead``.
     """
-
-    kinds = frozenset({"classification"})
-    encodes = True
-
-    def __init__(self, net: Net, problem: Problem, *, penalty: Annotated[float, Gt(0)], scale: Annotated[float, Gt(0)]) -> None:
-        super().__init__(net, problem)
-        self.log_penalty = nn.Parameter(torch.tensor(math.log(penalty)))
-        self.scale, self.bias = nn.Parameter(torch.tensor(scale)), nn.Parameter(torch.tensor(0.0))
 
     def begin(self, context: Context) -> Solved:
         x, y = context.support
-        z = inner.with_ones(inner.widen(self.net(x, x)))
+        z = self.rows(x, x)
         target = inner.one_hot(y, context.classes.shape[0]).to(z.dtype)
-        return Solved(inner.ridge(z, target, len(y) * self.log_penalty.exp()), x)
-
-    def predict(self, state: Solved, x: Tensor) -> Tensor:
-        z = inner.with_ones(inner.widen(self.net(x, state.support_x)))
-        return self.scale * (z @ state.weight) + self.bias
+        return Solved(inner.ridge(z, target, self.penalty(len(y))), x)
