@@ -60,6 +60,21 @@ def test_conjugate_gradient_solves_in_as_many_steps_as_dimensions() -> None:
     assert max(errors[2:]) < 1e-10  # solved, and more steps do no harm
 
 
+def test_conjugate_gradient_ends_where_the_operator_proves_indefinite() -> None:
+    diagonal = torch.tensor([-1.0, 2.0, 3.0], dtype=F64)
+    at_once, later, never = torch.tensor([[1.0, 0.1, 0.1], [0.1, 1.0, 1.0], [0.0, 1.0, 1.0]], dtype=F64)
+
+    def solve(target: torch.Tensor, steps: int) -> torch.Tensor:
+        return inner.conjugate_gradient(lambda v: diagonal * v, target, steps)
+
+    assert torch.equal(solve(at_once, 4), at_once)
+    assert not torch.equal(solve(later, 1), solve(later, 2))
+    assert torch.equal(solve(later, 2), solve(later, 5))  # its third direction has negative curvature
+    torch.testing.assert_close(solve(never, 5), never / diagonal)
+    together = torch.vmap(lambda target: solve(target, 5))(torch.stack([at_once, later, never]))
+    torch.testing.assert_close(together, torch.stack([solve(target, 5) for target in (at_once, later, never)]))
+
+
 def test_conjugate_gradient_of_nothing_is_nothing() -> None:
     assert torch.equal(inner.conjugate_gradient(lambda x: 2 * x, torch.zeros(3), 4), torch.zeros(3))
 
