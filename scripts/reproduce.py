@@ -221,8 +221,8 @@ def presets(results: Results) -> list[str]:
         "",
         "Train Balinese, Greek, Japanese, Korean, Sanskrit (708 classes with rotations), develop on Early Aramaic (88), test on Latin and",
         "Tagalog (172); test classes are rotated as well. The checkpoint is the best on 200 development episodes; the test is run once.",
-        "Accuracy in %, ± is 1.96 standard errors over 1000 test episodes, 15 queries per class, seed 0. Below each table are its commands;",
-        "an indented one evaluates the run above it.",
+        "Accuracy in %, ± is 1.96 standard errors over 1000 test episodes, 15 queries per class, seed 0. The commands of a table are below",
+        "it; an indented one evaluates the run above it.",
         "",
     ]
     head = ["method", "task", "accuracy %", "norm", "training", "wall, training and first test"]
@@ -255,8 +255,8 @@ def adaptive(results: Results) -> list[str]:
         "",
         "The same split, episodes and seed; Conv4-64 with strides and the mean over space, `net.norm=batch` throughout (transductive:",
         "queries are normalised together). Trained once, at 5-way 1-shot with 5 queries per class, 16 tasks in an iteration (`reptile`:",
-        "8 tasks of 10 shots, no query; `imaml`: 8 tasks; `pretrain`: batches of 64 classes), and evaluated at one and at five shots. `nil` is",
-        "`anil` without its head at test; `mtl` begins with the net of `pretrain`, the row above it. Settings were chosen on development",
+        "8 tasks of 10 shots, no query; `imaml`: 8 tasks; `pretrain`: batches of 64 classes), and evaluated at one and at five shots. `nil`",
+        "is `anil` without its head at test; `mtl` begins with the net of `pretrain`, the row above it. Settings were chosen on development",
         "tasks; mostly none but the defaults were tried. The budget is small: MAML gains 1.8 points more with three times the iterations",
         "(first table). The papers' figures are for 1200 training characters with rotations, and many times the budget.",
         "",
