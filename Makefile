@@ -12,7 +12,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint peers bench bench-quick clean
+.PHONY: help run test test-all test-peers lint peers bench bench-quick clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -33,6 +33,9 @@ lint: $(READY) ## style, formatting, types
 	$(BIN)/mypy
 
 peers: $(PEERS)/learn2learn/.built $(PEERS)/metalearn/.built ## build the libraries that the benchmark compares with, in environments of their own
+
+test-peers: peers ## the tests that compare with learn2learn, in its environment
+	OMP_NUM_THREADS=1 $(PEERS)/learn2learn/bin/python -m pytest tests/oracle $(ARGS)
 
 bench: peers ## metarun against them in turn, about half an hour on a quiet machine; writes docs/benchmarks.md and .json
 	$(BIN)/python scripts/bench.py --write $(ARGS)

@@ -51,7 +51,7 @@ class Engine:
         precision: ``fp32``, or ``bf16`` for convolutions and linear layers in bfloat16 (see ``BFloat16``).
         world: the processes that share the work; None for this one alone.
         map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
-        chunk: tasks at a time; ``auto`` picks what fits the cache or the memory. Results do not depend on it beyond rounding.
+        chunk: tasks at a time; ``auto`` picks what fits the memory (``chunk_size``). Results do not depend on it beyond rounding.
     """
 
     def __init__(
@@ -208,7 +208,7 @@ class Engine:
 
         A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
         says of its queries. On a CPU, the states of many inner steps have a budget of their own, so that memory hardly grows with them.
-        On a GPU, a quarter of its memory.
+        On a GPU, a sixteenth of its memory: first and second derivatives need several times the activations.
         """
         if self.chunk != "auto":
             return self.chunk
