@@ -41,7 +41,7 @@ bench: peers ## metarun against them in turn, about half an hour on a quiet mach
 	$(BIN)/python scripts/bench.py --write $(ARGS)
 
 bench-quick: peers ## the same in under 5 minutes; writes nothing
-	$(BIN)/python scripts/bench.py --rounds 3 --seconds 0.5 --episodes 60 $(ARGS)
+	$(BIN)/python scripts/bench.py --rounds 2 --seconds 0.3 --episodes 20 $(ARGS)
 
 clean: ## remove caches and build products; .venv and outputs stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache
