@@ -217,8 +217,8 @@ class Trainer:
         scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
         result = results(problem, scores)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
-        # Anything is better than not a number, which compares with nothing.
-        better = best is None or math.isnan(best) or (mean > best if problem.higher_is_better else mean < best)
+        # Any number is better than none, and none, which compares with nothing, only better than no validation at all.
+        better = best is None or (math.isnan(best) and not math.isnan(mean)) or (mean > best if problem.higher_is_better else mean < best)
         self.tracker.log(p.iteration, "val", {name: s["mean"] for name, s in result.items()} | {"ci95": result[problem.metric]["ci95"]})
         p.validated = p.iteration
         if better:
@@ -228,6 +228,8 @@ class Trainer:
             p.stale += 1
         self.save("last")
         mark = "  (best so far)" if better else ""
+        if math.isnan(mean):
+            mark = ": adaptation diverges; try a smaller algo.inner_lr or fewer algo.test_steps"
         log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
 
     def save(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import signal
 from collections.abc import Callable, Iterator, Sequence
@@ -72,6 +73,8 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
         (lambda: small(*PROTONET), [0.2, 0.9, 0.5], 4),
         (lambda: regression("maml"), [3.0, 4.0, 0.5], 6),
         (lambda: regression("maml"), [1.0, 4.0, 1.0], 2),
+        (lambda: small(*PROTONET), [math.nan, math.nan, 0.1], 6),
+        (lambda: regression("maml"), [2.0, math.nan, 3.0], 2),
     ],
 )
 def test_the_best_checkpoint_is_the_one_that_validation_prefers(
@@ -94,6 +97,16 @@ def test_patience_counts_validations_without_improvement(scripted: Scripted, tmp
     trainer = scripted(Script([0.5, 0.6, 0.6, 0.1, 0.9]), iterations=100, patience=2)
     trainer.fit()
     assert (trainer.progress.iteration, trainer.progress.best_step) == (8, 4)
+
+
+def test_scores_that_are_no_numbers_are_no_improvement(scripted: Scripted, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    trainer = scripted(Script([math.nan] * 9), iterations=100, patience=2)
+    trainer.fit()
+    assert (trainer.progress.iteration, trainer.progress.best_step) == (6, 2)
+    assert caplog.messages[1] == (
+        "iteration 4: development accuracy nan ± nan: adaptation diverges; try a smaller algo.inner_lr or fewer algo.test_steps"
+    )
 
 
 def test_the_last_iteration_is_validated_even_off_beat(scripted: Scripted, tmp_path: Path) -> None:
