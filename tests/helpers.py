@@ -211,6 +211,11 @@ def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float
     return float(gradient @ torch.cat([direction.flatten() for direction in way])), (losses[0] - losses[1]) / (2 * step)
 
 
+def random(*shape: int, seed: int = 0) -> Tensor:
+    """Standard normal numbers in float64, the same every time."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
 def relative_error(a: Tensor, b: Tensor) -> float:
     """‖a − b‖ / ‖b‖."""
     return float((a - b).norm() / b.norm())

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -81,10 +82,20 @@ class _MixedGradient(torch.autograd.Function):
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
     if isinstance(lr, (float, int)):
-        return tree_map(lambda w, g: torch.rsub(g, w, alpha=lr), fast, grads)
+        return tree_map(lambda w, g: as_it_lies(partial(torch.rsub, alpha=lr), g, w), fast, grads)
     if isinstance(lr, Tensor):
-        return tree_map(lambda w, g: g * -lr + w, fast, grads)
-    return tree_map(lambda w, g, rate: g * -rate + w, fast, grads, lr)
+        return tree_map(lambda w, g: as_it_lies(lambda w, g: g * -lr + w, w, g), fast, grads)
+    return tree_map(lambda *leaves: as_it_lies(lambda w, g, rate: g * -rate + w, *leaves), fast, grads, lr)
+
+
+def as_it_lies(function: Callable[..., Tensor], *weights: Tensor) -> Tensor:
+    """``function`` of weights of convolutions with the channels last, as they lie in memory (``nets.conv``), and of others as they are.
+
+    Where tasks share them, the way back sums over tasks, ten times as fast along memory.
+    """
+    if weights[0].dim() != 4:
+        return function(*weights)
+    return function(*(w.movedim(1, -1) for w in weights)).movedim(-1, 1)
 
 
 def hessian(loss: Callable[..., Tensor], fast: Weights, *args: Any) -> Callable[[Weights], Weights]:

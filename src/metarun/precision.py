@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metarun.nets.conv import convolve, linear
+from metarun.nets.fused import lifted
 
 
 class BFloat16(TorchFunctionMode):
@@ -21,7 +22,7 @@ class BFloat16(TorchFunctionMode):
     Backward passes that run a function again (``inner.gradient`` in mode ``mixed``) must lie inside, too.
     """
 
-    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve, linear})
+    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve, linear, lifted})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

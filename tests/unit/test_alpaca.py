@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import Identity, in_float64, regression, slopes
+from helpers import Identity, in_float64, random, regression, slopes
 from torch import Tensor
 
 import metarun
@@ -18,10 +18,6 @@ from metarun.task import Batch, Context, EpisodeSpec, Gaussian, Problem
 
 F64 = torch.float64
 FEATURES, OUTPUTS = 3, 2
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def alpaca(prior: float = 1.0) -> ALPaCA:

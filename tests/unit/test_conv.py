@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import random
 from torch import Tensor
 
 from metarun.nets import conv
@@ -13,10 +14,6 @@ from metarun.nets.conv import Conv, convolve, matrix
 F64 = torch.float64
 SHAPES = pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (5, 3)])
 WAYS = pytest.mark.parametrize("few", [0, 10**6], ids=["one by one", "products"])  # of many tasks with weights of their own
-
-
-def random(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 @SHAPES
@@ -34,7 +31,7 @@ def test_one_task_equals_torch_and_finite_differences(kernel: int, stride: int) 
 @SHAPES
 @WAYS
 def test_many_tasks_equal_one_after_the_other(kernel: int, stride: int, few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv, "FEW", few)
+    monkeypatch.setattr(conv, "FEW", (few, few, few))
     w = random(3, 3, kernel, kernel, seed=2).requires_grad_()
     xs, qs = random(5, 2, 3, 7, 6, seed=1), random(5, 4, 3, 7, 6, seed=3)
 
@@ -57,7 +54,7 @@ def test_many_tasks_equal_one_after_the_other(kernel: int, stride: int, few: int
 
 @WAYS
 def test_forward_mode_over_reverse_mode_works_for_many_tasks(few: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conv, "FEW", few)
+    monkeypatch.setattr(conv, "FEW", (few, few, few))
     xs, ws, along = random(5, 2, 3, 6, 6, seed=1), random(5, 4, 3, 3, 3, seed=2), random(5, 4, 3, 3, 3, seed=3)
 
     def product(convolution: object, x: Tensor, w: Tensor, v: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import relative_error
+from helpers import random, relative_error
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -16,10 +16,6 @@ from metarun import inner
 
 F64 = torch.float64
 KEYS = torch.arange(64) * 7919
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def positive_definite(n: int, seed: int) -> Tensor:

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import classification, engine, in_float64, meta_gradient, relative_error, small
+from helpers import classification, engine, in_float64, meta_gradient, random, relative_error, small
 
 from metarun.algos.metacurvature import identities, transformed
 
 F64 = torch.float64
 WORDS = ["net=mlp", "net.activation=tanh", "algo.inner_lr=0.25"]
-
-
-def random(*shape: int, seed: int) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 @pytest.mark.parametrize("mode", ["unroll", "mixed", "none"])

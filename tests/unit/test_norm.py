@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import random
 from torch import Tensor
 
 from metarun.nets.conv import Conv
@@ -15,10 +16,6 @@ from metarun.precision import BFloat16
 
 F64 = torch.float64
 CHANNELS = 16
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=F64)
 
 
 def norm(kind: NormKind) -> Norm:

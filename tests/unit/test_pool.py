@@ -7,15 +7,12 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import random
 from torch import Tensor
 
 from metarun.nets.pool import max_pool
 
 Pooling = Callable[[Tensor], Tensor]
-
-
-def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 @pytest.fixture(params=[False, True], ids=["floor", "ceil"])

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from metarun.inner import widen
+from metarun.nets.kernels import array, patches
+
 X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
-FEW = 256  # places in a task's output: up to here one product over all tasks' patches beats a convolution for each (scripts/bench.py)
+FEW = 300, 800, 200  # places in a task's output: up to here one product over all tasks' patches beats a convolution for each
 
 
 class Form(NamedTuple):
@@ -40,6 +43,8 @@ class Partial(torch.autograd.Function):
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
         if a.dim() == 4:
             return convolution(slot, form, a, b)
+        if form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
+            return products(slot, form, a, b)
         # Joined, not stacked, which would give up the order in memory.
         return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
 
@@ -92,56 +97,34 @@ def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     return torch.ops.aten.convolution_backward(y, x, w, None, stride, padding, [1, 1], False, [0, 0], 1, wanted)[slot]
 
 
-class Patches(torch.autograd.Function):
-    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]; or, ``back``, that map's transpose."""
-
-    @staticmethod
-    def forward(x: Tensor, form: Form, back: bool) -> Tensor:
-        return scatter(x, form) if back else gather(x, form)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.form, ctx.back = inputs
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        return Patches.apply(cotangent, ctx.form, not ctx.back), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor, _form: None, _back: None) -> Tensor:
-        return Patches.apply(dx, ctx.form, ctx.back)
-
-    @staticmethod
-    def vmap(info: Any, in_dims: tuple[int, None, None], x: Tensor, form: Form, back: bool) -> tuple[Tensor, int]:
-        return Patches.apply(x.movedim(in_dims[0], 0), form, back), 0
+def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` of all tasks, as matrix products over patches."""
+    if slot == Y:
+        return (gather(a, form).flatten(1, -2) @ matrix(b).mT).unflatten(1, (a.shape[1], *form.places)).movedim(-1, 2)
+    if slot == X:
+        return scatter((b.movedim(2, -1).flatten(1, -2) @ matrix(a)).unflatten(1, (b.shape[1], *form.places)), form)
+    seen, y = gather(b, form), a.movedim(2, -1)
+    return (y.flatten(1, -2).mT @ seen.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
 
 
 def gather(x: Tensor, form: Form) -> Tensor:
-    """``Patches`` in one copy: a row of the kernel is a run of numbers in memory."""
-    padded = pad(x, form).flatten(0, -4).contiguous()
-    image, row, place, _ = padded.stride()
-    shape = (len(padded), *form.places, form.kernel, form.kernel * x.shape[-3])
-    seen = padded.as_strided(shape, (image, form.stride * row, form.stride * place, row, 1))
-    return seen.contiguous().view(*x.shape[:-3], *form.places, -1)
+    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
+    seen = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
+    patches(x.shape[-3], form.kernel).gather(array(x.movedim(-3, -1), 3), form.stride, form.padding, array(seen, 3))
+    return seen
 
 
 def scatter(seen: Tensor, form: Form) -> Tensor:
     """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
-    kernel, stride, margin, channels = form.kernel, form.stride, form.padding, seen.shape[-1] // form.kernel**2
-    seen = seen.unflatten(-1, (kernel, kernel * channels))
-    height, width = (side + 2 * margin for side in form.size)
-    x = seen.new_zeros(*seen.shape[:-4], height, width * channels)
-    rows = stride * (form.places[0] - 1) + 1
-    for place in range(form.places[1]):
-        columns = slice(stride * place * channels, (stride * place + kernel) * channels)
-        for i in range(kernel):
-            x[..., i : i + rows : stride, columns] += seen[..., place, i, :]
-    x = x.unflatten(-1, (width, channels))[..., margin : height - margin, margin : width - margin, :]
+    channels = seen.shape[-1] // form.kernel**2
+    x = seen.new_empty(*seen.shape[:-3], *form.size, channels)
+    total = torch.empty(channels, dtype=widen(seen[..., :0]).dtype)
+    patches(channels, form.kernel).scatter(array(seen, 3), form.stride, form.padding, total.numpy(), array(x, 3))
     return x.movedim(-1, -3)
 
 
 def slices(x: Tensor, form: Form, common: Tensor | None) -> Tensor:
-    """``Patches`` in torch's operators, less ``common``: an entry of the kernel at a time, which for few channels is as good."""
+    """``gather`` in torch's operators, less ``common``: an entry of the kernel at a time, which for few channels is as good."""
     padded = pad(x, form) if common is None else pad(x, form) - common
     down, across = (form.stride * (places - 1) + 1 for places in form.places)
     entries = product(range(form.kernel), repeat=2)
@@ -154,8 +137,8 @@ def pad(x: Tensor, form: Form) -> Tensor:
 
 
 def matrix(w: Tensor) -> Tensor:
-    """Weights [o, c, k, k] as a linear map of patches, [o, k² * c]."""
-    return w.permute(0, 2, 3, 1).flatten(1)
+    """Weights [*n, o, c, k, k] as a linear map of patches, [*n, o, k² * c]."""
+    return w.movedim(-3, -1).flatten(-3)
 
 
 def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
@@ -165,8 +148,6 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     if x.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph is for answers, and knows torch's operators only
         return torch.conv2d(x, w, None, stride, padding)
     form = Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1]))
-    if x.shape[0] * form.places[0] * form.places[1] <= FEW:
-        return (Patches.apply(x, form, False).flatten(0, 2) @ matrix(w).mT).unflatten(0, (x.shape[0], *form.places)).movedim(-1, 1)
     return Partial.apply(Y, form, x, w)
 
 

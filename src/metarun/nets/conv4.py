@@ -7,14 +7,12 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
-import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm, NormKind
-from metarun.nets.pool import max_pool
 
 
 class Block(nn.Module):
@@ -29,9 +27,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, n_support: int | None) -> Tensor:
         """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
-        x = self.norm(x, n_support, self.conv)
-        # The largest before the positive part is the same as after it, on a quarter of the values.
-        return F.relu(max_pool(x) if self.down == "pool" else x)
+        return self.norm.rectified(x, n_support, self.conv, self.down == "pool")
 
 
 class Conv4(Net):

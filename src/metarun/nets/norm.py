@@ -6,10 +6,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.inner import widen
+from metarun.nets import fused
 from metarun.nets.conv import Conv, linear, matrix
+from metarun.nets.pool import max_pool
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -47,8 +50,8 @@ class Norm(nn.Module):
         ``n_support``: that many leading rows are the support (kind ``support`` only).
         """
         if conv is not None:
-            if conv.narrow and self.kind in ("batch", "support", "running"):
-                return self._folded(x, conv, n_support)
+            if self._folds(conv):
+                return linear(*self._folded(x, conv, n_support))
             x = conv(x)
         dtype, x = x.dtype, x.movedim(1, -1)  # as it lies in memory, so that what is spread over it will lie there alike
         if self.kind == "none":
@@ -57,8 +60,29 @@ class Norm(nn.Module):
         # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
         return (centred * (scale * self.weight) + self.bias).to(dtype).movedim(-1, 1)
 
-    def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> Tensor:
+    def rectified(self, x: Tensor, n_support: int | None, conv: Conv, pool: bool) -> Tensor:
+        """ReLU, behind 2x2 max-pooling where ``pool`` says so, of ``forward``."""
+        if fused.here(x) and not self._forward_hooks:  # which want to see the norm alone
+            window = 2 if pool else 1
+            if self._folds(conv):
+                if not x.requires_grad:
+                    return fused.lifted(*self._folded(x, conv, n_support), window)
+            elif self.kind == "batch" or (self.kind == "running" and self.training):
+                y, *moments = fused.normed(conv(x), self.weight, self.bias, self.eps, window)
+                if self.tally is not None:
+                    self.tally.append((moments[0], moments[1]))
+                return y
+        x = self(x, n_support, conv)
+        # The largest before the positive part is the same as after it, on a quarter of the values.
+        return F.relu(max_pool(x) if pool else x)
+
+    def _folds(self, conv: Conv) -> bool:
+        return conv.narrow and self.kind in ("batch", "support", "running")
+
+    def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> tuple[Tensor, Tensor, Tensor]:
         """Norm and convolution as one linear map of patches p: the moments of w·p are w·mean(p) and wᵀ cov(p) w.
+
+        Returns patches [n, h, w, k], weight [channels, k] and bias [channels].
 
         The moments of few input channels cost next to nothing, while a first layer's output is the largest thing a net passes over.
         """
@@ -78,7 +102,7 @@ class Norm(nn.Module):
             if self.tally is not None:
                 self.tally.append((mean + weight @ common.repeat(conv.kernel**2), var))
         scale = torch.rsqrt(var + self.eps) * self.weight
-        return linear(seen, scale[:, None] * weight, self.bias - scale * mean)
+        return seen, scale[:, None] * weight, self.bias - scale * mean
 
     def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, *space, channels] less its mean and 1 / standard deviation, over the groups of channels of each example alone."""
