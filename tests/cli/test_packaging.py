@@ -54,7 +54,7 @@ def installed(wheel, tmp_path_factory):
 def test_the_wheel_holds_every_source_file_and_every_yaml_and_nothing_else(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     expected = {f"metarun/conf/{path.relative_to(CONF).as_posix()}" for path in CONF.rglob("*.yaml")}
-    source = (path for path in (CHECKOUT / "src").rglob("*") if path.is_file() and path.suffix != ".pyc")
+    source = (path for path in (CHECKOUT / "src").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     expected |= {path.relative_to(CHECKOUT / "src").as_posix() for path in source}
     assert {name for name in names if ".dist-info/" not in name} == expected
     assert any(name.endswith("licenses/LICENSE") for name in names)

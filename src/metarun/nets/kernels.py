@@ -7,7 +7,8 @@ with in float32. ``where`` says what an output was made of: a place of its windo
 
 from __future__ import annotations
 
-from functools import cache
+from contextlib import suppress
+from functools import cache, wraps
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,12 +17,31 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 from torch import Tensor
+from torch.profiler import record_function
 
-# No licence to ignore what is no number: a run that diverges is to say so.
-compiled: Any = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"}, cache=True)
 inlined: Any = intrinsic
 BITS = ir.IntType(32)
 ROWS = 64  # whose moments are taken at a time, so that they are still in the cache the second time
+
+
+def compiled(loops: Any) -> Any:
+    """The function in machine code, made at its first call with arrays of a type and kept on disk for the next process."""
+    # No licence to ignore what is no number: a run that diverges is to say so.
+    function: Any = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})(loops)
+    with suppress(RuntimeError):  # where nothing may be written, every process compiles anew
+        function.enable_caching()
+    return function
+
+
+def shown(function: Any) -> Any:
+    """The function under its own name in the traces of ``trainer.profile``."""
+
+    @wraps(function)
+    def call(*arguments: Any) -> None:
+        with record_function(f"metarun::{function.__qualname__.replace('.<locals>', '')}"):
+            function(*arguments)
+
+    return call
 
 
 class Block(NamedTuple):
@@ -274,7 +294,7 @@ def block(channels: int, window: int) -> Block:
                         for c in range(channels):
                             out[c] = as_in(out, xv[c] * wide(other[c]) + xc[c] * (wide(row[c]) - m[c]) + x0[c])
 
-    return Block(forward, backward, second)
+    return Block(*map(shown, (forward, backward, second)))
 
 
 @cache
@@ -363,7 +383,7 @@ def lift(inputs: int, channels: int, window: int) -> Lift:
                 for k in range(inputs):
                     gweight[t, k, c] = total[k, c]
 
-    return Lift(forward, pick, collect)
+    return Lift(*map(shown, (forward, pick, collect)))
 
 
 @cache
@@ -405,4 +425,4 @@ def patches(channels: int, kernel: int) -> Patches:
                     for c in range(channels):
                         out[c] = as_in(out, total[c])
 
-    return Patches(gather, scatter)
+    return Patches(*map(shown, (gather, scatter)))
