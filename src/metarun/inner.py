@@ -89,13 +89,13 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
 
 
 def as_it_lies(function: Callable[..., Tensor], *weights: Tensor) -> Tensor:
-    """``function`` of weights of convolutions with the channels last, as they lie in memory (``nets.conv``), and of others as they are.
+    """An elementwise ``function`` of weights, those of convolutions with the channels last, as they lie in memory (``nets.conv``).
 
     Where tasks share them, the way back sums over tasks, ten times as fast along memory.
     """
     if weights[0].dim() != 4:
         return function(*weights)
-    return function(*(w.movedim(1, -1) for w in weights)).movedim(-1, 1)
+    return function(*(w.movedim(1, -1) if w.dim() == 4 else w for w in weights)).movedim(-1, 1)
 
 
 def hessian(loss: Callable[..., Tensor], fast: Weights, *args: Any) -> Callable[[Weights], Weights]:

@@ -96,9 +96,9 @@ class Norm(nn.Module):
             seen = conv.patches(x, common)
             source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2).double(), weight.double()
             centre = source.mean(0)
-            centred = source - centre
+            covariance = source.T @ source / source.shape[0] - centre[:, None] * centre
             mean = (rows @ centre).to(weight.dtype)
-            var = ((rows @ (centred.T @ centred / source.shape[0])) * rows).sum(1).to(weight.dtype)
+            var = ((rows @ covariance) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:
                 self.tally.append((mean + weight @ common.repeat(conv.kernel**2), var))
         scale = torch.rsqrt(var + self.eps) * self.weight
