@@ -1,4 +1,5 @@
 """Runs every command behind docs/results.md and writes the page from what they print; finished runs are not repeated.
+A folder whose run had other settings than its command, of which defaults are a part, is refused.
 
 python scripts/reproduce.py --omniglot ../shared/omniglot [--runs outputs/results]
 """
@@ -13,6 +14,10 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+from metarun import config
+from metarun.compose import compose, resolve
+from metarun.run import read_config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 # Every run that is trained: its name, and its words.
@@ -128,8 +133,18 @@ def run(words: list[str]) -> Summary:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+def settings(values: dict[str, Any]) -> Any:
+    """What a configuration asks for: keys that it is too old for at their defaults, and wherever data and other runs lie."""
+    valid = config.validate(values)
+    valid["data"].pop("root", None)
+    valid["init_from"] = valid["init_from"] and Path(valid["init_from"]).name
+    return valid, [config.target_of(values, section) for section in config.TARGETS]
+
+
 def trained(folder: Path, words: list[str]) -> Summary:
     """The summary of a training run, from its folder where it is finished already."""
+    if (folder / "config.yaml").is_file() and settings(read_config(folder)) != settings(resolve(compose(words))):
+        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has now; move it away, or choose other --runs")
     summary = folder / "summary.json"
     if summary.is_file():
         return json.loads(summary.read_text(encoding="utf-8"))

@@ -98,6 +98,11 @@ class Algorithm(nn.Module, ABC):
     def anneal(self, progress: float) -> None:
         """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
 
+    @classmethod
+    def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What another run begins with: of a trained learner's ``state_dict``, the net's weights by their names in the net."""
+        return {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
+
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""
 

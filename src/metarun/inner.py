@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
@@ -170,6 +171,11 @@ def mode_product(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
 def widen(x: Tensor) -> Tensor:
     """``x`` in fp32 at least: bf16 is too coarse for losses, statistics and distances, float64 stays what it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def directions(features: Tensor) -> Tensor:
+    """Features [n, d] at length one, in fp32 at least: their products are cosines."""
+    return F.normalize(widen(features), dim=-1)
 
 
 def one_hot(y: Tensor, way: int) -> Tensor:

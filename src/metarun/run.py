@@ -211,11 +211,11 @@ def warm_start(algorithm: Algorithm, source: str) -> str:
         UserError: no such run, no checkpoint that can be read, or nothing in it that fits.
     """
     try:
-        read_config(Path(source))
+        method = config.target_of(read_config(Path(source)), "algo")
         trained = checkpoint.load(Path(source) / "checkpoints" / "best.pt")
     except (UserError, RunError) as error:
         raise UserError(f"init_from={source} is not possible: {error}") from None
-    line = warmstart.take(algorithm.net, trained["algorithm"], source)
+    line = warmstart.take(algorithm.net, method.backbone(trained["algorithm"]), source)
     algorithm.follow_net()
     return line
 

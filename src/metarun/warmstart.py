@@ -1,5 +1,5 @@
 """``init_from=RUN``: a run begins with the weights of another run's backbone, taken by name.
-What a method has beside the net, such as its head, begins as ever; what it puts into the net (FiLM layers, scales) is of the net."""
+What a method has beside the net, such as its head, begins as ever; what it puts into the net (FiLM layers) is of the net."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from metarun.nets.base import Net
 SHOWN = 3  # names in a line
 
 
-def take(net: Net, checkpoint: dict[str, Tensor], source: str) -> str:
-    """Copy into ``net`` what has the same name and shape in the backbone of a checkpoint's algorithm; returns one line that says how much.
+def take(net: Net, backbone: dict[str, Tensor], source: str) -> str:
+    """Copy into ``net`` what has the same name and shape in another run's backbone; returns one line that says how much.
 
     Weights that a method gave a parametrization (``torch.nn.utils.parametrize``) are known by the names that they had before.
 
     Raises:
         UserError: nothing fits.
     """
-    theirs = {_plain(name.removeprefix("net.")): tensor for name, tensor in checkpoint.items() if name.startswith("net.")}
+    theirs = {_plain(name): tensor for name, tensor in backbone.items()}
     ours = {_plain(name): tensor for name, tensor in net.state_dict().items()}
     both = ours.keys() & theirs.keys()
     other_shape = sorted(name for name in both if ours[name].shape != theirs[name].shape)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LEARNERS, Builder, classification, metrics_of, regression, same
+from helpers import LEARNERS, SIDE, Builder, classification, metrics_of, regression, same
 
 from metarun import checkpoint, model
 from metarun.algos.mamlpp import MAMLPP
@@ -63,6 +63,17 @@ def test_norm_weights_of_later_steps_begin_as_those_of_the_other_run(sources: di
     assert all(not torch.equal(weight, weight.round()) for weight in trained.values())
     for k in range(algorithm.inner_steps + 1):
         assert same(algorithm.own(k), trained)
+
+
+@pytest.mark.parametrize("algo", ["protonet", "mtl"])
+def test_filters_of_mtl_come_with_their_scales(algo: str, tmp_path: Path) -> None:
+    train(classification("mtl", "net.norm=running", "optim.lr=0.1"), tmp_path)
+    trained, warm = model.load(tmp_path).algorithm.net, Run(starts_from(classification(algo, "net.norm=running"), tmp_path)).algorithm.net
+    scales = [weight for name, weight in trained.named_parameters() if name.endswith(".scale")]
+    assert scales
+    assert all(float((scale - 1).abs().max()) > 0.1 for scale in scales)
+    x = torch.rand(4, 2, SIDE, SIDE)
+    torch.testing.assert_close(warm.eval()(x), trained(x))
 
 
 def said(values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun import inner
@@ -52,12 +51,12 @@ class ANIL(HeadLearner):
         if self.training or self.head_at_test:
             return super().begin(context)
         x, y = context.support
-        return Neighbours(inner.class_means(F.normalize(inner.widen(self.net(x, x)), dim=-1), y, context.classes.shape[0]), x)
+        return Neighbours(inner.class_means(inner.directions(self.net(x, x)), y, context.classes.shape[0]), x)
 
     def step(self, state: AdaptedHead | Neighbours, context: Context, k: int) -> AdaptedHead | Neighbours:
         return state if isinstance(state, Neighbours) else super().step(state, context, k)
 
     def predict(self, state: AdaptedHead | Neighbours, x: Tensor) -> Tensor:
         if isinstance(state, Neighbours):
-            return F.normalize(inner.widen(self.net(x, state.support_x)), dim=-1) @ state.means.T
+            return inner.directions(self.net(x, state.support_x)) @ state.means.T
         return super().predict(state, x)

@@ -81,7 +81,7 @@ class Matching(Algorithm):
         if self.fce:
             query = self._read_by_query(query, support)
         if self.similarity == "cosine":
-            scores = F.normalize(query, dim=-1) @ F.normalize(support, dim=-1).T
+            scores = inner.directions(query) @ inner.directions(support).T
         else:
             scores = -inner.squared_distances(query, support)
         attention = F.log_softmax(scores / self.temperature, dim=-1)

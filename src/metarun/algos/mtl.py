@@ -57,3 +57,12 @@ class MTL(HeadLearner):
                 if weight.dim() > 1:
                     weight.requires_grad_(False)
                     register_parametrization(module, name, Scale(weight))
+
+    @classmethod
+    def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The filters with their scales multiplied in."""
+        net = super().backbone(weights)
+        for scale in [name for name in net if name.endswith(".0.scale")]:
+            filters = scale.replace("0.scale", "original")
+            net[filters] = net[filters] * net.pop(scale)
+        return net

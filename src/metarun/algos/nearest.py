@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from metarun import inner
@@ -49,5 +48,5 @@ class Nearest(Algorithm):
         if self.distance == "euclidean":
             scores = -inner.squared_distances(self.net(x), state.pixels)
         else:
-            scores = F.normalize(self.net(x), dim=-1) @ F.normalize(state.pixels, dim=-1).T
+            scores = inner.directions(self.net(x)) @ inner.directions(state.pixels).T
         return inner.by_class(scores, state.member).amax(-1)

@@ -80,7 +80,7 @@ class Pretrain(GradientLearner):
         """A head for the classes of an episode, by parameter name."""
         (x, y), way, like = context.support, context.classes.shape[0], self.head.weight
         if isinstance(self.head, CosineHead):
-            return {"head.weight": F.normalize(inner.class_means(F.normalize(inner.widen(self.net(x, x)), dim=-1), y, way), dim=-1)}
+            return {"head.weight": inner.directions(inner.class_means(inner.directions(self.net(x, x)), y, way))}
         return {"head.weight": like.new_zeros(way, like.shape[1]), "head.bias": like.new_zeros(way)}
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
@@ -106,4 +106,4 @@ class CosineHead(nn.Linear):
         self.weight.data.div_(scale)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.scale * F.linear(F.normalize(inner.widen(x), dim=-1), self.weight)
+        return self.scale * F.linear(inner.directions(x), self.weight)

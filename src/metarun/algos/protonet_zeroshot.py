@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any, NamedTuple
 
-import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor, nn
 
@@ -43,7 +42,7 @@ class ZeroShotProtoNet(ZeroShotLearner):
 
     def begin(self, context: Context) -> ClassPoints:
         attributes, y = context.support
-        embedded = F.normalize(inner.widen(self.of_class(self.encoder(attributes))), dim=-1)
+        embedded = inner.directions(self.of_class(self.encoder(attributes)))
         return ClassPoints(inner.class_means(embedded, y, context.classes.shape[0]))
 
     def predict(self, state: ClassPoints, x: Tensor) -> Tensor:
