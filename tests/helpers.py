@@ -84,8 +84,11 @@ def capped(value: Any, largest: int) -> Any:
 
 
 def small(*words: str) -> dict[str, Any]:
-    """A resolved config of a tiny run: command-line words, then narrow nets, few steps, toy images unless ``data=`` is given."""
-    defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
+    """A resolved config of a tiny run: command-line words, then narrow nets, few steps, toy images unless ``data=`` is given.
+
+    In one chunk, as what a chunk costs beside its arithmetic is most of what such a run costs.
+    """
+    defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2", "engine.chunk=20"]
     defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2"]
     values = resolve(compose([*defaults, *words]))
     if not any(word.startswith("data=") for word in words):
