@@ -88,8 +88,8 @@ def small(*words: str) -> dict[str, Any]:
 
     In one chunk, as what a chunk costs beside its arithmetic is most of what such a run costs.
     """
-    defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2", "engine.chunk=20"]
-    defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2"]
+    defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
+    defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2", "engine.chunk=20"]
     values = resolve(compose([*defaults, *words]))
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY

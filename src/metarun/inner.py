@@ -35,20 +35,58 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     Returns:
         A tree like ``fast``.
     """
-    if mode == "none" or not torch.is_grad_enabled():
-        with torch.no_grad():
-            return torch.func.grad(loss)(fast, *args)
-    if mode == "unroll":
-        return torch.func.grad(loss)(fast, *args)
     leaves, spec = tree_flatten((fast, args))
-    n_fast = len(tree_flatten(fast)[0])
+    weights, form = tree_flatten(fast)
 
     def flat_loss(*flat: Tensor) -> Tensor:
-        weights, rest = tree_unflatten(list(flat), spec)
-        return loss(weights, *rest)
+        fast, args = tree_unflatten(list(flat), spec)
+        return loss(fast, *args)
 
-    grads = _MixedGradient.apply(flat_loss, n_fast, *leaves)
-    return tree_unflatten(list(grads), tree_flatten(fast)[1])
+    constant = mode == "none" or not torch.is_grad_enabled()
+    if mode == "mixed" and not constant:
+        grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
+    elif _by_tasks_alone() and leaves[0].device.type == "cpu":
+        grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
+    else:
+        with torch.set_grad_enabled(not constant):
+            return torch.func.grad(loss)(fast, *args)
+    return tree_unflatten(list(grads), form)
+
+
+def _by_tasks_alone() -> bool:
+    """Whether this runs under one torch.vmap and no other transform of torch.func."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    return top is not None and top.level() == 1 and top.key() == torch._C._functorch.TransformType.Vmap
+
+
+class _GradientByTask(torch.autograd.Function):
+    """``torch.func.grad`` under torch.vmap, as the gradient of the sum of all tasks' losses, each of which has weights of its own.
+
+    So that below vmap all is plain autograd: every level of torch.func costs every operation Python, most of the time of a small net.
+    """
+
+    @staticmethod
+    def forward(loss: Callable[..., Tensor], n_fast: int, constant: bool, *leaves: Tensor) -> tuple[Tensor, ...]:
+        raise NotImplementedError("for torch.vmap only")
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing: the derivatives are those of what ``vmap`` does."""
+
+    @staticmethod
+    def vmap(
+        info: Any, in_dims: tuple[Any, ...], loss: Callable[..., Tensor], n_fast: int, constant: bool, *leaves: Tensor
+    ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        dims = in_dims[3:]
+        if constant:
+            leaves = tuple(leaf.detach() for leaf in leaves)
+        # Views, as shared weights may be among the other leaves as well.
+        stacked = (w.expand(info.batch_size, *w.shape) if dim is None else w.movedim(dim, 0) for w, dim in zip(leaves[:n_fast], dims))
+        fast = [w if w.requires_grad else w.detach().requires_grad_() for w in stacked]
+        with torch.enable_grad():
+            losses = torch.vmap(loss, in_dims=(*[0] * n_fast, *dims[n_fast:]))(*fast, *leaves[n_fast:])
+            grads = torch.autograd.grad(losses.sum(), fast, create_graph=not constant, materialize_grads=True)
+        return grads, (0,) * n_fast
 
 
 class _MixedGradient(torch.autograd.Function):
@@ -85,8 +123,8 @@ def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     if isinstance(lr, (float, int)):
         return tree_map(lambda w, g: as_it_lies(partial(torch.rsub, alpha=lr), g, w), fast, grads)
     if isinstance(lr, Tensor):
-        return tree_map(lambda w, g: as_it_lies(lambda w, g: g * -lr + w, w, g), fast, grads)
-    return tree_map(lambda *leaves: as_it_lies(lambda w, g, rate: g * -rate + w, *leaves), fast, grads, lr)
+        return tree_map(lambda w, g: as_it_lies(lambda w, g: w - lr * g, w, g), fast, grads)
+    return tree_map(lambda *leaves: as_it_lies(lambda w, g, rate: w - rate * g, *leaves), fast, grads, lr)
 
 
 def as_it_lies(function: Callable[..., Tensor], *weights: Tensor) -> Tensor:

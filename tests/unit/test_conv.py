@@ -69,7 +69,7 @@ def test_forward_mode_over_reverse_mode_works_for_many_tasks(few: int, monkeypat
 def test_results_have_their_channels_last_in_memory() -> None:
     x, w = torch.randn(6, 8, 12, 12).to(memory_format=torch.channels_last), torch.randn(8, 8, 3, 3)
     assert convolve(x, w, 2, 1).is_contiguous(memory_format=torch.channels_last)
-    many = torch.vmap(lambda x, w: convolve(x, w, 2, 1))(x[None].expand(2, *x.shape), w[None].expand(2, *w.shape))
+    many = torch.vmap(lambda x, w: convolve(x, w, 2, 1))(*(torch.cat([t, t]).unflatten(0, (2, -1)) for t in (x, w)))
     assert many.flatten(0, 1).is_contiguous(memory_format=torch.channels_last)
 
 

@@ -3,6 +3,7 @@ Small ones are matrix products over patches; others a trilinear form T(x, w, y) 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -43,6 +44,8 @@ class Partial(torch.autograd.Function):
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
         if a.dim() == 4:
             return convolution(slot, form, a, b)
+        if slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
+            return in_one(convolution, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
         if form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
             return products(slot, form, a, b)
         # Joined, not stacked, which would give up the order in memory.
@@ -71,15 +74,19 @@ class Partial(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], slot: int, form: Form, a: Tensor, b: Tensor) -> tuple[Tensor, int]:
         *_, over_a, over_b = in_dims
-        # Tasks that share weights are but more examples.
         if (slot, over_b) == (Y, None):
-            a = a.movedim(over_a, 0)
-            return Partial.apply(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2]), 0
+            return in_one(Partial.apply, slot, form, a.movedim(over_a, 0), b), 0
         if (slot, over_a) == (X, None):
-            b = b.movedim(over_b, 0)
-            return Partial.apply(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2]), 0
+            return in_one(Partial.apply, slot, form, a, b.movedim(over_b, 0)), 0
         a, b = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in ((a, over_a), (b, over_b)))
         return Partial.apply(slot, form, a, b), 0
+
+
+def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` for tasks that share weights, which are but more examples."""
+    if slot == Y:
+        return partial(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2])
+    return partial(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2])
 
 
 def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
