@@ -7,7 +7,7 @@ with in float32. ``where`` says what an output was made of: a place of its windo
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from functools import cache, wraps
 from typing import Any, NamedTuple
 
@@ -36,9 +36,11 @@ def compiled(loops: Any) -> Any:
 def shown(function: Any) -> Any:
     """The function under its own name in the traces of ``trainer.profile``."""
 
+    name = f"metarun::{function.__qualname__.replace('.<locals>', '')}"
+
     @wraps(function)
     def call(*arguments: Any) -> None:
-        with record_function(f"metarun::{function.__qualname__.replace('.<locals>', '')}"):
+        with record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
             function(*arguments)
 
     return call
