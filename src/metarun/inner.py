@@ -81,7 +81,10 @@ class _GradientByTask(torch.autograd.Function):
         if constant:
             leaves = tuple(leaf.detach() for leaf in leaves)
         # Views, as shared weights may be among the other leaves as well.
-        stacked = (w.expand(info.batch_size, *w.shape) if dim is None else w.movedim(dim, 0) for w, dim in zip(leaves[:n_fast], dims))
+        stacked = (
+            as_it_lies(lambda w: w.expand(info.batch_size, *w.shape), w) if dim is None else w.movedim(dim, 0)
+            for w, dim in zip(leaves[:n_fast], dims)
+        )
         fast = [w if w.requires_grad else w.detach().requires_grad_() for w in stacked]
         with torch.enable_grad():
             losses = torch.vmap(loss, in_dims=(*[0] * n_fast, *dims[n_fast:]))(*fast, *leaves[n_fast:])
@@ -134,7 +137,7 @@ def as_it_lies(function: Callable[..., Tensor], *weights: Tensor) -> Tensor:
     """
     if weights[0].dim() != 4:
         return function(*weights)
-    return function(*(w.movedim(1, -1) if w.dim() == 4 else w for w in weights)).movedim(-1, 1)
+    return function(*(w.movedim(-3, -1) if w.dim() == 4 else w for w in weights)).movedim(-1, -3)
 
 
 def hessian(loss: Callable[..., Tensor], fast: Weights, *args: Any) -> Callable[[Weights], Weights]:
