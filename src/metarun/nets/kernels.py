@@ -357,7 +357,7 @@ def lift(inputs: int, channels: int, window: int) -> Lift:
     @compiled
     def collect(seen, g, where, gweight, gbias):
         tasks, n, height, width, _ = g.shape
-        alive = np.empty((nothing, channels), gbias.dtype)
+        alive, values = np.empty((nothing, channels), gbias.dtype), np.empty(nothing, gbias.dtype)
         part, flat = np.empty((inputs, channels), gbias.dtype), np.empty_like(gbias[0])
         for t in range(tasks):
             total, level = np.zeros((inputs, channels)), np.zeros(channels)
@@ -373,9 +373,12 @@ def lift(inputs: int, channels: int, window: int) -> Lift:
                                 flat[c] += alive[j, c]
                         for k in range(inputs):
                             for j in range(nothing):
-                                value = wide(seen[t, i, window * r + j // window, window * s + j % window, k])
-                                for c in range(channels):
-                                    part[k, c] += value * alive[j, c]
+                                values[j] = wide(seen[t, i, window * r + j // window, window * s + j % window, k])
+                            for c in range(channels):
+                                value = part[k, c]
+                                for j in range(nothing):
+                                    value += values[j] * alive[j, c]
+                                part[k, c] = value
                 for c in range(channels):
                     level[c] += flat[c]
                     for k in range(inputs):
