@@ -45,7 +45,7 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     constant = mode == "none" or not torch.is_grad_enabled()
     if mode == "mixed" and not constant:
         grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
-    elif _by_tasks_alone() and leaves[0].device.type == "cpu":
+    elif leaves[0].device.type == "cpu" and _by_task(leaves):
         grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
     else:
         with torch.set_grad_enabled(not constant):
@@ -53,10 +53,11 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     return tree_unflatten(list(grads), form)
 
 
-def _by_tasks_alone() -> bool:
-    """Whether this runs under one torch.vmap and no other transform of torch.func."""
+def _by_task(leaves: list[Tensor]) -> bool:
+    """Whether some of these are those of many tasks under torch.vmap, and no other transform of torch.func is there."""
     top = torch._C._functorch.peek_interpreter_stack()
-    return top is not None and top.level() == 1 and top.key() == torch._C._functorch.TransformType.Vmap
+    alone = top is not None and top.level() == 1 and top.key() == torch._C._functorch.TransformType.Vmap
+    return alone and any(map(torch._C._functorch.is_batchedtensor, leaves))
 
 
 class _GradientByTask(torch.autograd.Function):
@@ -67,7 +68,7 @@ class _GradientByTask(torch.autograd.Function):
 
     @staticmethod
     def forward(loss: Callable[..., Tensor], n_fast: int, constant: bool, *leaves: Tensor) -> tuple[Tensor, ...]:
-        raise NotImplementedError("for torch.vmap only")
+        raise NotImplementedError  # there is nothing but ``vmap``
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

@@ -146,6 +146,46 @@ def test_no_mode_builds_a_graph_without_need() -> None:
     assert not any(leaf.requires_grad for leaf in tree_leaves(results))
 
 
+def curved(fast: Tensor, shared: Tensor, c: Tensor) -> Tensor:
+    return (fast.square() * shared * c).sum()
+
+
+@pytest.mark.parametrize("mode", ["unroll", "mixed", "none"])
+def test_weights_that_are_another_argument_too_count_once(mode: inner.Mode) -> None:
+    w, c = random(4).requires_grad_(), random(3, 4, seed=1)
+    found = torch.vmap(lambda c: inner.gradient(curved, w, w, c, mode=mode))(c)
+    torch.testing.assert_close(found, 2 * w.square() * c)
+    assert found.requires_grad == (mode != "none")
+    if mode != "none":
+        torch.testing.assert_close(torch.autograd.grad(found.sum(), w)[0], 4 * w.detach() * c.sum(0))
+
+
+@pytest.mark.parametrize("of_each", [False, True])
+def test_a_loss_may_close_over_what_is_a_tasks_own(of_each: bool) -> None:
+    w, c = random(4).requires_grad_(), random(3, 4, seed=1).requires_grad_()
+
+    def slope(c: Tensor) -> Tensor:
+        return inner.gradient(lambda fast: curved(fast, fast, c), w * c if of_each else w)
+
+    found = torch.vmap(slope)(c)
+    torch.testing.assert_close(found, 3 * (w * c if of_each else w).square() * c)
+    expected = torch.stack([slope(one) for one in c])
+    for mine, theirs in zip(torch.autograd.grad(found.pow(2).sum(), (w, c)), torch.autograd.grad(expected.pow(2).sum(), (w, c))):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_other_transforms_may_lie_around() -> None:
+    w, c = random(4), random(2, 3, 4, seed=1)
+
+    def slope(w: Tensor, c: Tensor) -> Tensor:
+        return inner.gradient(curved, w, w.detach(), c)
+
+    each = torch.vmap(slope, (None, 0))
+    torch.testing.assert_close(torch.vmap(each, (None, 0))(w, c), 2 * w.square() * c)
+    torch.testing.assert_close(torch.func.jacrev(each)(w, c[0]), torch.diag_embed(2 * w * c[0]))
+    torch.testing.assert_close(torch.func.jacfwd(each)(w, c[0]), torch.diag_embed(2 * w * c[0]))
+
+
 def test_a_gradient_step_takes_one_rate_or_a_tree_of_rates() -> None:
     fast, grads = {"a": random(2), "b": (random(3),)}, {"a": random(2, seed=1), "b": (random(3, seed=2),)}
     rates = {"a": torch.tensor([0.1, 0.2], dtype=F64), "b": (torch.tensor(0.3, dtype=F64),)}
