@@ -94,7 +94,8 @@ def small(*words: str) -> dict[str, Any]:
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
-    values["algo"] |= {key: 2 if key == "inner_steps" else 3 for key in values["algo"] if key in ("inner_steps", "test_steps")}
+    few = {"inner_steps": 2, "test_steps": 3, "cg_steps": 2}
+    values["algo"] |= {key: few[key] for key in values["algo"] if key in few}
     return values
 
 
@@ -131,16 +132,22 @@ def accepts(values: dict[str, Any]) -> bool:
     return possible(attempt(values))
 
 
+def deep(net: str) -> bool:
+    """Whether a net repeats its norm so often that one kind is enough, and takes its time."""
+    return sum(isinstance(module, Norm) for module in Run(small(f"net={net}", "net.norm=batch")).algorithm.modules()) > 4
+
+
 def norms_of(net: str) -> list[str]:
-    """The norms to try a net with: all that it accepts, but a deep net repeats them too often for that, so its default is enough."""
+    """The norms to try a net with: all that it accepts, but of a deep one the default."""
     values = small(f"net={net}")
-    if sum(isinstance(module, Norm) for module in Run(small(f"net={net}", "net.norm=batch")).algorithm.modules()) > 4:
+    if deep(net):
         return [values["net"]["norm"]]
     return [norm for norm in get_args(NormKind) if accepts({**values, "net": {**values["net"], "norm": norm}})]
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], groups()["net"]
+DEEP = {net for net in NETS if deep(net)}
 TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression)}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
@@ -156,9 +163,10 @@ def suits(algo: str, norm: str) -> bool:
     return norm != "support" or not getattr(TRIED[algo, classification], "zero_shot", False)
 
 
-def with_nets(algos: list[str]) -> list[tuple[str, str, str]]:
-    """(algo, net, norm), all that go together."""
-    return [(algo, net, norm) for algo in algos for net, norm in NETS_WITH_NORMS if suits(algo, norm)]
+def with_nets(algos: list[str]) -> list[Any]:
+    """(algo, net, norm), all that go together; with deep nets `make test-all` tries them."""
+    together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if suits(algo, pair[1])]
+    return [pytest.param(*each, marks=pytest.mark.slow if each[1] in DEEP else []) for each in together]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

@@ -115,7 +115,7 @@ def scores_before(values: dict[str, Any]) -> float:
     return float(scores["score"].mean())
 
 
-LEARNING = ["trainer.meta_batch=4", "trainer.val_every=50", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
+LEARNING = ["trainer.meta_batch=4", "trainer.val_every=100", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
 
 
 @pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)

@@ -44,7 +44,7 @@ def test_a_peer_that_disagrees_is_noticed(bench: ModuleType, error: float) -> No
     assert bench.disagree({"errors": {}, "metalearn": {"errors": {"loss": error}}})
 
 
-@pytest.mark.parametrize("name", ["W1", "W5", "W7"])
+@pytest.mark.parametrize("name", ["W1", pytest.param("W5", marks=pytest.mark.slow), "W7"])
 def test_metaruns_side_answers_in_a_process_of_its_own(bench: ModuleType, name: str, tmp_path: Path) -> None:
     options, work = type("Options", (), {"device": "cpu", "threads": 1}), bench.WORKS[name]
     side = bench.ask_on(bench.Process("metarun"), *bench.prepare(work, 2, options), str(tmp_path))
@@ -58,6 +58,7 @@ def test_metaruns_side_answers_in_a_process_of_its_own(bench: ModuleType, name: 
     assert all(torch.isfinite(value).all() for value in outcome.values())
 
 
+@pytest.mark.slow
 def test_every_work_describes_a_run_that_metarun_accepts(bench: ModuleType) -> None:
     options = type("Options", (), {"device": "cpu", "threads": 1})
     for work in bench.WORKS.values():
