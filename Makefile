@@ -74,7 +74,7 @@ endef
 $(PEERS)/learn2learn/.built: | $(READY)
 	$(PEER)
 	@$(@D)/bin/python -m pip install -q cython 'setuptools<81' wheel
-	@$(@D)/bin/python -m pip wheel -q --no-deps --no-build-isolation learn2learn==0.2.0 -C--global-option=build_ext -w $(@D)
+	@$(@D)/bin/python -m pip wheel -q --no-deps --no-build-isolation --use-pep517 learn2learn==0.2.0 -C--global-option=build_ext -w $(@D)
 	@$(@D)/bin/python -m pip install -q --no-deps $(@D)/learn2learn-*.whl torchvision gym==0.26.2 gym-notices cloudpickle scipy
 	@touch $@
 
