@@ -194,8 +194,8 @@ def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]
     return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
 
 
-def engine(map: Any = "vmap", chunk: Any = 1000) -> Engine:
-    return Engine(torch.device("cpu"), "fp32", map=map, chunk=chunk)
+def engine(map: Any = "vmap", chunk: Any = 1000, replay: bool = True) -> Engine:
+    return Engine(torch.device("cpu"), "fp32", map=map, chunk=chunk, replay=replay)
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:

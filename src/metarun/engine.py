@@ -64,10 +64,10 @@ class Engine:
         *,
         map: Literal["vmap", "loop"],
         chunk: Annotated[int, Ge(1)] | Literal["auto"],
-        replay: bool,
+        replay: bool = True,
     ) -> None:
         self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
-        self.replay = Replay() if replay and map == "vmap" else None
+        self.replay = Replay(device) if replay and map == "vmap" else None
         self.world = world or World()
         self.workers = Workers()
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()

@@ -97,7 +97,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.noting:
             return function(*args, **kwargs)
-        if VALUES & set(function.tags):
+        if VALUES & set(function.tags) and not (function is aten.index.Tensor and all(map(_places, args[1]))):
             raise CannotRepeat(f"{function} looks into the data")
         made = function(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):
@@ -158,6 +158,11 @@ class Recorder(TorchDispatchMode):
         return self.slots[tensor]
 
 
+def _places(index: Tensor | None) -> bool:
+    """Whether an index names places, so that their number is known, and is no mask."""
+    return index is None or index.dtype not in (torch.bool, torch.uint8)
+
+
 def slots(tree: Any) -> list[Slot]:
     """The slots in nested arguments."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]
@@ -184,7 +189,8 @@ class Program:
             needed.update(read)
             lines.append(self._line(operation) + "".join(f"; del t{slot.number}" for slot in last if slot.number >= inputs))
         arguments = "".join(f"t{i}, " for i in range(inputs))
-        body = "\n    ".join([f"{arguments} = inputs", *reversed(lines), f"return {self._text(outcome)}"])
+        self.lines = [f"{arguments} = inputs", *reversed(lines), f"return {self._text(outcome)}"]
+        body = "\n    ".join(self.lines)
         exec(compile(f"def run(inputs):\n    {body}", "<recorded>", "exec"), self.known)
         self.run = self.known.pop("run")
 
@@ -214,30 +220,68 @@ class Program:
         return name
 
 
+def record(function: Function, module: nn.Module, item: Any) -> tuple[Program, Any]:
+    """A function's program, and what it returned; ``item`` holds tensors only.
+
+    Raises:
+        CannotRepeat: it does not do the same every time.
+    """
+    inputs = tensors_of(module, item)
+    with Recorder(inputs) as recorder:
+        result = function(module, item)
+    return Program(recorder, result, len(inputs)), result
+
+
+class Graph:
+    """A program of a GPU, which its driver repeats: a CUDA graph, with memory of its own for the item, and its outcome.
+
+    Weights are read where they lie.
+    """
+
+    def __init__(self, function: Function, module: nn.Module, item: Any, pool: Any) -> None:
+        self.item = tree_map(torch.clone, item)
+        aside = torch.cuda.Stream()  # where libraries set themselves up, which a recording would not survive
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            function(module, self.item)
+        torch.cuda.current_stream().wait_stream(aside)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph, pool=pool):
+            self.result = function(module, self.item)
+
+    def __call__(self, inputs: Sequence[Tensor]) -> Any:
+        for mine, given in zip(tree_leaves(self.item), inputs):
+            mine.copy_(given)
+        self.graph.replay()
+        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.result)
+
+
 class Entry:
     """What is known of calls that differ in their tensors' values alone."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.calls, self.hopeless = 0, False
-        self.program: Program | None = None
+        self.calls, self.why_not = 0, ""
+        self.program: Program | Graph | None = None
 
 
 class Replay:
     """Calls functions of a module and tensors, and repeats what they did where they do the same again.
 
-    The same: for the same name, settings of the module (its attributes that are plain values), and shapes, strides and types of all
-    tensors. A function that looks into the data, or at tensors that are neither in the module's parameters and buffers nor in its
-    argument, is called as it is, every time.
+    The same: for the same name, settings of the module (attributes that are plain values), and shapes, strides and types of all tensors.
+    A function that looks into the data, or at tensors that are neither the module's parameters and buffers nor in its argument, is
+    called as it is, every time.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self.entries: WeakKeyDictionary[nn.Module, dict[Hashable, Entry]] = WeakKeyDictionary()
+        self.device = device
+        self.pool: Any = None
 
     def of(self, module: nn.Module, name: Hashable, function: Function) -> Function:
         """``function`` of ``module``, or of twins of it, and nested tensors and numbers; ``name`` says all else that it depends on.
 
-        On recording, numbers become tensors, so that they may be others later.
+        When it is recorded, numbers are tensors, so that they may be others later.
         """
         entries = self.entries.setdefault(module, {})
 
@@ -245,35 +289,52 @@ class Replay:
             state = settings(module)
             if state is None:
                 return function(module, item)
-            leaves, spec = tree_flatten(item)
-            item_tensors = [torch.tensor(leaf, dtype=torch.float64) if isinstance(leaf, float) else leaf for leaf in leaves]
-            inputs = [*item_tensors, *module.parameters(), *module.buffers()]
-            key = (name, state, spec, tuple((tuple(t.shape), t.stride(), t.dtype, t.requires_grad) for t in inputs))
-            entry = entries.get(key) or entries.setdefault(key, Entry())
+            leaves, form = tree_flatten(item)
+            item_of_tensors = tree_unflatten([self._tensor(leaf) for leaf in leaves], form)
+            inputs = tensors_of(module, item_of_tensors)
+            # A graph of a GPU reads weights where they lie.
+            places = [t.data_ptr() for t in inputs[len(leaves) :]] if self.device.type == "cuda" else []
+            key = (name, state, str(form), tuple(map(kind, inputs)), tuple(places))
+            entry = entries.setdefault(key, Entry())
             entry.calls += 1
-            if entry.hopeless or entry.calls <= EAGER or (entry.program is None and len(entries) > MOST):
+            if entry.why_not or entry.calls <= EAGER or (entry.program is None and len(entries) > MOST):
                 return function(module, item)
             with entry.lock:
-                if entry.program is None and not entry.hopeless:
+                if entry.program is None and not entry.why_not:
                     try:
-                        with Recorder(inputs) as recorder:
-                            result = function(module, tree_unflatten(item_tensors, spec))
-                        entry.program = Program(recorder, result, len(inputs))
-                        return result
-                    except Exception:  # whatever it is, calling the function will tell
-                        import traceback; traceback.print_exc()
-                        entry.hopeless = True
+                        if self.device.type == "cuda":
+                            self.pool = self.pool or torch.cuda.graph_pool_handle()
+                            entry.program = Graph(function, module, item_of_tensors, self.pool)
+                        else:
+                            entry.program, result = record(function, module, item_of_tensors)
+                            return result
+                    except Exception as error:  # if it is the function's own, it will come again
+                        entry.why_not = f"{type(error).__name__}: {error}"
             return entry.program(inputs) if entry.program else function(module, item)
 
         return call
 
+    def _tensor(self, leaf: Any) -> Tensor:
+        return leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64, device=self.device)
+
+
+def kind(tensor: Tensor) -> Hashable:
+    """All of a tensor but its numbers and its place."""
+    return tuple(tensor.shape), tensor.stride(), tensor.dtype, tensor.requires_grad
+
+
+def tensors_of(module: nn.Module, item: Any) -> list[Tensor]:
+    """All tensors that a function of these may use."""
+    return [*tree_leaves(item), *module.parameters(), *module.buffers()]
+
 
 def settings(module: nn.Module) -> Hashable:
-    """All plain values among the attributes of a module and those within; None where hooks want to see every call."""
+    """All plain values among the attributes of a module and those within; None where others than its own hooks want to see every call."""
     found: list[Any] = []
     for part in module.modules():
-        if part._forward_hooks or part._forward_pre_hooks or part._backward_hooks:
-            return None
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
+            if any(hook.__module__ != type(module).__module__ for hook in hooks.values()):
+                return None
         found += [type(part), *((name, plain(value)) for name, value in part.__dict__.items() if name not in BOOKS)]
     return tuple(found)
 
