@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
+from metarun.nets import direct
 from metarun.nets.kernels import array, patches
 from metarun.replay import whole
 
@@ -43,14 +44,9 @@ class Partial(torch.autograd.Function):
 
     @staticmethod
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == 4:
-            return convolution(slot, form, a, b)
-        if slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
-            return in_one(convolution, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
-        if form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
-            return products(slot, form, a, b)
-        # Joined, not stacked, which would give up the order in memory.
-        return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
+        if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
+            return in_one(Partial.forward, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
+        return (direct.partial if direct.covers(slot, form, a, b) else operators)(slot, form, a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -88,6 +84,16 @@ def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: 
     if slot == Y:
         return partial(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2])
     return partial(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2])
+
+
+def operators(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` in torch's operators."""
+    if a.dim() == 4:
+        return convolution(slot, form, a, b)
+    if form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
+        return products(slot, form, a, b)
+    # Joined, not stacked, which would give up the order in memory.
+    return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
 
 
 def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
