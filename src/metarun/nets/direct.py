@@ -13,6 +13,7 @@ from numba.core.registry import cpu_target
 from torch import Tensor
 
 from metarun.nets.tiles import NEAR, Loops, loops
+from metarun.replay import whole
 
 if TYPE_CHECKING:
     from metarun.nets.conv import Form
@@ -136,6 +137,7 @@ def weights(form: Form, g: Tensor, x: Tensor) -> Tensor:
     return out.to(g.dtype).movedim(-1, 2)
 
 
+@whole
 def partial(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     """``conv.Partial`` of such operands as these kernels cover."""
     if a.dim() == 4:
