@@ -201,8 +201,8 @@ def moved(tasks: Any, device: str) -> Any:
     return tree_map(lambda leaf: leaf.to(device), tasks)
 
 
-def engine(map: Any = "vmap", chunk: Any = 1000, device: str = "cpu") -> Engine:
-    return Engine(torch.device(device), "fp32", map=map, chunk=chunk)
+def engine(map: Any = "vmap", chunk: Any = 1000, replay: bool = True, device: str = "cpu") -> Engine:
+    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, replay=replay)
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:

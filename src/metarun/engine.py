@@ -4,7 +4,7 @@ Train, validation and test share one adaptation path: begin, then step after ste
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Annotated, Any, Literal
@@ -22,6 +22,7 @@ from metarun.episodes import ClassEpisodes, Episodes, to_float
 from metarun.nets.base import Net
 from metarun.nets.encoded import Encoded
 from metarun.precision import BFloat16
+from metarun.replay import Replay
 from metarun.task import Context, Task, count, select
 from metarun.verification import pairs
 from metarun.workers import Workers, twin
@@ -52,6 +53,7 @@ class Engine:
         world: the processes that share the work; None for this one alone.
         map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
         chunk: tasks at a time; ``auto`` picks what fits the memory (``chunk_size``). Results do not depend on it beyond rounding.
+        replay: record what a step does and do it again without Python in between, to the same bits (``replay``).
     """
 
     def __init__(
@@ -62,8 +64,10 @@ class Engine:
         *,
         map: Literal["vmap", "loop"],
         chunk: Annotated[int, Ge(1)] | Literal["auto"],
+        replay: bool = True,
     ) -> None:
         self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
+        self.replay = Replay(device) if replay and map == "vmap" else None
         self.world = world or World()
         self.workers = Workers()
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
@@ -90,20 +94,22 @@ class Engine:
 
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
-        def objective(learner: Algorithm, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
+        def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
             steps = adapt(learner, task.context, learner.inner_steps)
             states = list(steps) if learner.every_state else deque(steps, maxlen=1)
             loss, metrics = learner.objective(states, task, progress)
             return loss, {name: value.detach() for name, value in metrics.items()}
 
-        def derive(learner: Algorithm, chunk: Task) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+        def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+            chunk, progress = item
             with self._numbers():
-                losses, metrics = self._map(learner, objective, chunk)
+                losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
             return gradients, {name: values.sum() for name, values in metrics.items()}
 
+        items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
-        for gradients, metrics in self._each(algorithm, derive, tasks, train=True):
+        for gradients, metrics in self._each(algorithm, derive, items, ("gradient", total)):
             for parameter, gradient in zip(parameters, gradients):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -132,9 +138,9 @@ class Engine:
 
         def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
             with self._numbers():
-                return self._map(learner, scores, chunk)
+                return self._map(learner, partial(scores, learner), chunk)
 
-        parts = list(self._each(algorithm, answer, tasks, train=False))
+        parts = list(self._each(algorithm, answer, self._chunks(algorithm, tasks, train=False), ("scores", curve)))
         return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
 
     def score(
@@ -180,13 +186,15 @@ class Engine:
         self._activations[learner.net] = self._activation_bytes(net, to_float(images[:2]))
         return learner, episodes.of_features(features)
 
-    def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task, train: bool) -> Iterator[Any]:
-        """``function(algorithm, chunk)`` of every chunk of the tasks, in order."""
+    def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
         size = self.chunk_size(algorithm, tasks, train)
-        chunks = [select(tasks, slice(first, first + size)) for first in range(0, count(tasks), size)]
-        if self._vmaps(algorithm):
-            return self._all(function, algorithm, chunks)
-        return (function(algorithm, chunk) for chunk in chunks)
+        return [select(tasks, slice(first, first + size)) for first in range(0, count(tasks), size)]
+
+    def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Any], Any], items: Sequence[Any], name: Hashable) -> Iterator[Any]:
+        """``function(algorithm, item)`` of every item, in order; ``name`` says what the function depends on beside these."""
+        if not self._vmaps(algorithm):
+            return (function(algorithm, item) for item in items)
+        return self._all(self.replay.of(algorithm, name, function) if self.replay else function, algorithm, items)
 
     def _all(self, function: Callable[[Any, Any], Any], module: nn.Module, items: Sequence[Any]) -> Iterator[Any]:
         """``function(module, item)`` of every item, in order; on a CPU, side by side."""
@@ -194,10 +202,10 @@ class Engine:
             return self.workers.map(function, module, items)
         return (function(module, item) for item in items)
 
-    def _map(self, algorithm: Algorithm, function: Callable[[Algorithm, Task], Any], tasks: Task) -> Any:
+    def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
         if self._vmaps(algorithm):
-            return torch.vmap(partial(function, algorithm))(tasks)
-        results = [function(algorithm, select(tasks, i)) for i in range(count(tasks))]
+            return torch.vmap(function)(tasks)
+        results = [function(select(tasks, i)) for i in range(count(tasks))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
     def _vmaps(self, algorithm: Algorithm) -> bool:

@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
 from metarun.nets.kernels import array, patches
+from metarun.replay import whole
 
 X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
 FEW = 300, 800, 200  # places in a task's output: up to here one product over all tasks' patches beats a convolution for each
@@ -114,6 +115,7 @@ def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     return (y.flatten(1, -2).mT @ seen.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
 
 
+@whole
 def gather(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
     seen = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
@@ -121,6 +123,7 @@ def gather(x: Tensor, form: Form) -> Tensor:
     return seen
 
 
+@whole
 def scatter(seen: Tensor, form: Form) -> Tensor:
     """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
     channels = seen.shape[-1] // form.kernel**2

@@ -14,6 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
 from metarun.nets.kernels import array, block, images, lift
+from metarun.replay import whole
 
 
 def here(x: Tensor) -> bool:
@@ -53,6 +54,7 @@ class Normed(torch.autograd.Function):
     """
 
     @staticmethod
+    @whole
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = empty(x, x.shape[-2] // window, x.shape[-1] // window)
         where = torch.empty_like(y, dtype=torch.uint8)
@@ -88,6 +90,7 @@ class First(torch.autograd.Function):
     """The gradient of ⟨g, ``Normed``⟩ with respect to x, weight and bias."""
 
     @staticmethod
+    @whole
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, where: Tensor, mean: Tensor, var: Tensor, eps: float, window: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -127,6 +130,7 @@ class Second(torch.autograd.Function):
     """The gradient of ⟨v, gx⟩ + ⟨a, gweight⟩ + ⟨b, gbias⟩, of the outcomes of ``First``, with respect to g, x and weight."""
 
     @staticmethod
+    @whole
     def forward(
         v: Tensor, a: Tensor, b: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, where: Tensor, mean: Tensor, var: Tensor,
         eps: float, window: int,
@@ -184,6 +188,7 @@ class Lifted(torch.autograd.Function):
     """relu(max_pool(seen @ weight + bias)) of seen [*tasks, n, h, w, k], weight [*tasks, k, c] and bias [*tasks, c]; and where from."""
 
     @staticmethod
+    @whole
     def forward(seen: Tensor, weight: Tensor, bias: Tensor, window: int) -> tuple[Tensor, Tensor]:
         y = seen.new_empty(*seen.shape[:-3], seen.shape[-3] // window, seen.shape[-2] // window, weight.shape[-1])
         where = torch.empty_like(y, dtype=torch.uint8)
@@ -214,6 +219,7 @@ class Pick(torch.autograd.Function):
     """seen @ weight + bias at the places ``where``, and nothing elsewhere."""
 
     @staticmethod
+    @whole
     def forward(seen: Tensor, where: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
         y = torch.empty(where.shape, dtype=seen.dtype)
         lift(*weight.shape[-2:], window).pick(array(seen, 4), array(weight, 2), array(bias, 1), array(where, 4), array(y, 4))
@@ -242,6 +248,7 @@ class Collect(torch.autograd.Function):
     """The transpose of ``Pick``: [*tasks, n, c, h, w] to what it says of weight and bias."""
 
     @staticmethod
+    @whole
     def forward(seen: Tensor, where: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
         inputs, channels = seen.shape[-1], where.shape[-1]
         real = torch.float32 if seen.dtype == torch.bfloat16 else seen.dtype

@@ -1,0 +1,175 @@
+"""A recorded step is the step itself: the same bits for every algorithm, whatever changes between calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, small
+from torch import Tensor, nn
+
+from metarun.algorithm import Algorithm
+from metarun.engine import Engine
+from metarun.replay import EAGER, CannotRepeat, Entry, Replay, record
+from metarun.run import Run
+
+NEVER = {"maml_learn2learn"}  # runs task by task
+BY_PROGRESS = {"mamlpp"}  # its loss asks how far training is
+
+
+def entries(how: Engine) -> Iterator[Entry]:
+    assert how.replay
+    return (entry for known in how.replay.entries.values() for entry in known.values())
+
+
+def steps(run: Run, how: Engine, calls: int = EAGER + 3) -> list[Tensor]:
+    """Meta-gradients of several steps on other episodes each, with weights that move in between."""
+    algorithm, episodes, found = run.algorithm, run.episodes("train"), []
+    for i in range(calls):
+        algorithm.zero_grad(set_to_none=True)
+        how.meta_gradient(algorithm, episodes.batch(range(2 * i, 2 * i + 2)), i / calls)
+        for parameter in algorithm.parameters():
+            if parameter.grad is not None:
+                found.append(parameter.grad.clone())
+                parameter.data.sub_(parameter.grad, alpha=0.01)
+    return found
+
+
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+def test_a_replayed_step_has_the_bits_of_the_step(algo: str, problem: Builder) -> None:
+    run, replaying = Run(problem(algo)), engine()
+    now, eager = steps(run, replaying), steps(Run(problem(algo)), engine(replay=False))
+    assert len(now) == len(eager)
+    assert all(map(torch.equal, now, eager))
+    programs = [entry.program for entry in entries(replaying) if entry.calls > EAGER]
+    if algo not in NEVER:
+        assert bool(programs) and all(programs) == (algo not in BY_PROGRESS), [entry.why_not for entry in entries(replaying)]
+
+
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_a_replayed_evaluation_has_the_bits_of_the_evaluation(algo: str) -> None:
+    run, replaying = Run(classification(algo)), engine(chunk=2)
+    run.algorithm.eval()
+    for i in range(EAGER):
+        tasks = run.episodes("test").batch(range(4 * i, 4 * i + 4))
+        now, eager = (how.evaluate(run.algorithm, tasks, curve=True) for how in (replaying, engine(chunk=2, replay=False)))
+        assert now.keys() == eager.keys()
+        assert all(torch.equal(now[name], eager[name]) for name in eager)
+    if algo not in NEVER:
+        assert all(entry.program for entry in entries(replaying)), [entry.why_not for entry in entries(replaying)]
+
+
+@pytest.mark.parametrize("words", [["precision=bf16"], ["algo.mode=mixed"], ["algo.first_order=true"], ["net.norm=support"]])
+def test_ways_to_compute_are_replayed(words: list[str]) -> None:
+    values = small("algo=maml", "net.hidden=8", *words)
+    run, other = Run(values), Run({**values, "engine": {**values["engine"], "replay": False}})
+    assert all(map(torch.equal, steps(run, run.engine), steps(other, other.engine)))
+    assert all(entry.program for entry in entries(run.engine))
+
+
+def test_a_setting_that_changes_between_steps_is_heeded() -> None:
+    run, replaying = Run(small("algo=maml", "net.hidden=8")), engine()
+    tasks = run.episodes("train").batch(range(2))
+    for _ in range(EAGER + 2):
+        replaying.meta_gradient(run.algorithm, tasks, 0.0)
+    for name, value in (("inner_lr", 0.0), ("inner_steps", 1), ("mode", "none")):
+        setattr(run.algorithm, name, value)
+        found, expected = [], []
+        for how, kept in ((replaying, found), (engine(replay=False), expected)):
+            run.algorithm.zero_grad(set_to_none=True)
+            how.meta_gradient(run.algorithm, tasks, 0.0)
+            kept += [p.grad for p in run.algorithm.parameters()]
+        assert all(map(torch.equal, found, expected))
+
+
+def test_hooks_see_every_call() -> None:
+    seen: list[int] = []
+    run, replaying = Run(small("algo=protonet", "net.hidden=8")), engine()
+    run.algorithm.net.register_forward_hook(lambda *_: seen.append(1))
+    for _ in range(EAGER + 3):
+        replaying.meta_gradient(run.algorithm, run.episodes("train").batch(range(2)), 0.0)
+    assert len(seen) >= EAGER + 3
+
+
+class Affine(nn.Module):
+    """A function to record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+        self.apart = torch.tensor(5.0)  # neither parameter nor buffer
+
+
+def replayed(function: object, *items: Tensor) -> tuple[Entry, list[Tensor]]:
+    module, replay = Affine(), Replay(torch.device("cpu"))
+    call = replay.of(module, "name", function)  # type: ignore[arg-type]
+    found = [call(module, item) for item in items]
+    (entry,) = replay.entries[module].values()
+    return entry, found
+
+
+def test_views_changes_in_place_and_constants() -> None:
+    def function(module: Affine, x: Tensor) -> dict[str, Tensor]:
+        y = (x * module.weight).reshape(2, 1, 2).transpose(0, 2)
+        y[0].add_(torch.tensor(1.5))
+        y[1].mul_(2)
+        return {"y": torch.cat(y.unbind(0)), "same": x, "n": 3}
+
+    items = [torch.arange(8.0).view(2, 4)[:, start : start + 2] for start in (0, 1, 2, 1, 0, 2)]  # other places in memory, same strides
+    entry, found = replayed(function, *items)
+    for item, result in zip(items, found):
+        expected = function(Affine(), item)
+        assert torch.equal(result["y"], expected["y"])
+        assert torch.equal(result["same"], item)
+        assert result["n"] == 3
+    assert entry.program
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda module, x: x * 2 if x.sum() > 0 else x * 3, "looks into the data"),
+        (lambda module, x: x[x > 0].sum(), "looks into the data"),
+        (lambda module, x: x * module.apart, "neither an argument"),
+    ],
+)
+def test_what_depends_on_more_than_shapes_is_called_every_time(function: object, why: str) -> None:
+    items = [torch.tensor([1.0, -3.0]), torch.tensor([3.0, 1.0])] * 3
+    entry, found = replayed(function, *items)
+    assert all(torch.equal(result, function(Affine(), item)) for item, result in zip(items, found))  # type: ignore[operator]
+    assert entry.program is None
+    assert why in entry.why_not
+    with pytest.raises(CannotRepeat, match=why):
+        record(function, Affine(), items[0])  # type: ignore[arg-type]
+
+
+def test_an_error_of_the_functions_own_is_raised_as_ever() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        return x @ torch.ones(3)
+
+    for _ in range(EAGER + 2):
+        with pytest.raises(RuntimeError, match="size"):
+            replayed(function, *[torch.ones(2)] * (EAGER + 2))
+
+
+def test_dead_operations_are_left_out_and_memory_is_given_back() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        (x * 5).exp()
+        return (x + 1).cos()
+
+    program, _ = record(function, Affine(), torch.ones(2))
+    taken, *operations, returned = program.lines
+    assert len(operations) == 2
+    assert sum("; del " in line for line in operations) == 1
+
+
+def test_an_algorithm_that_is_gone_takes_its_programs_along() -> None:
+    how = engine()
+    run = Run(small("algo=protonet", "net.hidden=8"))
+    for _ in range(EAGER + 2):
+        how.meta_gradient(run.algorithm, run.episodes("train").batch(range(2)), 0.0)
+    assert isinstance(run.algorithm, Algorithm)
+    assert len(list(entries(how))) == 1
+    del run
+    assert not list(entries(how))
