@@ -1,14 +1,16 @@
-"""What bench.py found, for people: a line for the terminal, and docs/benchmarks.md."""
+"""What bench.py found, for people: a line for the terminal, and docs/benchmarks.md, or docs/benchmarks-gpu.md."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 TIME_TO_ACCURACY = "W9"  # measured by a script of its own
-TURNS = ("rounds", "seconds", "episodes")
+NAMES = {"cpu": "benchmarks", "cuda": "benchmarks-gpu"}  # of page and numbers
+TURNS = ("rounds", "seconds", "episodes", "peer_episodes")
 Found = dict[str, Any]
 
 PREFACE = """# Benchmarks: metarun beside other libraries
@@ -20,6 +22,20 @@ Each library does the same work in a process of its own, in turn, A B A B …, {
 episodes, threads and torch; fp32 unless bf16 is said. Before that, losses and meta-gradients are compared. A ratio is that of two
 neighbouring turns, as median (least to greatest); times are medians. GFLOP are those of learn2learn's convolutions and matrix
 products. Memory is the peak of the process, torch itself included. W5 runs {episodes} episodes, and its time is given for 600.
+
+"""
+PREFACE_GPU = """# Benchmarks on a GPU: metarun beside other libraries
+
+This page and [benchmarks-gpu.json](benchmarks-gpu.json) are written by `python scripts/bench.py --device cuda --write` and by nobody's
+hand. Machine: {device}, {cpu} with {threads} threads, torch {torch}; a large matrix product reaches {fp32:.0f} GFLOP/s in fp32 here,
+{tf32:.0f} in TF32, and {bf16:.0f} in bf16.
+
+Each library does the same work in a process of its own, in turn, A B A B …, {rounds} turns of at least {seconds} s each: same net,
+weights, episodes and torch, all of them on the GPU, which has ended one step before the next is timed; fp32 unless bf16 is said. Before
+that, losses and meta-gradients of a few tasks are compared in float64, on the GPU as well. A ratio is that of two neighbouring turns, as
+median (least to greatest); times are medians. GFLOP are those of learn2learn's convolutions and matrix products. Memory is the most that
+tensors take on the GPU. W5 and W5f run {episodes} episodes, of which learn2learn, which takes one after the other, does {peer_episodes};
+times are given for 600.
 
 """
 HEAD = [
@@ -39,27 +55,46 @@ All have libgomp's own settings.
 The others' net is written in torch's own layers, without the biases that a batch norm takes away and without running statistics.
 learn2learn's meta-test keeps the graph of second derivatives, as in its examples; in W5f it is told not to.
 """
+NOTES_GPU = """
+All sides have torch's own settings: convolutions of fp32 numbers may be computed in TF32 (`torch.backends.cudnn.allow_tf32`), matrix
+products are not (`torch.get_float32_matmul_precision()` is `highest`).
+The others' net is written in torch's own layers, without the biases that a batch norm takes away and without running statistics.
+learn2learn's meta-test keeps the graph of second derivatives, as in its examples; in W5f it is told not to.
+Sampling (W7) is the processor's work and not measured here.
+"""
 MEMORY = """
 W8, {title}: {ratio:.2f} times the peak with metarun (`algo.mode=mixed`; must be at most {bar}), {peer_ratio:.2f} times with learn2learn.
-Beyond what the process has before it, the step takes {ours} MB with metarun and {theirs} MB with learn2learn.
+Beyond what there is before it, the step takes {ours} MB with metarun and {theirs} MB with learn2learn.
 """
 
 TIME = """
 W9, {title}: {ratio:.2f} times as fast as learn2learn (must be {bar}); {metarun_s:.0f} s, at iteration {metarun_step}, against
-{peer_s:.0f} s, at iteration {peer_step}; seed {seed} (`python scripts/bench_time_to_accuracy.py --omniglot PATH --write`).
+{peer_s:.0f} s, at iteration {peer_step}; seed {seed} (`python scripts/bench_time_to_accuracy.py --omniglot PATH{option} --write`).
 """
 
 
 def write(found: Found) -> None:
-    """Numbers and page into docs/."""
-    (DOCS / "benchmarks.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    (DOCS / "benchmarks.md").write_text(page(found), encoding="utf-8")
+    """Numbers and page of a device into docs/."""
+    name = NAMES[found["on"]]
+    (DOCS / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    (DOCS / f"{name}.md").write_text(page(found), encoding="utf-8")
 
 
-def kept(name: str) -> Found:
+def written(device: str) -> Found:
+    """What docs/ has of a device.
+
+    Raises:
+        SystemExit: nothing yet.
+    """
+    file = DOCS / f"{NAMES[device]}.json"
+    if not file.is_file():
+        sys.exit(f"there is no {file}: scripts/bench.py --device {device} --write makes it")
+    return {"on": device, **json.loads(file.read_text(encoding="utf-8"))}
+
+
+def kept(name: str, device: str) -> Found:
     """A piece of work by name as docs/ has it, for what is measured apart; nothing if it was not measured yet."""
-    file = DOCS / "benchmarks.json"
-    works = json.loads(file.read_text(encoding="utf-8"))["works"] if file.is_file() else {}
+    works = written(device)["works"] if (DOCS / f"{NAMES[device]}.json").is_file() else {}
     return {name: works[name]} if name in works else {}
 
 
@@ -81,9 +116,10 @@ def line(name: str, found: Found, sgemm: float) -> str:
 
 
 def page(found: Found) -> str:
-    """docs/benchmarks.md."""
-    sgemm, works = found["peaks_gflops"]["fp32"], found["works"]
-    text = PREFACE.format(**found["machine"], **found["peaks_gflops"], **{name: found[name] for name in TURNS})
+    """The page of a device."""
+    sgemm, works, gpu = found["peaks_gflops"]["fp32"], found["works"], found["on"] == "cuda"
+    numbers = found["machine"] | found["peaks_gflops"] | {name: found[name] for name in TURNS if name in found}
+    text = (PREFACE_GPU if gpu else PREFACE).format(**numbers)
     rows = [HEAD, ["---"] * len(HEAD)]
     for name, work in works.items():
         if "gflop" in work:
@@ -96,9 +132,10 @@ def page(found: Found) -> str:
             ]
             cells += [rate(work, sgemm), f"{work['metarun_mb']:.0f} / {work['peer_mb']:.0f}", differences(work)]
             rows.append([*map(str, cells), spread(work["metalearn"]) if "metalearn" in work else "–"])
-    text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + NOTES
+    text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + (NOTES_GPU if gpu else NOTES)
     text += "".join(MEMORY.format(**work, **growth(work)) for work in works.values() if "peaks_mb" in work)
-    return text + "".join(TIME.format(**work) for name, work in works.items() if name == TIME_TO_ACCURACY)
+    option = " --device cuda" if gpu else ""
+    return text + "".join(TIME.format(**work, option=option) for name, work in works.items() if name == TIME_TO_ACCURACY)
 
 
 def growth(found: Found) -> dict[str, str]:

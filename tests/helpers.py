@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +24,7 @@ from metarun.episodes import Split
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm, NormKind
+from metarun.optim import Outer
 from metarun.run import Run
 from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
 
@@ -194,8 +196,13 @@ def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]
     return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
 
 
-def engine(map: Any = "vmap", chunk: Any = 1000, replay: bool = True) -> Engine:
-    return Engine(torch.device("cpu"), "fp32", map=map, chunk=chunk, replay=replay)
+def moved(tasks: Any, device: str) -> Any:
+    """The same tasks (or any tree) on another device."""
+    return tree_map(lambda leaf: leaf.to(device), tasks)
+
+
+def engine(map: Any = "vmap", chunk: Any = 1000, replay: bool = True, device: str = "cpu") -> Engine:
+    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, replay=replay)
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
@@ -220,6 +227,19 @@ def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float
     for parameter, direction in zip(parameters, way):
         parameter.data.add_(direction, alpha=step)
     return float(gradient @ torch.cat([direction.flatten() for direction in way])), (losses[0] - losses[1]) / (2 * step)
+
+
+def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Send Ctrl-C during optimizer step number ``steps``."""
+    step, done = Outer.step, []
+
+    def counted(self: Outer, progress: float) -> dict[str, float]:
+        done.append(progress)
+        if len(done) == steps:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, progress)
+
+    monkeypatch.setattr(Outer, "step", counted)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -3,6 +3,7 @@ bench.py speaks with it in lines of JSON; this file is imported in every side's 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import resource
@@ -35,7 +36,11 @@ def serve(prepare: Callable[[dict[str, Any], dict[str, Any]], Side]) -> None:
         request = json.loads(line)
         if request["do"] == "prepare":
             work = request["work"]
-            device = work["device"]
+            device, side = work["device"], None
+            if device == "cuda":  # the piece of work before this one is not this one's memory
+                gc.collect()
+                torch.cuda.empty_cache()
+                torch.cuda.reset_peak_memory_stats()
             torch.set_num_threads(work["threads"])
             torch.set_default_dtype(torch.float64 if work["exact"] else torch.float32)
             data = torch.load(request["file"], map_location=device, weights_only=True)
@@ -71,7 +76,7 @@ def wait(device: str) -> None:
 
 
 def peak_mb(device: str) -> float:
-    """The most memory that this process has had: on the GPU, or resident in main memory."""
+    """The most memory that this process has had: of the GPU's, tensors since the last ``prepare``; or resident in main memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

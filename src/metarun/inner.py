@@ -247,6 +247,14 @@ def precision(x: Tensor, noise: Tensor) -> Tensor:
     return torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (x.T / noise) @ x
 
 
+def solve(a: Tensor, b: Tensor) -> Tensor:
+    """The x of a x = b, for a [n, n]; no number where a is singular.
+
+    torch.linalg.solve looks whether it is, for which a GPU would have to be waited for, and which a recording of its work cannot do.
+    """
+    return torch.linalg.solve_ex(a, b)[0]
+
+
 def ridge(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
     """The W [d, outputs] that minimises Σ_i ‖x_i W − y_i‖² / noise_i + ‖W‖²; with noise [] it is ridge regression of that penalty.
 
@@ -258,8 +266,8 @@ def ridge(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         noise: [] or [n], > 0; weighted least squares have noise_i = penalty / weight_i.
     """
     if x.shape[1] < x.shape[0]:
-        return torch.linalg.solve(precision(x, noise), (x.T / noise) @ y)
-    return x.T @ torch.linalg.solve(x @ x.T + noise.expand(x.shape[0]).diag(), y)
+        return solve(precision(x, noise), (x.T / noise) @ y)
+    return x.T @ solve(x @ x.T + noise.expand(x.shape[0]).diag(), y)
 
 
 def by_class(scores: Tensor, member: Tensor) -> Tensor:

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-import signal
 import weakref
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from helpers import LEARNERS, LEARNING_CLASSIFIERS, PROBLEMS, TIMING, Builder, classification, engine, metrics_of, regression, same
+from helpers import (
+    LEARNERS,
+    LEARNING_CLASSIFIERS,
+    PROBLEMS,
+    TIMING,
+    Builder,
+    classification,
+    engine,
+    interrupt_after,
+    metrics_of,
+    regression,
+    same,
+)
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun import checkpoint
-from metarun.optim import Outer
 from metarun.run import Run, train
 from metarun.trainer import Interrupted
 
@@ -28,19 +38,6 @@ def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
         "scores": np.load(folder / "test_scores.npy").tolist(),
         "metrics": metrics_of(folder),
     }
-
-
-def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Send Ctrl-C during optimizer step number ``steps``."""
-    step, done = Outer.step, []
-
-    def counted(self: Outer, progress: float) -> dict[str, float]:
-        done.append(progress)
-        if len(done) == steps:
-            signal.raise_signal(signal.SIGINT)
-        return step(self, progress)
-
-    monkeypatch.setattr(Outer, "step", counted)
 
 
 @pytest.mark.parametrize(("algo", "problem"), LEARNERS)

@@ -67,7 +67,55 @@ def test_every_work_describes_a_run_that_metarun_accepts(bench: ModuleType) -> N
         assert all(len(data[name]) == 2 for name in ("xs", "ys", "xq", "yq") if data)
 
 
-def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
+def test_a_library_runs_in_its_own_environment_or_in_this_one(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "CHECKOUT", tmp_path)
+    assert bench.interpreter("torch") == Path(sys.executable)
+    assert bench.interpreter("no_such_library") is None
+    (tmp_path / ".peers/torch/lib/python3.12/site-packages/torch").mkdir(parents=True)
+    assert bench.interpreter("torch") == tmp_path / ".peers/torch/bin/python"
+
+
+def test_on_a_gpu_nothing_is_sampled(bench: ModuleType) -> None:
+    assert bench.works_on("cpu") == [*bench.WORKS, "W8"]
+    assert bench.works_on("cuda") == [name for name in bench.works_on("cpu") if name != "W7"]
+    assert all(work.bar_gpu is None or work.bar_gpu > work.bar for work in bench.WORKS.values())
+
+
+@pytest.mark.parametrize("lasting", [False, True])
+def test_processes_last_if_they_shall(bench: ModuleType, lasting: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class Process:
+        def __init__(self, library: str) -> None:
+            self.library = library
+
+        def close(self) -> None:
+            closed.append(self.library)
+
+    monkeypatch.setattr(bench, "Process", Process)
+    sides = bench.Sides(lasting)
+    first = sides.take(["metarun", "learn2learn"])
+    second = sides.take(["metarun"])
+    assert list(second) == ["metarun"]
+    assert (second["metarun"] is first["metarun"]) == lasting
+    assert closed == ([] if lasting else ["metarun", "learn2learn"])
+    sides.close()
+    assert len(closed) == (2 if lasting else 3)
+
+
+PEAKS = {"fp32": 100.0, "bf16": 200.0}
+ABOUT = {
+    "cpu": {"on": "cpu", "machine": {"device": "CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "2"}, "peaks_gflops": PEAKS},
+    "cuda": {
+        "on": "cuda",
+        "machine": {"device": "A GPU", "cpu": "A CPU", "threads": 16, "torch": "2"},
+        "peaks_gflops": PEAKS | {"tf32": 150.0},
+    },
+}
+
+
+@pytest.mark.parametrize("device", ABOUT)
+def test_the_page_has_a_row_for_every_work(bench: ModuleType, device: str) -> None:
     time = {
         "ratio": 3.0,
         "ratio_min": 2.0,
@@ -81,13 +129,7 @@ def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
     memory = {"title": "memory", "bar": 1.3, "ratio": 1.1, "peer_ratio": 9.0, "peaks_mb": {}}
     memory["grown_mb"] = {"metarun": [100.0, 110.0], "learn2learn": [50.0, 450.0]}
     race = {"title": "a race", "bar": 3.0, "ratio": 4.0, "metarun_s": 100.0, "peer_s": 400.0, "metarun_step": 8, "peer_step": 9, "seed": 0}
-    found = {
-        "rounds": 9,
-        "seconds": 1.5,
-        "episodes": 600,
-        "machine": {"device": "CPU", "threads": 2, "cpu_capability": "AVX2", "torch": "2"},
-        "peaks_gflops": {"fp32": 100.0, "bf16": 200.0},
-    }
+    found = ABOUT[device] | {"rounds": 9, "seconds": 1.5, "episodes": 600, "peer_episodes": 30}
     import bench_page
 
     page = bench_page.page(found | {"works": {"W1": {**work, "metalearn": time}, "W7": {**work, "gflop": 0.0}, "W8": memory, "W9": race}})
@@ -95,3 +137,28 @@ def test_the_page_has_a_row_for_every_work(bench: ModuleType) -> None:
     assert "| W7: some work | 2.5 | 3.00 (2.00 to 5.00) | 2.0 | 6.0 | – | 600 / 700 | 2e-07 | – |" in page
     assert "1.10 times the peak" in page
     assert "a race: 4.00 times as fast as learn2learn (must be 3.0); 100 s, at iteration 8, against\n400 s, at iteration 9; seed 0" in page
+    on_gpu = (
+        "A GPU, A CPU with 16 threads",
+        "150 in TF32",
+        "learn2learn, which takes one after the other, does 30",
+        "allow_tf32",
+        "--device cuda --write`",
+    )
+    assert all((words in page) == (device == "cuda") for words in on_gpu)
+    assert ("allocator" in page) == (device == "cpu")
+
+
+def test_each_device_has_a_page_of_its_own(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_page
+
+    monkeypatch.setattr(bench_page, "DOCS", tmp_path)
+    assert bench_page.kept("W9", "cuda") == {}
+    with pytest.raises(SystemExit, match="benchmarks-gpu"):
+        bench_page.written("cuda")
+    race = {"title": "a race", "bar": 3.0, "ratio": 4.0, "metarun_s": 1.0, "peer_s": 4.0, "metarun_step": 8, "peer_step": 9, "seed": 0}
+    for device, about in ABOUT.items():
+        bench_page.write(
+            about | {"rounds": 9, "seconds": 1.5, "episodes": 600, "peer_episodes": 30, "works": {"W9": race | {"title": device}}}
+        )
+    assert {path.name for path in tmp_path.iterdir()} == {f"benchmarks{part}" for part in (".md", ".json", "-gpu.md", "-gpu.json")}
+    assert [bench_page.kept("W9", device)["W9"]["title"] for device in ABOUT] == ["cpu", "cuda"]

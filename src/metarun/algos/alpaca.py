@@ -67,5 +67,5 @@ class ALPaCA(Algorithm):
 
     def predict(self, state: Posterior, x: Tensor) -> Gaussian:
         phi, scaled = self.features(x, state.support_x)
-        unsure = 1 + (scaled * torch.linalg.solve(state.precision, scaled.T).T).sum(1, keepdim=True)
+        unsure = 1 + (scaled * inner.solve(state.precision, scaled.T).T).sum(1, keepdim=True)
         return Gaussian(phi @ self.mean + scaled @ state.weight, unsure * self.log_noise.exp())

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import io
 import warnings
 from functools import cache
@@ -31,8 +30,9 @@ def library() -> Any:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, announces its successor
             warnings.simplefilter("ignore")
-            if importlib.util.find_spec("torchvision") and not hasattr(torch.ops.torchvision, "nms"):
-                # A torchvision built for GPUs beside a torch for CPUs lacks two operators that it goes on to describe.
+            try:
+                importlib.import_module("torchvision")
+            except RuntimeError:  # built for GPUs, beside a torch for CPUs it lacks two operators that it goes on to describe
                 schemas = torch.library.Library("torchvision", "DEF")
                 for name in ("nms", "qnms"):
                     schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")

@@ -73,7 +73,7 @@ class MetaOptNet(Algorithm):
         z = inner.widen(self.net(x, x))
         target = inner.one_hot(y, context.classes.shape[0]).to(z.dtype)
         if self.head == "ridge":
-            return Solved(2 * inner.ridge(z, target, z.new_tensor(self.penalty)), x)
+            return Solved(2 * inner.ridge(z, target, z.new_full((), self.penalty)), x)
         kernel = z @ z.T + DAMPING * torch.eye(len(z), dtype=z.dtype, device=z.device)
         return Solved(z.T @ crammer_singer(kernel, target, self.cost, self.solver_steps), x)
 
@@ -118,12 +118,12 @@ def crammer_singer(kernel: Tensor, target: Tensor, cost: float, steps: int) -> T
 
 def newton_step(kernel: Tensor, slack: Tensor, multiplier: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     """The map from a right-hand side [n, way] to the dB and dS [n, way] that solve Newton's equations of ``crammer_singer``."""
-    inverse = torch.linalg.inv(kernel + torch.diag_embed((multiplier / slack).T))  # [way, n, n]
+    inverse = torch.linalg.inv_ex(kernel + torch.diag_embed((multiplier / slack).T))[0]  # [way, n, n]; see ``inner.solve``
     summed = inverse.sum(0)
 
     def solve(right: Tensor) -> tuple[Tensor, Tensor]:
         free = torch.einsum("cij,jc->ic", inverse, right)
-        shift = torch.linalg.solve(summed, free.sum(1))
+        shift = inner.solve(summed, free.sum(1))
         first = free - torch.einsum("cij,j->ic", inverse, shift)
         return first, kernel @ first + shift[:, None]
 

@@ -80,6 +80,6 @@ def pick(x: Tensor, where: Tensor) -> Tensor:
 
 def max_pool(x: Tensor, *, ceil: bool = False) -> Tensor:
     """The largest value of every 2x2 window of x [n, c, h, w]: [n, c, h/2, w/2]; odd borders are cut, or with ``ceil`` pooled alone."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # as ``conv.convolve``
+    if torch.compiler.is_compiling():  # as ``conv.convolve``
         return F.max_pool2d(x, SIDE, ceil_mode=ceil)
     return Pool.apply(x, ceil)[0]
