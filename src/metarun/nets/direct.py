@@ -82,7 +82,7 @@ def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
 
     They are the faster ones wherever they can be used, but on one thread, while torch's operators divide the images of a task.
     """
-    if a.dtype != b.dtype or not lanes(a.dtype) or (a.dim() == 4 and torch.get_num_threads() > 1):
+    if a.device.type != "cpu" or a.dtype != b.dtype or not lanes(a.dtype) or (a.dim() == 4 and torch.get_num_threads() > 1):
         return False
     counts = {*a.shape[-4:-2], *b.shape[-4:-2]}
     channels = {a.shape[-3], b.shape[-3], *([] if slot == 1 else [(b if slot else a).shape[-4]])}
