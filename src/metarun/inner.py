@@ -50,7 +50,7 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     constant = mode == "none" or not torch.is_grad_enabled()
     if mode == "mixed" and not constant:
         grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
-    elif leaves[0].device.type == "cpu" and _by_task(leaves):
+    elif _by_task(leaves):
         grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
     else:
         with torch.set_grad_enabled(not constant):

@@ -43,7 +43,7 @@ def whole(function: Call) -> Call:
     @wraps(function)
     def call(*arguments: Any) -> Any:
         recorder: Recorder | None = getattr(_thread, "recorder", None)
-        return function(*arguments) if recorder is None else recorder.once(function, arguments)
+        return recorder.once(function, arguments) if recorder and recorder.noting else function(*arguments)
 
     return call  # type: ignore[return-value]
 

@@ -1,6 +1,9 @@
-"""The convolution's three partial derivatives against torch's convolution and finite differences, for one task and for many."""
+"""The convolution's three partial derivatives against torch's convolution and finite differences, for one task and for many, by torch's
+operators and by the kernels for channels in multiples of 16."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -8,8 +11,8 @@ import torch.nn.functional as F
 from helpers import random
 from torch import Tensor
 
-from metarun.nets import conv
-from metarun.nets.conv import Conv, convolve, matrix
+from metarun.nets import conv, direct
+from metarun.nets.conv import Conv, Form, W, X, Y, convolution, convolve, matrix
 
 F64 = torch.float64
 SHAPES = pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (5, 3)])
@@ -79,6 +82,99 @@ def test_weights_and_their_gradients_lie_as_patches_do_so_that_nothing_is_copied
     assert matrix(module.weight).data_ptr() == module.weight.data_ptr()
     gradients = torch.vmap(torch.func.grad(lambda w, x: convolve(x, w, 2, 1).square().sum()))(w, x)
     assert all(gradient.is_contiguous(memory_format=torch.channels_last) for gradient in gradients)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=str)
+def dtype(request: pytest.FixtureRequest) -> Iterator[torch.dtype]:
+    """A precision that this machine has kernels for, which are not for one task where torch has more threads for it."""
+    if not direct.lanes(request.param):
+        pytest.skip("no kernels on this machine")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield request.param
+    torch.set_num_threads(threads)
+
+
+def operands(dtype: torch.dtype, form: Form, n: int, channels: tuple[int, int], tasks: tuple[int, ...]) -> dict[int, tuple[Tensor, Tensor]]:
+    """Those of every slot."""
+    torch.manual_seed(0)
+    inputs, outputs = channels
+    shapes = (*tasks, n, *form.size, inputs), (*tasks, outputs, form.kernel, form.kernel, inputs), (*tasks, n, *form.places, outputs)
+    x, w, y = (torch.randn(shape).to(dtype).movedim(-1, -3) for shape in shapes)
+    return {Y: (x, w), X: (w, y), W: (y, x)}
+
+
+def check(slot: int, form: Form, a: Tensor, b: Tensor) -> None:
+    """The kernels against torch's convolution of one task after the other in float64."""
+    assert direct.covers(slot, form, a, b)
+    ours = direct.partial(slot, form, a, b)
+    if a.dim() == 4:
+        theirs = convolution(slot, form, a.double(), b.double())
+    else:
+        theirs = torch.stack([convolution(slot, form, *pair) for pair in zip(a.double(), b.double())])
+    assert ours.dtype == a.dtype
+    assert ours.shape == theirs.shape
+    assert ours.movedim(-3, -1).is_contiguous()
+    # Sums of products of bfloat16 are rounded once, at the end.
+    assert (ours - theirs).norm() <= (2e-6 if a.dtype == torch.float32 else 3e-3) * theirs.norm()
+
+
+@pytest.mark.parametrize("tasks", [(), (3,)], ids=["one task", "many tasks"])
+@pytest.mark.parametrize("n", [1, 5, 14])
+@pytest.mark.parametrize("side", [(2, 2), (5, 8), (7, 7)])
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (1, 2), (3, 1), (3, 2), (3, 3), (5, 1), (5, 2)])
+def test_kernels_equal_torch_for_all_shapes(
+    dtype: torch.dtype, kernel: int, stride: int, side: tuple[int, int], n: int, tasks: tuple[int, ...]
+) -> None:
+    form = Form(kernel, stride, kernel // 2, side)
+    for slot, pair in operands(dtype, form, n, (64, 64), tasks).items():
+        check(slot, form, *pair)
+
+
+@pytest.mark.parametrize("channels", [(16, 128), (32, 48), (48, 16), (80, 32), (128, 80)])
+def test_kernels_equal_torch_for_all_channels(dtype: torch.dtype, channels: tuple[int, int]) -> None:
+    form = Form(3, 2, 1, (7, 6))
+    for slot, pair in operands(dtype, form, 3, channels, (2,)).items():
+        check(slot, form, *pair)
+
+
+def test_kernels_equal_torch_for_more_images_than_a_cache_holds(dtype: torch.dtype) -> None:
+    form = Form(3, 1, 1, (28, 28))
+    for slot, pair in operands(dtype, form, 7, (32, 32), ()).items():
+        check(slot, form, *pair)
+
+
+def test_kernels_for_short_vectors_equal_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not direct.lanes(torch.float32):
+        pytest.skip("no kernels on this machine")
+    monkeypatch.setattr(direct, "lanes", lambda dtype: 8)
+    form = Form(3, 2, 1, (7, 6))
+    for channels in [(32, 48), (16, 32)]:
+        for slot, pair in operands(torch.float32, form, 7, channels, (2,)).items():
+            check(slot, form, *pair)
+
+
+def test_kernels_pass_on_what_is_no_number(dtype: torch.dtype) -> None:
+    form = Form(3, 2, 1, (5, 5))
+    for slot, (a, b) in operands(dtype, form, 3, (64, 64), ()).items():
+        a[-1, -1, 0, 0] = torch.inf
+        ours, theirs = direct.partial(slot, form, a, b), convolution(slot, form, a.float(), b.float())
+        assert torch.equal(ours.isfinite(), theirs.isfinite())
+
+
+def test_kernels_take_operands_that_lie_in_any_order_and_anywhere(dtype: torch.dtype) -> None:
+    form = Form(3, 1, 1, (4, 4))
+    for slot, (a, b) in operands(dtype, form, 3, (32, 32), (2,)).items():
+        elsewhere = torch.cat([a.new_zeros(1), a.movedim(-3, -1).flatten()])[1:].view(a.movedim(-3, -1).shape).movedim(-1, -3)
+        torch.testing.assert_close(direct.partial(slot, form, elsewhere, b.contiguous()), direct.partial(slot, form, a, b), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(5, 24, 6, 6), (0, 32, 6, 6)], ids=["channels", "no images"])
+def test_what_kernels_do_not_cover_is_torchs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    x, w = torch.randn(shape, dtype=dtype), torch.randn(32, shape[1], 3, 3, dtype=dtype)
+    assert not direct.covers(Y, Form(3, 1, 1, (6, 6)), x, w)
+    assert not direct.covers(Y, Form(3, 1, 1, (6, 6)), x.double(), w.double())
+    torch.testing.assert_close(convolve(x, w, 1, 1), F.conv2d(x, w, padding=1))
 
 
 @pytest.mark.parametrize("bias", [True, False])

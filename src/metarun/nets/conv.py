@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
+from metarun.nets import direct
 from metarun.nets.kernels import array, patches
 from metarun.replay import whole
 
@@ -43,14 +44,9 @@ class Partial(torch.autograd.Function):
 
     @staticmethod
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == 4:
-            return convolution(slot, form, a, b)
-        if slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
-            return in_one(convolution, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
-        if form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
-            return products(slot, form, a, b)
-        # Joined, not stacked, which would give up the order in memory.
-        return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
+        if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
+            return in_one(Partial.forward, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
+        return (direct.partial if direct.covers(slot, form, a, b) else operators)(slot, form, a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -90,6 +86,16 @@ def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: 
     return partial(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2])
 
 
+def operators(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial`` in torch's operators."""
+    if a.dim() == 4:
+        return convolution(slot, form, a, b)
+    if a.device.type != "cpu" or form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
+        return products(slot, form, a, b)
+    # Joined, not stacked, which would give up the order in memory.
+    return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
+
+
 def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     """``Partial`` of one task, by torch's convolution and its derivatives."""
     stride, padding = [form.stride] * 2, [form.padding] * 2
@@ -108,16 +114,31 @@ def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
 def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     """``Partial`` of all tasks, as matrix products over patches."""
     if slot == Y:
-        return (gather(a, form).flatten(1, -2) @ matrix(b).mT).unflatten(1, (a.shape[1], *form.places)).movedim(-1, 2)
+        return product_of(gather(a, form).flatten(1, -2), matrix(b).mT).unflatten(1, (a.shape[1], *form.places)).movedim(-1, 2)
     if slot == X:
-        return scatter((b.movedim(2, -1).flatten(1, -2) @ matrix(a)).unflatten(1, (b.shape[1], *form.places)), form)
+        return scatter(product_of(b.movedim(2, -1).flatten(1, -2), matrix(a)).unflatten(1, (b.shape[1], *form.places)), form)
     seen, y = gather(b, form), a.movedim(2, -1)
-    return (y.flatten(1, -2).mT @ seen.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
+    return product_of(y.flatten(1, -2).mT, seen.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
+
+
+def product_of(a: Tensor, b: Tensor) -> Tensor:
+    """a @ b for a convolution: on a GPU in TF32 where torch's own convolutions are."""
+    if a.device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
+        return a @ b
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        return a @ b
+    finally:
+        torch.set_float32_matmul_precision(precision)
 
 
 @whole
 def gather(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
+    if x.device.type != "cpu":
+        windows = pad(x, form).unfold(-3, form.kernel, form.stride).unfold(-3, form.kernel, form.stride)
+        return windows.movedim(-3, -1).flatten(-3)
     seen = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
     patches(x.shape[-3], form.kernel).gather(array(x.movedim(-3, -1), 3), form.stride, form.padding, array(seen, 3))
     return seen
@@ -127,6 +148,15 @@ def gather(x: Tensor, form: Form) -> Tensor:
 def scatter(seen: Tensor, form: Form) -> Tensor:
     """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
     channels = seen.shape[-1] // form.kernel**2
+    if seen.device.type != "cpu":
+        down, across = (form.stride * (places - 1) + 1 for places in form.places)
+        padded = [side + form.kernel - 1 for side in form.size]  # at least as far as the last place sees
+        total = widen(seen[..., :0]).new_zeros(*seen.shape[:-3], *padded, channels)
+        for (i, j), part in zip(product(range(form.kernel), repeat=2), seen.split(channels, -1)):
+            total[..., i : i + down : form.stride, j : j + across : form.stride, :] += part
+        high, broad = form.size
+        inside = total[..., form.padding : form.padding + high, form.padding : form.padding + broad, :]
+        return inside.to(seen.dtype).contiguous().movedim(-1, -3)
     x = seen.new_empty(*seen.shape[:-3], *form.size, channels)
     total = torch.empty(channels, dtype=widen(seen[..., :0]).dtype)
     patches(channels, form.kernel).scatter(array(seen, 3), form.stride, form.padding, total.numpy(), array(x, 3))
@@ -155,7 +185,7 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     """x ∗ w: [n, c, h, w] and [o, c, k, k] to [n, o, h', w']."""
     if has_torch_function((x, w)):
         return handle_torch_function(convolve, (x, w), x, w, stride, padding)
-    if x.device.type != "cpu" or torch.compiler.is_compiling():  # an exported graph is for answers, and knows torch's operators only
+    if torch.compiler.is_compiling():  # an exported graph is for answers, and knows torch's operators only
         return torch.conv2d(x, w, None, stride, padding)
     form = Form(w.shape[-1], stride, padding, (x.shape[-2], x.shape[-1]))
     return Partial.apply(Y, form, x, w)
