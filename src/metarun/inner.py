@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -37,10 +38,14 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     """
     leaves, spec = tree_flatten((fast, args))
     weights, form = tree_flatten(fast)
+    modes = torch.overrides._get_current_function_mode_stack()
 
     def flat_loss(*flat: Tensor) -> Tensor:
         fast, args = tree_unflatten(list(flat), spec)
-        return loss(fast, *args)
+        with ExitStack() as stack:
+            for mode in modes:  # as ``BFloat16``, which torch leaves outside of an autograd.Function under torch.func
+                stack.enter_context(mode)
+            return loss(fast, *args)
 
     constant = mode == "none" or not torch.is_grad_enabled()
     if mode == "mixed" and not constant:

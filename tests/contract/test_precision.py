@@ -1,12 +1,18 @@
 """bf16 must really compute in bfloat16 under vmap, and must leave weights, gradients and losses in fp32."""
 
+from typing import get_args
+
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers import LEARNING_CLASSIFIERS, classification, meta_gradient
 
+from metarun import inner
+from metarun.inner import Mode, widen
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm
 from metarun.precision import BFloat16
+from metarun.run import Run
 
 
 def convolve(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -47,6 +53,29 @@ def test_a_nets_convolutions_compute_in_bfloat16_under_vmap(channels):
     with BFloat16():
         assert dtypes() == {torch.bfloat16}
     assert dtypes() == {torch.float32}
+
+
+@pytest.mark.parametrize("mode", get_args(Mode))
+def test_the_inner_loop_computes_in_bfloat16_under_vmap(mode):
+    weight, seen = torch.ones(5, 6, requires_grad=True), []
+
+    def loss(weight, x):
+        y = F.linear(x, weight)
+        seen.append(y.dtype)
+        return widen(y).square().mean()
+
+    with BFloat16():
+        gradients = torch.vmap(lambda x: inner.gradient(loss, weight, x, mode=mode))(torch.randn(3, 4, 6))
+    assert set(seen) == {torch.bfloat16}
+    assert gradients.dtype == torch.float32
+
+
+@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
+def test_every_method_computes_in_bfloat16(algo):
+    run = Run(classification(algo, "precision=bf16"))
+    tasks = run.episodes("train").batch(range(2))
+    assert torch.isfinite(meta_gradient(run.algorithm, tasks, run.engine)).all()
+    assert torch.isfinite(run.engine.evaluate(run.algorithm.eval(), tasks, curve=True)["loss"]).all()
 
 
 @pytest.mark.parametrize("order", ["first", "second"])
