@@ -1,5 +1,5 @@
 """Convolutions whose derivatives of any order cost what first ones do, for tasks that have weights of their own.
-With few inputs they are linear maps of patches; else a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
+With few inputs a linear map of patches, else a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
 
 from __future__ import annotations
 
