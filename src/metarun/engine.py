@@ -105,6 +105,10 @@ class Engine:
             with self._numbers():
                 losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
+            # Laid out as the weights, which a fused optimizer asks for.
+            gradients = [
+                g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(parameters, gradients)
+            ]
             return gradients, {name: values.sum() for name, values in metrics.items()}
 
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
@@ -115,7 +119,8 @@ class Engine:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
-        return {name: float(value) / here for name, value in sums.items()}
+        means = (torch.stack(list(sums.values())) / here).tolist()  # one wait for a GPU, not one for each
+        return dict(zip(sums, means))
 
     @torch.no_grad()
     def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:

@@ -69,8 +69,9 @@ class Outer:
         self.lr, self.least_lr, self.hyper_lr, self.clip_norm, self.clip_value = lr, 1e-3 * lr, hyper_lr, clip_norm, clip_value
         self.way: list[Tensor] = []  # u, if the learning rate is to be learned
         self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
-        # foreach: one fused pass over all parameters.
-        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "foreach": True}
+        # All parameters at once: on a GPU in one kernel.
+        way = "fused" if all(p.is_cuda for p in self.parameters) else "foreach"
+        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, way: True}
         self.torch: torch.optim.Optimizer | None = None
         if not self.parameters:
             return  # nothing to learn, as for nearest neighbours

@@ -233,7 +233,7 @@ def record(function: Function, module: nn.Module, item: Any) -> tuple[Program, A
 
 
 class Graph:
-    """A program of a GPU, which its driver repeats: a CUDA graph, with memory of its own for the item, and its outcome.
+    """A program of a GPU, which its driver repeats: a CUDA graph, with memory of its own for the item and the outcome.
 
     Weights are read where they lie.
     """
@@ -247,13 +247,32 @@ class Graph:
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            self.result = function(module, self.item)
+            self.leaves, self.form = tree_flatten(tree_map(dense, function(module, self.item)))
+            # In one piece for each type of number, so that one operation copies it out.
+            parts: dict[torch.dtype, list[Tensor]] = {}
+            for leaf in self.leaves:
+                if isinstance(leaf, Tensor):
+                    parts.setdefault(leaf.dtype, []).append(leaf.as_strided((leaf.numel(),), (1,)))
+            self.flat = {dtype: torch.cat(rows) for dtype, rows in parts.items()}
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        for mine, given in zip(tree_leaves(self.item), inputs):
-            mine.copy_(given)
+        places = tree_leaves(self.item)
+        torch._foreach_copy_(places, list(inputs[: len(places)]))
         self.graph.replay()
-        return tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, self.result)
+        flat, begun = {dtype: row.clone() for dtype, row in self.flat.items()}, dict.fromkeys(self.flat, 0)
+        made = list(self.leaves)
+        for i, leaf in enumerate(self.leaves):
+            if isinstance(leaf, Tensor):
+                made[i] = flat[leaf.dtype].as_strided(leaf.shape, leaf.stride(), begun[leaf.dtype])
+                begun[leaf.dtype] += leaf.numel()
+        return tree_unflatten(made, self.form)
+
+
+def dense(leaf: Any) -> Any:
+    """A tensor without gaps in memory; what is none as it is."""
+    if not isinstance(leaf, Tensor) or leaf.is_contiguous() or (leaf.dim() == 4 and leaf.is_contiguous(memory_format=torch.channels_last)):
+        return leaf
+    return leaf.contiguous()
 
 
 class Entry:

@@ -187,3 +187,13 @@ def test_bfloat16_reaches_the_first_block() -> None:
     norm, conv = Norm(8, "batch"), Conv(1, 8, 3, bias=False)
     with BFloat16():
         assert norm.rectified(torch.rand(6, 1, 8, 8), None, conv, True).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("n", [1, 128, 1500])
+def test_the_covariance_of_rows_is_that_in_float64(n: int, dtype: torch.dtype) -> None:
+    rows = (random(3, n, 9) + 0.5).to(dtype)
+    means, covariances = vmap(fused.Covariance.apply)(rows)
+    for these, mean, covariance in zip(rows.double(), means, covariances):
+        torch.testing.assert_close(mean, these.mean(0), rtol=0, atol=1e-14)
+        torch.testing.assert_close(covariance, these.mT.cov(correction=0).reshape(9, 9), rtol=0, atol=1e-14)

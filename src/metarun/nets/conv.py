@@ -1,5 +1,5 @@
 """Convolutions whose derivatives of any order cost what first ones do, for tasks that have weights of their own.
-Small ones are matrix products over patches; others a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
+With few inputs a linear map of patches, else a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
 
 from __future__ import annotations
 
@@ -44,9 +44,7 @@ class Partial(torch.autograd.Function):
 
     @staticmethod
     def forward(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-        if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
-            return in_one(Partial.forward, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
-        return (direct.partial if direct.covers(slot, form, a, b) else operators)(slot, form, a, b)
+        return evaluate(slot, form, a, b)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -84,6 +82,13 @@ def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: 
     if slot == Y:
         return partial(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2])
     return partial(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2])
+
+
+def evaluate(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
+    """``Partial``, by the kernels of ``direct`` where those are for such operands."""
+    if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
+        return in_one(evaluate, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
+    return (direct.partial if direct.covers(slot, form, a, b) else operators)(slot, form, a, b)
 
 
 def operators(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch.func import vjp
 from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
-from metarun.nets.kernels import array, block, images, lift
+from metarun.nets.kernels import array, block, covariance, images, lift
 from metarun.replay import whole
 
 
@@ -45,6 +45,26 @@ def lifted(seen: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
     if has_torch_function((seen, weight, bias)):
         return handle_torch_function(lifted, (seen, weight, bias), seen, weight, bias, window)
     return Lifted.apply(seen, widen(weight.mT), widen(bias), window)[0]
+
+
+class Covariance(torch.autograd.Function):
+    """Mean [*tasks, k] and covariance [*tasks, k, k] in float64 of rows [*tasks, n, k], which nothing is differentiated by."""
+
+    @staticmethod
+    @whole
+    def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
+        *tasks, _, inputs = rows.shape
+        mean, spread = (torch.empty(*tasks, *size, dtype=torch.float64) for size in ((inputs,), (inputs, inputs)))
+        covariance(inputs)(array(rows, 2), array(mean, 1), array(spread, 2))
+        return mean, spread
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+        return Covariance.apply(*stacked(info, in_dims, inputs)), (0, 0)
 
 
 class Normed(torch.autograd.Function):

@@ -22,6 +22,7 @@ from torch.profiler import record_function
 inlined: Any = intrinsic
 BITS = ir.IntType(32)
 ROWS = 64  # whose moments are taken at a time, so that they are still in the cache the second time
+SPAN, LANES = 128, 16  # rows whose products are summed up at a time, and how many of them apart, side by side in vectors
 
 
 def compiled(loops: Any) -> Any:
@@ -389,6 +390,46 @@ def lift(inputs: int, channels: int, window: int) -> Lift:
                     gweight[t, k, c] = total[k, c]
 
     return Lift(*map(shown, (forward, pick, collect)))
+
+
+@cache
+def covariance(inputs: int) -> Any:
+    """A kernel for the mean [tasks, inputs] and covariance [tasks, inputs, inputs], in float64, of rows [tasks, n, inputs]."""
+
+    @compiled
+    def covariance(rows, mean, spread):
+        tasks, n, _ = rows.shape
+        values = np.empty((inputs, SPAN))  # some rows, as columns
+        part, flat = np.empty((inputs, inputs, LANES)), np.empty((inputs, LANES))
+        for t in range(tasks):
+            part[:] = 0
+            flat[:] = 0
+            for first in range(0, n, SPAN):
+                if n - first < SPAN:
+                    values[:] = 0
+                for j in range(min(SPAN, n - first)):
+                    for k in range(inputs):
+                        values[k, j] = wide(rows[t, first + j, k])
+                for a in range(inputs):
+                    for c in range(LANES):
+                        value = flat[a, c]
+                        for j in range(0, SPAN, LANES):
+                            value += values[a, j + c]
+                        flat[a, c] = value
+                    for b in range(a, inputs):
+                        for c in range(LANES):
+                            value = part[a, b, c]
+                            for j in range(0, SPAN, LANES):
+                                value += values[a, j + c] * values[b, j + c]
+                            part[a, b, c] = value
+            for a in range(inputs):
+                mean[t, a] = flat[a].sum() / n
+            for a in range(inputs):
+                for b in range(a, inputs):
+                    spread[t, a, b] = part[a, b].sum() / n - mean[t, a] * mean[t, b]
+                    spread[t, b, a] = spread[t, a, b]
+
+    return shown(covariance)
 
 
 @cache

@@ -94,9 +94,13 @@ class Norm(nn.Module):
             # numbers, as would the outcome, which bfloat16 could not tell. For the variance even then in float64.
             common = (x[:n_support] if self.kind == "support" else x).mean((0, 2, 3))
             seen = conv.patches(x, common)
-            source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2).double(), weight.double()
-            centre = source.mean(0)
-            covariance = source.T @ source / source.shape[0] - centre[:, None] * centre
+            source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2), weight.double()
+            if fused.here(x) and not x.requires_grad:
+                centre, covariance = fused.Covariance.apply(source)
+            else:
+                source = source.double()
+                centre = source.mean(0)
+                covariance = source.T @ source / source.shape[0] - centre[:, None] * centre
             mean = (rows @ centre).to(weight.dtype)
             var = ((rows @ covariance) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:

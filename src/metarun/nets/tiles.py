@@ -192,7 +192,7 @@ def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
 
     @compiled
     def across(a, b, places, classes, taps, n, size, depth, step, packing, packed, out):
-        """out [tasks, n * places * channels] from rows a [tasks, words] and weights b [tasks, words]; ``direct.plan`` says what the tables are.
+        """out [tasks, n * places * channels] from rows a [tasks, words] and weights b [tasks, words], by the tables of ``direct.plan``.
 
         ``size``: words of an image in a, values of one in out, and channels of out. ``packing``: rows and columns of the weights in b, in
         words, and whether ``packed`` has room for their transpose (1) or for their rows in pairs (2), or they are used as they lie (0).
