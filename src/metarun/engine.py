@@ -109,7 +109,7 @@ class Engine:
             gradients = [
                 g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(parameters, gradients)
             ]
-            return gradients, {name: values.sum() for name, values in metrics.items()}
+            return laid, {name: values.sum() for name, values in metrics.items()}
 
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
