@@ -97,8 +97,7 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.noting:
             return function(*args, **kwargs)
-        if VALUES & set(function.tags) and not (function is aten.index.Tensor and all(map(_places, args[1]))):
-            raise CannotRepeat(f"{function} looks into the data")
+        refuse_looks(function, args)
         made = function(*args, **kwargs)
         if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):
             pass  # types and sizes, which stay as they are
@@ -156,6 +155,24 @@ class Recorder(TorchDispatchMode):
         if tensor not in self.slots:
             raise CannotRepeat("a tensor is neither an argument nor made of arguments")
         return self.slots[tensor]
+
+
+class Watch(TorchDispatchMode):
+    """Does what the code within does, unless a value decides what that is.
+
+    Raises:
+        CannotRepeat: from the code within, where it does.
+    """
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        refuse_looks(function, args)
+        return function(*args, **(kwargs or {}))
+
+
+def refuse_looks(function: Any, args: tuple[Any, ...]) -> None:
+    """Raise ``CannotRepeat`` if an operation's outcome is a value out of a tensor, or has a shape that values decide."""
+    if VALUES & set(function.tags) and not (function is aten.index.Tensor and all(map(_places, args[1]))):
+        raise CannotRepeat(f"{function} looks into the data")
 
 
 def _places(index: Tensor | None) -> bool:
@@ -242,7 +259,7 @@ class Graph:
         self.item = tree_map(torch.clone, item)
         aside = torch.cuda.Stream()  # where libraries set themselves up, which a recording would not survive
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
+        with torch.cuda.stream(aside), Watch():  # a recording that fails leaves torch's allocator in disorder: known before it begins
             function(module, self.item)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()

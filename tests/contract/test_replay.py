@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine
-from metarun.replay import EAGER, CannotRepeat, Entry, Replay, record
+from metarun.replay import EAGER, CannotRepeat, Entry, Replay, Watch, record
 from metarun.run import Run
 
 NEVER = {"maml_learn2learn"}  # runs task by task
@@ -82,6 +82,15 @@ def test_a_setting_that_changes_between_steps_is_heeded() -> None:
             how.meta_gradient(run.algorithm, tasks, 0.0)
             kept += [p.grad for p in run.algorithm.parameters()]
         assert all(map(torch.equal, found, expected))
+
+
+def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
+    with Watch():
+        assert torch.ones(2)[torch.tensor([0, 1])].sum().shape == ()
+        with pytest.raises(CannotRepeat, match="looks into the data"):
+            torch.ones(2).sum().item()
+        with pytest.raises(CannotRepeat, match="looks into the data"):
+            torch.ones(2)[torch.tensor([True, False])]
 
 
 def test_hooks_see_every_call() -> None:
