@@ -106,9 +106,8 @@ class Engine:
                 losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
             # Laid out as the weights, which a fused optimizer asks for.
-            gradients = [
-                g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in zip(parameters, gradients)
-            ]
+            both = zip(parameters, gradients)
+            laid = [g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in both]
             return laid, {name: values.sum() for name, values in metrics.items()}
 
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
