@@ -42,6 +42,7 @@ class Algorithm(nn.Module, ABC):
         query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
+        saves_memory: what is kept of many inner steps is little and to stay so: tasks are taken in smaller chunks the more steps there are.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -55,6 +56,7 @@ class Algorithm(nn.Module, ABC):
     pairwise: bool = False
     query_bytes: int = 0
     encodes: bool = False
+    saves_memory: bool = False
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -197,6 +199,7 @@ class InnerLoop(StepLearner):
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.mode: inner.Mode = "none" if first_order else mode
+        self.saves_memory = self.mode == "mixed"
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))

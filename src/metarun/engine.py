@@ -232,7 +232,7 @@ class Engine:
         if self.device.type == "cuda":
             least, budget = 1, torch.cuda.get_device_properties(self.device).total_memory // 16
         chunks = max(least, -(-count(tasks) * size // budget))
-        if train and algorithm.inner_steps and self.device.type == "cpu":
+        if train and algorithm.inner_steps and (self.device.type == "cpu" or algorithm.saves_memory):
             chunks = max(chunks, -(-count(tasks) * algorithm.inner_steps * self._state_bytes(algorithm, one) // STATE_BYTES))
         chunks += -chunks % least  # so that two cores end together
         return -(-count(tasks) // chunks)

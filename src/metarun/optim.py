@@ -88,9 +88,9 @@ class Outer:
         """
         if self.torch is None:
             return {}
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf)
-        if not torch.isfinite(norm):
-            return {"grad_norm": float(norm)}
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf))
+        if not math.isfinite(norm):
+            return {"grad_norm": norm}
         if self.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
         if self.way:
@@ -103,7 +103,7 @@ class Outer:
         self.torch.step()
         self.way = [(old - p.detach()) / self.lr for old, p in zip(before, self.common)]
         self.torch.zero_grad(set_to_none=True)
-        return {"lr": self.lr * scale, "grad_norm": float(norm)}
+        return {"lr": self.lr * scale, "grad_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
         if self.torch is None:

@@ -351,7 +351,7 @@ class Replay:
         return call
 
     def _tensor(self, leaf: Any) -> Tensor:
-        return leaf if isinstance(leaf, Tensor) else torch.tensor(leaf, dtype=torch.float64, device=self.device)
+        return leaf if isinstance(leaf, Tensor) else torch.full((), leaf, dtype=torch.float64, device=self.device)
 
 
 def kind(tensor: Tensor) -> Hashable:

@@ -69,7 +69,10 @@ class MAMLPP(StepLearner):
     ) -> None:
         super().__init__(net, problem, inner_steps=inner_steps, **settings)
         self.multi_step_loss, self.first_order_until, self.full_mode, self.mode = multi_step_loss, first_order_until, mode, mode
-        self.every_state = multi_step_loss > 0
+        self.every_state = self.every_loss = multi_step_loss > 0
+        self.loss_weights: Tensor
+        # Not among the settings, as it changes with every step, which is recorded once (``replay``).
+        self.register_buffer("loss_weights", torch.zeros(inner_steps), persistent=False)
         norms = {name: module for name, module in self.named_modules() if isinstance(module, Norm)}
         self.scales = [f"{name}.{part}" for name in norms for part in ("weight", "bias") if step_norms]
         # The net's own are those of step 0.
@@ -88,6 +91,10 @@ class MAMLPP(StepLearner):
 
     def anneal(self, progress: float) -> None:
         self.mode = "none" if progress < self.first_order_until else self.full_mode
+        self.every_loss = progress < self.multi_step_loss
+        if self.every_loss:
+            weights = loss_weights(self.inner_steps, progress / self.multi_step_loss)
+            self.loss_weights.copy_(self.loss_weights.new_tensor(weights))
 
     def own(self, k: int) -> dict[str, Tensor]:
         """What belongs to the weights after k steps alone, by name; from step K on it stays."""
@@ -112,12 +119,11 @@ class MAMLPP(StepLearner):
 
     def objective(self, states: Sequence[Stepped], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         last, metrics = super().objective(states, task, progress)
-        if progress >= self.multi_step_loss:
+        if not self.every_loss:
             return last, metrics
-        *weights, weight = loss_weights(self.inner_steps, progress / self.multi_step_loss)
         x, y = task.query
-        earlier = [v * self.problem.loss(self.predict(state, x), y) for v, state in zip(weights, states[1:])]
-        return torch.stack([*earlier, weight * last]).sum(), metrics
+        earlier = [self.problem.loss(self.predict(state, x), y) for state in states[1:-1]]
+        return self.loss_weights @ torch.stack([*earlier, last]), metrics
 
     @torch.no_grad()
     def calibrate(self, tasks: Iterable[Task]) -> None:
