@@ -119,6 +119,18 @@ def test_a_norm_of_a_narrow_convolution_is_the_norm_of_its_output(kind: NormKind
         torch.testing.assert_close(ours, separate)
 
 
+@pytest.mark.parametrize("pool", [True, False])
+def test_gradients_reach_the_input_of_a_narrow_convolution_through_vmap(pool: bool) -> None:
+    conv, layer = Conv(2, 4, 3, bias=False).double(), Norm(4, "batch").double()
+    x = random(3, 5, 2, 6, 6, seed=1).requires_grad_()
+
+    def loss(x: Tensor) -> Tensor:
+        return layer.rectified(x, None, conv, pool).square().sum()
+
+    together, apart = (torch.autograd.grad(values.sum(), x)[0] for values in (torch.vmap(loss)(x), torch.stack([*map(loss, x)])))
+    torch.testing.assert_close(together, apart)
+
+
 def test_the_variance_behind_a_filter_of_differences_keeps_its_digits() -> None:
     conv, layer = Conv(1, 1, 3, bias=False), Norm(1, "batch", eps=0.0)
     smooth = (random(8, 1, 1, 1, seed=1) + torch.linspace(0, 1, 64).outer(torch.linspace(0, 1, 64))).float()

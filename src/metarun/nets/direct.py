@@ -62,7 +62,7 @@ def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[
 @cache
 def lanes(dtype: torch.dtype) -> int:
     """How many float32 a vector of this machine holds, if it has the instructions for such operands, else 0."""
-    features = cpu_target.target_context.codegen().magic_tuple()[-1]  # those that Numba compiles for
+    features = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")  # those that Numba compiles for
     if dtype == torch.bfloat16:  # torch's convolution is the faster one where it has instructions for tiles
         return 16 if "+avx512bf16" in features and "+amx-bf16" not in features else 0
     if dtype != torch.float32:
@@ -125,13 +125,13 @@ def weights(form: Form, g: Tensor, x: Tensor) -> Tensor:
     per = 2 if g.dtype == torch.bfloat16 else 1
     (tasks, n, outputs, *down), inputs = g.shape, x.shape[2]
     size = down[0] * down[1] * outputs // per, form.size[0] * form.size[1] * inputs // per
-    images = min(n + 1, max(2, NEAR // max(size)))
-    room = [torch.empty(images * words if per == 2 else 0, dtype=torch.uint32).numpy() for words in size]
-    moves = np.empty(2 * max(images, down[1]) * down[0], np.int64)
-    # Sums of several groups of images are of float32.
-    out = torch.empty(tasks, outputs, form.kernel, form.kernel, inputs, dtype=g.dtype if images >= n else torch.float32)
+    group = min(n + n % 2, max(2, NEAR // max(size) // 2 * 2))
+    room = [torch.empty(group * words if per == 2 else 0, dtype=torch.uint32).numpy() for words in size]
+    moves = np.empty(2 * max(group, down[1]) * down[0], np.int64)
+    # Sums of several groups are of float32.
+    out = torch.empty(tasks, outputs, form.kernel, form.kernel, inputs, dtype=g.dtype if group >= n else torch.float32)
     kernels(inputs, g.dtype).weigh(
-        words(g), words(x), n, (form.kernel, form.stride, form.padding, *form.size, *down), size, (outputs, inputs), *room, moves,
+        words(g), words(x), n, group, (form.kernel, form.stride, form.padding, *form.size, *down), size, (outputs, inputs), *room, moves,
         bits(out),
     )  # fmt: skip
     return out.to(g.dtype).movedim(-1, 2)

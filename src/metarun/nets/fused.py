@@ -22,6 +22,13 @@ def here(x: Tensor) -> bool:
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def derived(x: Tensor) -> bool:
+    """Whether anything differentiates by x, also outside of the torch.vmap around it, of which x itself says nothing."""
+    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x.requires_grad
+
+
 def empty(x: Tensor, height: int, width: int) -> Tensor:
     """[*n, h, w, c], for n and c as in x [*n, c, h', w']."""
     return x.new_empty(*x.shape[:-3], height, width, x.shape[-3])

@@ -109,6 +109,17 @@ def as_in(_context: Any, row: Any, value: Any) -> Any:
     return types.uint16(row, types.float32), narrow
 
 
+@inlined
+def only(_context: Any, place: Any, j: Any, value: Any) -> Any:
+    """A value where an output is from place j of its window, else 0; ``value if place == j else 0`` would be a float64."""
+
+    def select(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> ir.Value:
+        here = builder.icmp_unsigned("==", args[0], context.cast(builder, args[1], signature.args[1], types.uint8))
+        return builder.select(here, args[2], ir.Constant(args[2].type, 0.0))
+
+    return value(place, j, value), select
+
+
 @compiled
 def moments(rows, mean, var):
     """Mean and variance of rows [n, channels], merged from those of few rows (Chan, Golub & LeVeque 1983)."""
@@ -154,7 +165,7 @@ def sums(g, where, x, m, total, lean, window):
                 for j in range(window * window):
                     row = x[i, window * r + j // window, window * s + j % window]
                     for c in range(channels):
-                        value = wide(grad[c]) if place[c] == j else 0
+                        value = only(place[c], j, wide(grad[c]))
                         part[c] += value
                         tilt[c] += value * (wide(row[c]) - m[c])
         for c in range(channels):
@@ -217,7 +228,7 @@ def block(channels: int, window: int) -> Block:
                             down, right = window * r + j // window, window * s + j % window
                             row, out = x[t, i, down, right], gx[t, i, down, right]
                             for c in range(channels):
-                                value = wide(grad[c]) if place[c] == j else 0
+                                value = only(place[c], j, wide(grad[c]))
                                 out[c] = as_in(out, slope[c] * value + along[c] * (wide(row[c]) - m[c]) + flat[c])
                 for down in range(high):  # what no window covers
                     for right in range(window * width if down < window * height else 0, broad):
@@ -258,7 +269,7 @@ def block(channels: int, window: int) -> Block:
                         for j in range(nothing):
                             other = v[t, i, window * r + j // window, window * s + j % window]
                             for c in range(channels):
-                                pvg[c] += wide(grad[c]) * wide(other[c]) if place[c] == j else 0
+                                pvg[c] += only(place[c], j, wide(grad[c]) * wide(other[c]))
                 for c in range(channels):
                     sv[c] += pv[c]
                     svx[c] += pvx[c]
@@ -287,7 +298,7 @@ def block(channels: int, window: int) -> Block:
                             row, other, out = x[t, i, down, right], v[t, i, down, right], gx[t, i, down, right]
                             for c in range(channels):
                                 here = place[c] == j
-                                value, off, w = wide(grad[c]) if here else 0, wide(row[c]) - m[c], wide(other[c])
+                                value, off, w = only(place[c], j, wide(grad[c])), wide(row[c]) - m[c], wide(other[c])
                                 out[c] = as_in(out, xg[c] * value + xv[c] * w + xc[c] * off + x0[c])
                                 if here:
                                     back[c] = as_in(back, gv[c] * w + gc[c] * off + g0[c])
@@ -370,7 +381,7 @@ def lift(inputs: int, channels: int, window: int) -> Lift:
                         grad, place = g[t, i, r, s], where[t, i, r, s]
                         for j in range(nothing):
                             for c in range(channels):
-                                alive[j, c] = wide(grad[c]) if place[c] == j else 0
+                                alive[j, c] = only(place[c], j, wide(grad[c]))
                                 flat[c] += alive[j, c]
                         for k in range(inputs):
                             for j in range(nothing):

@@ -65,7 +65,7 @@ class Norm(nn.Module):
         if fused.here(x) and not self._forward_hooks:  # which want to see the norm alone
             window = 2 if pool else 1
             if self._folds(conv):
-                if not x.requires_grad:
+                if not fused.derived(x):
                     return fused.lifted(*self._folded(x, conv, n_support), window)
             elif self.kind == "batch" or (self.kind == "running" and self.training):
                 y, *moments = fused.normed(conv(x), self.weight, self.bias, self.eps, window)
@@ -95,7 +95,7 @@ class Norm(nn.Module):
             common = (x[:n_support] if self.kind == "support" else x).mean((0, 2, 3))
             seen = conv.patches(x, common)
             source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2), weight.double()
-            if fused.here(x) and not x.requires_grad:
+            if fused.here(x) and not fused.derived(x):
                 centre, covariance = fused.Covariance.apply(source)
             else:
                 source = source.double()

@@ -79,13 +79,9 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
         def case(rows: int) -> None:
             """The loops for so many rows, after the present block."""
             before = builder.block
-            add, outer, enter, inner, onward, leave = map(builder.append_basic_block, ("add", "outer", "enter", "inner", "onward", "leave"))
+            outer, enter, inner, onward, leave = map(builder.append_basic_block, ("outer", "enter", "inner", "onward", "leave"))
             firsts = [site.at(a, site.whole(at, r)) for r in range(rows)]
             ends = [site.at(site.at(out, site.whole(to, r), kind), v * width, kind) for r in range(rows) for v in range(wide)]
-            builder.cbranch(ir.IntType(1)(0) if narrow else builder.trunc(args[15], ir.IntType(1)), add, outer)
-
-            builder.position_at_end(add)
-            there = [builder.load(end, align=4, typ=reals) for end in ends]
             builder.branch(outer)
 
             builder.position_at_end(outer)
@@ -112,8 +108,8 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
             builder.branch(outer)
 
             zero = ir.Constant(reals, [0.0] * width)
-            joins = [(m, {before: LONG(0), add: LONG(0), onward: following})]
-            joins += [(total, {before: zero, add: old, onward: new}) for total, old, new in zip(totals, there, results)]
+            joins = [(m, {before: LONG(0), onward: following})]
+            joins += [(total, {before: zero, onward: new}) for total, new in zip(totals, results)]
             joins += [(now, {enter: LONG(0), inner: then}) for now, then in zip((k, to_a, to_b), ahead)]
             joins += [(one, {enter: total, inner: new}) for one, total, new in zip(sums, totals, results)]
             for phi, origins in joins:
@@ -122,7 +118,11 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
 
             builder.position_at_end(leave)
             for total, end in zip(totals, ends):
-                builder.store(builder.fptrunc(total, ir.VectorType(BFloat(), width)) if narrow else total, end, align=kind.width // 8)
+                if narrow:
+                    builder.store(builder.fptrunc(total, ir.VectorType(BFloat(), width)), end, align=2)
+                else:  # added at the end, as sums of sums are the more exact ones
+                    with_old = builder.fadd(total, builder.load(end, align=4, typ=reals))
+                    builder.store(builder.select(builder.trunc(args[15], ir.IntType(1)), with_old, total), end, align=4)
 
         done = builder.append_basic_block("done")
         switch = builder.switch(rows, done)
@@ -232,15 +232,15 @@ def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
                                 to[r] += block
 
     @compiled
-    def weigh(g, x, n, form, size, channels, g_pairs, x_pairs, moves, out):
+    def weigh(g, x, n, group, form, size, channels, g_pairs, x_pairs, moves, out):
         """out [tasks, channels of g * kernel² * channels of x] from g [tasks, words] and x [tasks, words].
 
-        ``form``: kernel, stride, padding, height and width of x and of g. ``size``: words of an image in g and in x. In pairs, which are of
-        images, those of a group have room in ``g_pairs`` and ``x_pairs``.
+        ``group``: images that are summed up together, an even number. ``form``: kernel, stride, padding, height and width of x and of g.
+        ``size``: words of an image in g and in x. In pairs, which are of images, those of a group have room in ``g_pairs`` and ``x_pairs``.
         """
         (kernel, stride, padding, high, broad, down, wide), (size_g, size_x), (outputs, inputs) = form, size, channels
         at, to = np.empty(ROWS, np.int64), np.empty(ROWS, np.int64)
-        group, tiles = max(2, NEAR // max(size_g, size_x) // 2 * 2), (outputs + ROWS - 1) // ROWS
+        tiles = (outputs + ROWS - 1) // ROWS
         for t in range(len(g)):
             result = out[t]
             for begin in range(0, n, group):
