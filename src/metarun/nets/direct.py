@@ -80,7 +80,8 @@ def kernels(channels: int, dtype: torch.dtype) -> Loops:
 def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
     """Whether these kernels are for such operands, in the order of ``conv.Partial``.
 
-    They are the faster ones wherever they can be used, but on one thread, while torch's operators divide the images of a task.
+    On one thread they are the faster ones, or equal to a few percent for one task at stride 1 (``scripts/bench_conv.py``); but they share
+    nothing among threads, while torch's operators divide the images of a task.
     """
     if a.device.type != "cpu" or a.dtype != b.dtype or not lanes(a.dtype) or (a.dim() == 4 and torch.get_num_threads() > 1):
         return False
