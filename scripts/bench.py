@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_page import TIME_TO_ACCURACY, TURNS, kept, line, write
+from bench_page import ACCURACY, TIME_TO_ACCURACY, TURNS, kept, line, write
 from torch import Tensor
 
 from metarun.compose import compose, resolve
@@ -112,7 +112,7 @@ def main() -> None:
     if options.write:
         turns = {name: getattr(options, name) for name in TURNS}
         about = {"on": options.device, "machine": machine(options), "peaks_gflops": peaks}
-        write({**about, **turns, "works": works | kept(TIME_TO_ACCURACY, options.device)})
+        write({**about, **turns, "works": works | kept(TIME_TO_ACCURACY, options.device) | kept(ACCURACY, options.device)})
 
 
 def works_on(device: str) -> list[str]:

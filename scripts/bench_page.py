@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TIME_TO_ACCURACY = "W9"  # measured by a script of its own
+TIME_TO_ACCURACY, ACCURACY = "W9", "accuracy"  # measured by scripts of their own
 NAMES = {"cpu": "benchmarks", "cuda": "benchmarks-gpu"}  # of page and numbers
 TURNS = ("rounds", "seconds", "episodes", "peer_episodes")
 Found = dict[str, Any]
@@ -70,6 +70,12 @@ Beyond what there is before it, the step takes {ours} MB with metarun and {their
 TIME = """
 W9, {title}: {ratio:.2f} times as fast as learn2learn (must be {bar}); {metarun_s:.0f} s, at iteration {metarun_step}, against
 {peer_s:.0f} s, at iteration {peer_step}; seed {seed} (`python scripts/bench_time_to_accuracy.py --omniglot PATH{option} --write`).
+"""
+
+PRECISIONS = """
+What `precision=bf16` does to accuracy: the presets of real Omniglot `small`, 5-way 1-shot, seed 0, 1000 test episodes of the test split, ± 1.96 standard
+errors over episodes (`python scripts/bench_precision.py --omniglot PATH --write`).
+
 """
 
 
@@ -135,7 +141,18 @@ def page(found: Found) -> str:
     text += "\n".join(f"| {' | '.join(row)} |" for row in rows) + "\n" + (NOTES_GPU if gpu else NOTES)
     text += "".join(MEMORY.format(**work, **growth(work)) for work in works.values() if "peaks_mb" in work)
     option = " --device cuda" if gpu else ""
-    return text + "".join(TIME.format(**work, option=option) for name, work in works.items() if name == TIME_TO_ACCURACY)
+    text += "".join(TIME.format(**work, option=option) for name, work in works.items() if name == TIME_TO_ACCURACY)
+    return text + "".join(PRECISIONS + table(work["rows"]) for name, work in works.items() if name == ACCURACY)
+
+
+def table(rows: list[Found]) -> str:
+    """What precision does to accuracy and time."""
+    lines = ["| method | precision | accuracy % | norm | iterations | wall, training and test | tasks/s |", "| --- " * 7 + "|"]
+    for row in rows:
+        accuracy = f"{100 * row['accuracy']['mean']:.2f} ± {100 * row['accuracy']['ci95']:.2f}"
+        cells = [row["method"], row["precision"], accuracy, row["bn_mode"], row["iterations"], f"{row['wall_s']:.0f} s"]
+        lines.append(f"| {' | '.join(map(str, [*cells, round(row['tasks_per_s'])]))} |")
+    return "\n".join(lines) + "\n"
 
 
 def growth(found: Found) -> dict[str, str]:

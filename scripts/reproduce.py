@@ -43,8 +43,6 @@ RUNS = {
     "semi-protonet": f"{SEMI} algo=protonet",
     **{f"semi-{kind}": f"{SEMI} algo=protonet_{kind}" for kind in ("soft", "cluster", "masked")},
     **{f"semi-{kind}-clean": f"{SEMI} algo=protonet_{kind} episode.distractors=0" for kind in ("soft", "cluster", "masked")},
-    "protonet-bf16": f"{PROTONET} precision=bf16",
-    "maml-bf16": f"{MAML} precision=bf16",
     "oneshot-1": ONESHOT,
     "oneshot-2": f"{ONESHOT} data.split=minimal2",
     "oneshot-1-plain": f"{ONESHOT} augment=none",
@@ -85,8 +83,6 @@ PRESETS: list[Row] = [
     ("maml", {"5w1s": ("maml-1shot", "")}),
     ("maml", {"5w5s": ("maml-5shot", "")}),
     ("pretrain", {task: ("pretrain", TASKS[task]) for task in ("5w1s", "5w5s")}),
-    ("protonet, bf16", {"5w1s": ("protonet-bf16", "")}),
-    ("maml, bf16", {"5w1s": ("maml-bf16", "")}),
 ]
 FEW = "query=5 trainer.test_episodes=100"  # where an episode costs seconds
 ALL = "algo.adapt=all algo.test_steps=20"
