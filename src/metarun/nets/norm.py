@@ -96,7 +96,12 @@ class Norm(nn.Module):
             seen = conv.patches(x, common)
             source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2).double(), weight.double()
             centre = source.mean(0)
-            covariance = source.T @ source / source.shape[0] - centre[:, None] * centre
+            if source.is_cuda:  # by images: a single product of so few rows and so many columns would keep little of a GPU busy
+                images = source.unflatten(0, (-1, seen.shape[1] * seen.shape[2]))
+                square = (images.mT @ images).sum(0)
+            else:
+                square = source.T @ source
+            covariance = square / source.shape[0] - centre[:, None] * centre
             mean = (rows @ centre).to(weight.dtype)
             var = ((rows @ covariance) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:
