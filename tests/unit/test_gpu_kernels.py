@@ -20,11 +20,14 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 pytest.importorskip("triton", reason="Triton is not installed")
 from metarun.nets import gpu
 
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:Conversion of an array:DeprecationWarning"
+)  # Triton's interpreter itself, from NumPy 2.4 on an error
 EPS = 1e-5
 WINDOWS = pytest.mark.parametrize("window", [1, 2])
 # Places and tasks as many as it takes to come to every way of summing: at once, in parts, in parts of parts.
 SIZES = pytest.mark.parametrize(
-    ("tasks", "n", "side", "channels"), [(2, 3, (5, 7), 3), (1, 4, (4, 4), 20), (2, 9, (13, 11), 3), (1, 20, (13, 11), 70)], ids=str
+    ("tasks", "n", "side", "channels"), [(2, 3, (5, 7), 3), (1, 2, (4, 4), 20), (2, 7, (13, 11), 3), (1, 2, (13, 11), 70)], ids=str
 )
 TYPES = pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 1e-2), (torch.float16, 2e-3)], ids=str
@@ -36,6 +39,7 @@ def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """An interpreter takes its time, so small tensors are shared out as large ones would be."""
     monkeypatch.setattr(gpu, "PROGRAMS", 40)
     monkeypatch.setattr(gpu, "FEW", 1)
+    monkeypatch.setattr(gpu, "MANY", 4)
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
@@ -53,7 +57,7 @@ def close(found: list[Tensor], expected: list[Tensor], tolerance: float) -> None
 
 def on_both(name: str, of: str, shape: tuple[int, ...], inputs: list[Any], outputs: list[Tensor], tolerance: float) -> list[Tensor]:
     """Outputs of a kernel of a GPU, compared with those that Numba finds in float64 from the same numbers."""
-    found, expected = [t.clone() for t in outputs], [t.double() if t.is_floating_point() else t.clone() for t in outputs]
+    found, expected = [t.clone() for t in outputs], [t.double().clone() if t.is_floating_point() else t.clone() for t in outputs]
     getattr(getattr(gpu.GPU, of)(*shape), name)(*inputs, *found)
     exact = [t.double() if isinstance(t, Tensor) and t.is_floating_point() else t for t in inputs]
     arrays = [t.numpy() if isinstance(t, Tensor) else t for t in [*exact, *expected]]
@@ -71,7 +75,9 @@ def test_norms(window: int, tasks: int, n: int, side: tuple[int, int], channels:
     g = random(tasks, n, side[0] // window, side[1] // window, channels, seed=7).to(dtype)
     small, places = [torch.full_like(weight, torch.nan) for _ in range(3)], torch.zeros_like(g, dtype=torch.uint8)
     shape = (channels, window)
-    _, where, mean, var = on_both("forward", "block", shape, [x, weight, bias, EPS], [torch.full_like(g, torch.nan), places, *small[:2]], tolerance)
+    _, where, mean, var = on_both(
+        "forward", "block", shape, [x, weight, bias, EPS], [torch.full_like(g, torch.nan), places, *small[:2]], tolerance
+    )
     mean, var = mean.to(weight.dtype), var.to(weight.dtype)
     nothing, none = torch.full_like(x, torch.nan), torch.full_like(g, torch.nan)
     on_both("backward", "block", shape, [g, x, weight, where, mean, var, EPS], [nothing, *small[:2]], tolerance)
@@ -79,7 +85,7 @@ def test_norms(window: int, tasks: int, n: int, side: tuple[int, int], channels:
 
 
 @WINDOWS
-@pytest.mark.parametrize(("tasks", "n", "side", "channels", "inputs"), [(2, 3, (5, 7), 3, 9), (1, 3, (14, 15), 20, 27)], ids=str)
+@pytest.mark.parametrize(("tasks", "n", "side", "channels", "inputs"), [(2, 3, (5, 7), 3, 9), (1, 1, (14, 15), 20, 27)], ids=str)
 @TYPES
 def test_first_layers(
     window: int, tasks: int, n: int, side: tuple[int, int], channels: int, inputs: int, dtype: torch.dtype, tolerance: float
@@ -93,7 +99,9 @@ def test_first_layers(
     on_both("collect", "lift", shape, [seen, g, where], [torch.full_like(weight, torch.nan), torch.full_like(bias, torch.nan)], tolerance)
 
 
-@pytest.mark.parametrize(("kernel", "stride", "padding", "channels"), [(3, 1, 1, 3), (3, 2, 1, 70), (1, 2, 0, 4), (2, 3, 0, 4), (3, 1, 0, 4)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "channels"), [(3, 1, 1, 3), (3, 2, 1, 70), (1, 2, 0, 4), (2, 3, 0, 4), (3, 1, 0, 4)]
+)
 @TYPES
 def test_patches(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
     side = 9, 6
