@@ -1,5 +1,5 @@
-"""The kernels of a GPU against those of a CPU, run by Triton's interpreter: TRITON_INTERPRET=1 python -m pytest tests/unit/test_gpu_kernels.py.
-The interpreter cannot tell whether a GPU's compiler takes them; tests/gpu does."""
+"""The kernels of a GPU against those of a CPU, in Triton's interpreter: TRITON_INTERPRET=1 python -m pytest tests/unit/test_gpu_kernels.py
+It cannot tell whether a GPU's compiler takes them; tests/gpu does."""
 
 from __future__ import annotations
 
@@ -182,3 +182,9 @@ def test_convolutions_go_by_these_kernels(stride: int, padding: int, monkeypatch
 def test_a_device_without_kernels_has_none() -> None:
     assert kernels.kernels(torch.device("meta")) is None
     assert not fused.here(torch.empty(1, device="meta"))
+
+
+def test_kernels_are_found_within_transforms() -> None:
+    found = []
+    torch.func.grad(torch.func.grad(lambda x: found.append(kernels.on_gpu(torch.device("cpu"))) or x**2))(torch.tensor(1.0))
+    assert found == [gpu.GPU]

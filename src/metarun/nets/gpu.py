@@ -1,7 +1,7 @@
 """What ``kernels`` has for a CPU's arrays, for tensors of a GPU: the same operations of the same arguments, launched from here.
 Sums over places are made in parts that the next launch adds up in order: without atomics, so that equal runs give equal numbers."""
 
-from functools import partial
+from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +12,7 @@ from metarun.nets import loops_gpu as loops
 from metarun.nets.kernels import Block, Kernels, Lift, Patches
 
 PROGRAMS = 512  # at a time: several for each of about a hundred multiprocessors
-FEW, MANY = 4, 16  # steps over all places of a task, or parts of them, that every program of the next launch takes itself
+FEW, MANY = 2, 16  # steps over all places of a task, or parts of them, that every program of the next launch takes itself
 
 
 class Parts(NamedTuple):
@@ -89,10 +89,10 @@ def add(made: Tensor, first: Tensor, rest: Tensor) -> None:
     )
 
 
-def tile(tasks: int, places: int, channels: int, columns: int) -> tuple[int, tuple[int, int, int]]:
-    """Places of a program, fewer where there are few programs, and a grid of such programs."""
+def tile(tasks: int, places: int, channels: int, columns: int, most: int) -> tuple[int, tuple[int, int, int]]:
+    """Places of a program, ``most`` of them unless there are few programs then or few channels, and a grid of such programs."""
     wide = per(channels, columns)
-    size = 32 if tasks * per(places, 32) * wide * columns >= 64 * PROGRAMS else 8 * 64 // max(columns, 16)
+    size = 32 if columns < 64 else most if tasks * per(places, most) * wide >= PROGRAMS else 8
     return size, (per(places, size), tasks, wide)
 
 
@@ -121,7 +121,7 @@ def forward(
             made, merged, rows, share.size, share.number, C=channels, COLUMNS=8, PARTS=power(share.number), **real(x)
         )
         made, share = merged, share._replace(number=1, size=rows)
-    size, grid = tile(tasks, places, channels, share.columns)
+    size, grid = tile(tasks, places, channels, share.columns, 32 // window)
     loops.norm_apply[grid](
         x, made, weight, bias, y, where, mean, var, rows, share.size, share.number, places,
         known["high"], known["broad"], max(1, known["height"]), max(1, known["width"]),
@@ -141,7 +141,7 @@ def backward(
         grid = share.number, tasks, per(channels, share.columns)
         loops.norm_sums[grid](g, where, x, mean, made, windows, share.size, share.number, **known, STEP=share.step, **most)
     made, share = added(made, share, windows)
-    size, grid = tile(tasks, windows, channels, share.columns)
+    size, grid = tile(tasks, windows, channels, share.columns, 32 // window)
     loops.norm_first[grid](
         g, x, made, weight, where, mean, var, gx, gweight, gbias, windows, share.number, rows, **known,
         EPS=eps, PLACES=size, **share.constants, **most,
@@ -160,7 +160,7 @@ def second(
         grid = share.number, tasks, per(channels, share.columns)
         loops.norm_sums_of_second[grid](v, g, where, x, mean, made, windows, share.size, share.number, **known, STEP=share.step, **most)
     made, share = added(made, share, windows)
-    size, grid = tile(tasks, windows, channels, share.columns)
+    size, grid = tile(tasks, windows, channels, share.columns, 16)
     loops.norm_second[grid](
         v, a, b, g, x, made, weight, where, mean, var, gg, gx, gweight, windows, share.number, rows, **known,
         EPS=eps, PLACES=size, **share.constants, **most,
@@ -183,7 +183,7 @@ def mapped(
     """y of the places ``where``, if ``known``; else these as well."""
     (tasks, n, high, broad, _), (height, width) = seen.shape, y.shape[2:4]
     places, columns = n * height * width, min(64, power(channels))
-    size, grid = tile(tasks, places, channels, columns)
+    size, grid = tile(tasks, places, channels, columns, 16)
     loops.lift_apply[grid](
         seen, weight, bias, where, y, places, n, high, broad, max(1, height), max(1, width),
         KNOWN=known, K=inputs, C=channels, WINDOW=window, PLACES=size, COLUMNS=columns, **real(seen),
@@ -224,19 +224,37 @@ def scatter(channels: int, kernel: int, seen: Tensor, stride: int, padding: int,
     )  # fmt: skip
 
 
+def placed(launch: Any, *constants: int) -> Any:
+    """A launch for these constants, on the device of its tensors."""
+
+    @wraps(launch)
+    def call(x: Tensor, *arguments: Any) -> None:
+        with torch.cuda.device_of(x):
+            launch(*constants, x, *arguments)
+
+    return call
+
+
 def block(channels: int, window: int) -> Block:
     """As ``kernels.block``."""
-    return Block(*(partial(launch, channels, window) for launch in (forward, backward, second)))
+    return Block(*(placed(launch, channels, window) for launch in (forward, backward, second)))
 
 
 def lift(inputs: int, channels: int, window: int) -> Lift:
     """As ``kernels.lift``."""
-    return Lift(*(partial(launch, inputs, channels, window) for launch in (lift_forward, pick, collect)))
+    return Lift(*(placed(launch, inputs, channels, window) for launch in (lift_forward, pick, collect)))
 
 
 def patches(channels: int, kernel: int) -> Patches:
     """As ``kernels.patches``."""
-    return Patches(*(partial(launch, channels, kernel) for launch in (gather, scatter)))
+    return Patches(*(placed(launch, channels, kernel) for launch in (gather, scatter)))
+
+
+def works(device: torch.device) -> bool:
+    """True, unless Triton fails in a way of its own: the device is too old, or there is no C compiler for its launchers."""
+    x, seen = torch.ones(1, 1, 1, 1, device=device), torch.empty(1, 1, 1, 1, device=device)
+    patches(1, 1).gather(x, 1, 0, seen)
+    return True
 
 
 GPU = Kernels(array, block, lift, patches)

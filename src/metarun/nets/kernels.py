@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import cache, wraps
 from typing import Any, NamedTuple
@@ -455,12 +456,13 @@ def kernels(device: torch.device) -> Kernels | None:
 def on_gpu(device: torch.device) -> Kernels | None:
     """Triton's, where it is installed and finds all that it needs: a driver, a C compiler and a GPU that it knows."""
     try:
-        from metarun.nets.gpu import GPU
+        from metarun.nets import gpu
 
-        x, seen = torch.ones(1, 1, 1, 1, device=device), torch.empty(1, 1, 1, 1, device=device)
-        GPU.patches(1, 1).gather(x, 1, 0, seen)
-    except Exception as error:
-        if not isinstance(error, ImportError):
-            warnings.warn(f"Triton does not work here, so that steps on {device} will be slower: {error}", stacklevel=2)
+        with ThreadPoolExecutor(1) as aside:  # in a thread of its own no transform of torch.func is at work, whose tensors are no memory
+            aside.submit(gpu.works, device).result()
+    except ImportError:
         return None
-    return GPU
+    except Exception as error:  # of Triton, of what it calls, or of the driver
+        warnings.warn(f"Triton does not work on {device}, where steps will be slower: {error}", stacklevel=2)
+        return None
+    return gpu.GPU

@@ -358,18 +358,19 @@ def lift_apply(
     task = tl.program_id(1).to(tl.int64)
     c, inside = columns(C, COLUMNS)
     seen, weight = seen + task * images * high * broad * K, weight + task * K * C
-    shift = number(bias + task * C, c, inside, REAL)
     place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
     live = (place < places)[:, None] & inside[None, :]
     out = (task * places + place)[:, None] * C + c[None, :]
     _, _, _, begin = corner(place, height, width, high, broad, WINDOW)
+    # For every place anew: large loads are what a compiler lays out all else by, here with several channels to a thread.
+    shift = number(bias + task * C, (place * 0)[:, None] + c[None, :], live, REAL)
     best = tl.zeros([PLACES, COLUMNS], REAL)
     found = tl.zeros([PLACES, COLUMNS], tl.int32)
     if KNOWN:
         found = tl.load(where + out, mask=live, other=WINDOW * WINDOW).to(tl.int32)
     for j in tl.static_range(WINDOW * WINDOW):
         at = (begin + (j // WINDOW) * broad + j % WINDOW) * K
-        value = tl.zeros([PLACES, COLUMNS], REAL) + shift[None, :]
+        value = shift
         for k in tl.static_range(K):
             value += number(seen, at + k, place < places, REAL)[:, None] * number(weight, c + k * C, inside, REAL)[None, :]
         if KNOWN:
