@@ -14,7 +14,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
 from metarun.nets import direct
-from metarun.nets.kernels import array, patches
+from metarun.nets.kernels import kernels
 from metarun.replay import whole
 
 X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
@@ -141,11 +141,13 @@ def product_of(a: Tensor, b: Tensor) -> Tensor:
 @whole
 def gather(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
-    if x.device.type != "cpu":
+    loops = kernels(x.device)
+    if loops is None:
         windows = pad(x, form).unfold(-3, form.kernel, form.stride).unfold(-3, form.kernel, form.stride)
         return windows.movedim(-3, -1).flatten(-3)
     seen = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
-    patches(x.shape[-3], form.kernel).gather(array(x.movedim(-3, -1), 3), form.stride, form.padding, array(seen, 3))
+    places = [loops.array(t, 3) for t in (x.movedim(-3, -1), seen)]
+    loops.patches(x.shape[-3], form.kernel).gather(places[0], form.stride, form.padding, places[1])
     return seen
 
 
@@ -153,7 +155,8 @@ def gather(x: Tensor, form: Form) -> Tensor:
 def scatter(seen: Tensor, form: Form) -> Tensor:
     """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
     channels = seen.shape[-1] // form.kernel**2
-    if seen.device.type != "cpu":
+    loops = kernels(seen.device)
+    if loops is None:
         down, across = (form.stride * (places - 1) + 1 for places in form.places)
         padded = [side + form.kernel - 1 for side in form.size]  # at least as far as the last place sees
         total = widen(seen[..., :0]).new_zeros(*seen.shape[:-3], *padded, channels)
@@ -163,8 +166,9 @@ def scatter(seen: Tensor, form: Form) -> Tensor:
         inside = total[..., form.padding : form.padding + high, form.padding : form.padding + broad, :]
         return inside.to(seen.dtype).contiguous().movedim(-1, -3)
     x = seen.new_empty(*seen.shape[:-3], *form.size, channels)
-    total = torch.empty(channels, dtype=widen(seen[..., :0]).dtype)
-    patches(channels, form.kernel).scatter(array(seen, 3), form.stride, form.padding, total.numpy(), array(x, 3))
+    total = widen(seen[..., :0]).new_empty(channels)
+    places = [loops.array(t, 3) for t in (seen, x)]
+    loops.patches(channels, form.kernel).scatter(places[0], form.stride, form.padding, loops.array(total, 0), places[1])
     return x.movedim(-1, -3)
 
 

@@ -1,5 +1,5 @@
-"""What follows a convolution, norm or bias, max-pooling and ReLU, as one operation on a CPU, with derivatives of any order under
-torch.vmap. The loops are in ``kernels``; here is how they are each other's derivatives."""
+"""What follows a convolution, norm or bias, max-pooling and ReLU, as one operation, with derivatives of any order under torch.vmap.
+The loops are in ``kernels``, for a GPU in ``gpu``; here is how they are each other's derivatives."""
 
 from __future__ import annotations
 
@@ -13,13 +13,21 @@ from torch.func import vjp
 from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
-from metarun.nets.kernels import array, block, covariance, images, lift
+from metarun.nets.kernels import Kernels, array, covariance, kernels
 from metarun.replay import whole
 
 
 def here(x: Tensor) -> bool:
     """Whether these operations are for x; elsewhere, and in an exported graph, torch's own do."""
-    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+    return not torch.compiler.is_compiling() and kernels(x.device) is not None
+
+
+def of(x: Tensor) -> Kernels:
+    """The kernels for x's device."""
+    found = kernels(x.device)
+    if found is None:
+        raise NotImplementedError(f"no kernels for {x.device}")
+    return found
 
 
 def derived(x: Tensor) -> bool:
@@ -85,9 +93,11 @@ class Normed(torch.autograd.Function):
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = empty(x, x.shape[-2] // window, x.shape[-1] // window)
         where = torch.empty_like(y, dtype=torch.uint8)
-        mean, var = torch.empty(weight.shape, dtype=weight.dtype), torch.empty(weight.shape, dtype=weight.dtype)
-        small = [array(t, 1) for t in (weight, bias, mean, var)]
-        block(x.shape[-3], window).forward(images(x), *small[:2], eps, array(y, 4), array(where, 4), *small[2:])
+        mean, var = weight.new_empty(weight.shape), weight.new_empty(weight.shape)
+        loops = of(x)
+        small = [loops.array(t, 1) for t in (weight, bias, mean, var)]
+        outputs = [loops.array(t, 4) for t in (y, where)]
+        loops.block(x.shape[-3], window).forward(loops.images(x), *small[:2], eps, *outputs, *small[2:])
         return y.movedim(-1, -3), where, mean, var
 
     @staticmethod
@@ -105,7 +115,7 @@ class Normed(torch.autograd.Function):
     def jvp(ctx: Any, dx: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, *_: None) -> tuple[Any, ...]:
         x, weight, bias, where, *moments = ctx.saved_tensors
         along = [torch.zeros_like(t) if d is None else d for t, d in ((x, dx), (weight, dweight), (bias, dbias))]
-        none = torch.zeros(where.shape, dtype=x.dtype).movedim(-1, -3)
+        none = torch.zeros(where.shape, dtype=x.dtype, device=x.device).movedim(-1, -3)
         return Second.apply(*along, none, x, weight, bias, where, *moments, ctx.eps, ctx.window)[0], None, None, None
 
     @staticmethod
@@ -123,10 +133,11 @@ class First(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         gx = empty(x, *x.shape[-2:])
         gweight, gbias = torch.empty_like(mean), torch.empty_like(mean)
-        block(x.shape[-3], window).backward(
-            images(g), images(x), array(weight, 1), array(where, 4), array(mean, 1), array(var, 1), eps,
-            array(gx, 4), array(gweight, 1), array(gbias, 1),
-        )  # fmt: skip
+        loops = of(x)
+        small = [loops.array(t, 1) for t in (mean, var, gweight, gbias)]
+        loops.block(x.shape[-3], window).backward(
+            loops.images(g), loops.images(x), loops.array(weight, 1), loops.array(where, 4), *small[:2], eps, loops.array(gx, 4), *small[2:]
+        )
         return gx.movedim(-1, -3), gweight, gbias
 
     @staticmethod
@@ -163,10 +174,11 @@ class Second(torch.autograd.Function):
         eps: float, window: int,
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         gg, gx, gweight = empty(g, *g.shape[-2:]), empty(x, *x.shape[-2:]), torch.empty_like(mean)
-        small, moments = [array(t, 1) for t in (a, b)], [array(t, 1) for t in (mean, var)]
-        block(x.shape[-3], window).second(
-            images(v), *small, images(g), images(x), array(weight, 1), array(where, 4), *moments, eps,
-            array(gg, 4), array(gx, 4), array(gweight, 1),
+        loops = of(x)
+        small = [loops.array(t, 1) for t in (a, b, weight, mean, var, gweight)]
+        loops.block(x.shape[-3], window).second(
+            loops.images(v), *small[:2], loops.images(g), loops.images(x), small[2], loops.array(where, 4), *small[3:5], eps,
+            loops.array(gg, 4), loops.array(gx, 4), small[5],
         )  # fmt: skip
         return gg.movedim(-1, -3), gx.movedim(-1, -3), gweight
 
@@ -219,7 +231,11 @@ class Lifted(torch.autograd.Function):
     def forward(seen: Tensor, weight: Tensor, bias: Tensor, window: int) -> tuple[Tensor, Tensor]:
         y = seen.new_empty(*seen.shape[:-3], seen.shape[-3] // window, seen.shape[-2] // window, weight.shape[-1])
         where = torch.empty_like(y, dtype=torch.uint8)
-        lift(*weight.shape[-2:], window).forward(array(seen, 4), array(weight, 2), array(bias, 1), array(y, 4), array(where, 4))
+        loops = of(seen)
+        outputs = [loops.array(t, 4) for t in (y, where)]
+        loops.lift(seen.shape[-1], weight.shape[-1], window).forward(
+            loops.array(seen, 4), loops.array(weight, 2), loops.array(bias, 1), *outputs
+        )
         return y.movedim(-1, -3), where
 
     @staticmethod
@@ -248,8 +264,12 @@ class Pick(torch.autograd.Function):
     @staticmethod
     @whole
     def forward(seen: Tensor, where: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
-        y = torch.empty(where.shape, dtype=seen.dtype)
-        lift(*weight.shape[-2:], window).pick(array(seen, 4), array(weight, 2), array(bias, 1), array(where, 4), array(y, 4))
+        y = seen.new_empty(where.shape)
+        loops = of(seen)
+        places = [loops.array(t, 4) for t in (where, y)]
+        loops.lift(seen.shape[-1], weight.shape[-1], window).pick(
+            loops.array(seen, 4), loops.array(weight, 2), loops.array(bias, 1), *places
+        )
         return y.movedim(-1, -3)
 
     @staticmethod
@@ -278,10 +298,10 @@ class Collect(torch.autograd.Function):
     @whole
     def forward(seen: Tensor, where: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
         inputs, channels = seen.shape[-1], where.shape[-1]
-        real = torch.float32 if seen.dtype == torch.bfloat16 else seen.dtype
-        gweight = torch.empty(*seen.shape[:-4], inputs, channels, dtype=real)
-        gbias = torch.empty(*seen.shape[:-4], channels, dtype=real)
-        lift(inputs, channels, window).collect(array(seen, 4), images(g), array(where, 4), array(gweight, 2), array(gbias, 1))
+        gweight, gbias = (widen(seen[..., :0]).new_empty(*seen.shape[:-4], *shape) for shape in ((inputs, channels), (channels,)))
+        loops = of(seen)
+        outputs = loops.array(gweight, 2), loops.array(gbias, 1)
+        loops.lift(inputs, channels, window).collect(loops.array(seen, 4), loops.images(g), loops.array(where, 4), *outputs)
         return gweight, gbias
 
     @staticmethod

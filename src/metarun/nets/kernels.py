@@ -7,6 +7,9 @@ with in float32. ``where`` says what an output was made of: a place of its windo
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext, suppress
 from functools import cache, wraps
 from typing import Any, NamedTuple
@@ -70,15 +73,23 @@ class Patches(NamedTuple):
     scatter: Any
 
 
+class Kernels(NamedTuple):
+    """All there are for a kind of device, and how they want tensors."""
+
+    array: Callable[[Tensor, int], Any]
+    block: Callable[[int, int], Block]
+    lift: Callable[[int, int, int], Lift]
+    patches: Callable[[int, int], Patches]
+
+    def images(self, x: Tensor) -> Any:
+        """x [*tasks, n, c, h, w] as [tasks, n, h, w, c], which is how it lies in memory."""
+        return self.array(x.movedim(-3, -1), 4)
+
+
 def array(x: Tensor, dims: int) -> np.ndarray[Any, Any]:
     """x with all but its last ``dims`` axes as one, in memory as they are written; bfloat16 as its bits."""
     x = x.detach().reshape(-1, *x.shape[x.dim() - dims :]).contiguous()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
-
-
-def images(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [*tasks, n, c, h, w] as [tasks, n, h, w, c], which is how it lies in memory."""
-    return array(x.movedim(-3, -1), 4)
 
 
 @inlined
@@ -483,3 +494,27 @@ def patches(channels: int, kernel: int) -> Patches:
                         out[c] = as_in(out, total[c])
 
     return Patches(*map(shown, (gather, scatter)))
+
+
+CPU = Kernels(array, block, lift, patches)
+
+
+def kernels(device: torch.device) -> Kernels | None:
+    """Those for a device, or None where there are none."""
+    return CPU if device.type == "cpu" else on_gpu(device) if device.type == "cuda" else None
+
+
+@cache
+def on_gpu(device: torch.device) -> Kernels | None:
+    """Triton's, where it is installed and finds all that it needs: a driver, a C compiler and a GPU that it knows."""
+    try:
+        from metarun.nets import gpu
+
+        with ThreadPoolExecutor(1) as aside:  # in a thread of its own no transform of torch.func is at work, whose tensors are no memory
+            aside.submit(gpu.works, device).result()
+    except ImportError:
+        return None
+    except Exception as error:  # of Triton, of what it calls, or of the driver
+        warnings.warn(f"Triton does not work on {device}, where steps will be slower: {error}", stacklevel=2)
+        return None
+    return gpu.GPU

@@ -95,12 +95,14 @@ class Norm(nn.Module):
             common = (x[:n_support] if self.kind == "support" else x).mean((0, 2, 3))
             seen = conv.patches(x, common)
             source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2), weight.double()
-            if fused.here(x) and not fused.derived(x):
+            if x.device.type == "cpu" and fused.here(x) and not fused.derived(x):
                 centre, covariance = fused.Covariance.apply(source)
             else:
                 source = source.double()
                 centre = source.mean(0)
-                covariance = source.T @ source / source.shape[0] - centre[:, None] * centre
+                # By images: a single product of so few rows and so many columns would keep little of a GPU busy.
+                images = source.unflatten(0, (-1, seen.shape[1] * seen.shape[2]))
+                covariance = (images.mT @ images).sum(0) / source.shape[0] - centre[:, None] * centre
             mean = (rows @ centre).to(weight.dtype)
             var = ((rows @ covariance) * rows).sum(1).to(weight.dtype)
             if self.tally is not None:
