@@ -4,6 +4,9 @@ Tensors are as there, tasks first and channels last. Names in capitals are const
 import triton
 import triton.language as tl
 
+# Numbers for which a kernel isn't compiled anew: where channels are many, they alone say how memory is aligned.
+SIZES = ["rows", "size", "number_of", "places", "windows", "count", "images", "high", "broad", "height", "width", "tall", "wide"]
+
 # A task is on the grid's second axis, channels on its third. Sides come as high x broad, of x, height x width, of y, and tall x wide,
 # of all windows that touch x; a place is the number of a window, counted over the images of a task.
 
@@ -66,7 +69,7 @@ def merged(made, c, inside, rows, size, number_of, C: tl.constexpr, PARTS: tl.co
     return centre, tl.sum(square + count * off * off, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_moments(
     x, made, rows, size, number_of, C: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, REAL: tl.constexpr
 ):  # fmt: skip
@@ -80,7 +83,7 @@ def norm_moments(
     put(made, c + C, square, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_merge(
     made, total, rows, size, number_of, C: tl.constexpr, PARTS: tl.constexpr, COLUMNS: tl.constexpr, REAL: tl.constexpr
 ):  # fmt: skip
@@ -92,7 +95,7 @@ def norm_merge(
     put(total + task * 2 * C, c + C, square, c < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def add_parts(
     made, first, rest, number_of, COLUMNS: tl.constexpr, FIRST: tl.constexpr, STEP: tl.constexpr, WIDTH: tl.constexpr, REAL: tl.constexpr
 ):  # fmt: skip
@@ -110,7 +113,7 @@ def add_parts(
     put(rest, task * (COLUMNS - FIRST) + column - FIRST, result, inside & (column >= FIRST))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_apply(
     x, made, weight, bias, y, where, mean, var, rows, size, number_of, places, high, broad, height, width,
     EPS: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, PLACES: tl.constexpr,
@@ -176,7 +179,7 @@ def tilt(
     return tl.sum(total, 0), tl.sum(lean, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_sums(
     g, where, x, mean, made, windows, size, number_of, high, broad, height, width, tall, wide,
     C: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, REAL: tl.constexpr,
@@ -204,7 +207,7 @@ def taken(made, c, inside, which: tl.constexpr, SUMS: tl.constexpr, number_of, C
     return tl.sum(number(made, (part * SUMS + which).to(tl.int64)[:, None] * C + c[None, :], live, REAL), 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_first(
     g, x, made, weight, where, mean, var, gx, gweight, gbias, windows, number_of, count, high, broad, height, width, tall, wide,
     EPS: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, PLACES: tl.constexpr,
@@ -273,7 +276,7 @@ def tilts(
     return tl.sum(sg, 0), tl.sum(sgx, 0), tl.sum(sv, 0), tl.sum(svx, 0), tl.sum(svg, 0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_sums_of_second(
     v, g, where, x, mean, made, windows, size, number_of, high, broad, height, width, tall, wide,
     C: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, REAL: tl.constexpr,
@@ -296,7 +299,7 @@ def norm_sums_of_second(
     put(made, c + 4 * C, svg, inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def norm_second(
     v, a, b, g, x, made, weight, where, mean, var, gg, gx, gweight, windows, number_of, count, high, broad, height, width, tall, wide,
     EPS: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, PARTS: tl.constexpr, STEP: tl.constexpr, PLACES: tl.constexpr,
@@ -348,7 +351,7 @@ def norm_second(
     put(gg, out, back, full)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lift_apply(
     seen, weight, bias, where, y, places, images, high, broad, height, width,
     KNOWN: tl.constexpr, K: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr,
@@ -387,7 +390,7 @@ def lift_apply(
         kept(y, where, task * places, place, c, live, best, found, C, WINDOW)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def lift_collect(
     seen, g, where, made, places, size, number_of, images, high, broad, height, width,
     PRODUCT: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, C: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr,
@@ -422,7 +425,7 @@ def lift_collect(
     put(made, k[:, None] * C + c[None, :], total, (k < K + 1)[:, None] & inside[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def patches_gather(
     x, seen, places, high, broad, height, width,
     C: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr,
@@ -441,7 +444,7 @@ def patches_gather(
     tl.store(seen + out, value, mask=(place < places)[:, None] & (c < C)[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=SIZES)
 def patches_scatter(
     seen, x, places, high, broad, height, width,
     C: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PADDING: tl.constexpr, PLACES: tl.constexpr, COLUMNS: tl.constexpr,
