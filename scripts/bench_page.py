@@ -73,8 +73,8 @@ W9, {title}: {ratio:.2f} times as fast as learn2learn (must be {bar}); {metarun_
 """
 
 PRECISIONS = """
-What `precision=bf16` does to accuracy: the presets of real Omniglot `small`, tested 5-way 1-shot, seed 0, 1000 test episodes, ± 1.96 standard
-errors over episodes (`python scripts/bench_precision.py --omniglot PATH --write`).
+What `precision=bf16` does to accuracy: the presets of real Omniglot `small`, tested 5-way 1-shot, seed 0, 1000 test episodes, ± 1.96
+standard errors over episodes (`python scripts/bench_precision.py --omniglot PATH --write`).
 
 """
 
