@@ -28,6 +28,7 @@ from bench_page import ACCURACY, TIME_TO_ACCURACY, TURNS, kept, line, write
 from torch import Tensor
 
 from metarun.compose import compose, resolve
+from metarun.replay import EAGER
 from metarun.run import Run
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -230,9 +231,10 @@ def compare(work: Work, sides: Sides, options: argparse.Namespace) -> Answer:
     memory: dict[str, float] = {}
     for turn in range(1 + options.rounds):
         for name, side in asked.items():
-            answer = side.ask("round", seconds=options.seconds)
+            warm_up = not turn  # after which metarun has recorded the step
+            answer = side.ask("round", seconds=options.seconds, least=EAGER + 2 if warm_up and name == "metarun" else 1)
             memory[name] = answer["peak_mb"]
-            if turn:  # the first warms up
+            if not warm_up:
                 seconds[name].append(work.tasks / tasks[name] * statistics.median(answer["seconds"]))
     errors = {name: difference(outcomes["metarun"], outcomes[name]) for name in outcomes if name != "metarun"}
     bar = work.bar if options.device == "cpu" else work.bar_gpu

@@ -53,14 +53,15 @@ def serve(prepare: Callable[[dict[str, Any], dict[str, Any]], Side]) -> None:
             answer = {"flops": flops(side.step)}
         else:
             before = peak_mb(device)
-            answer = {"seconds": timed(side.step, request["seconds"], device), "before_mb": before, "peak_mb": peak_mb(device)}
+            seconds = timed(side.step, request["seconds"], request.get("least", 1), device)
+            answer = {"seconds": seconds, "before_mb": before, "peak_mb": peak_mb(device)}
         print(json.dumps(answer), file=answers, flush=True)
 
 
-def timed(step: Step, seconds: float, device: str) -> list[float]:
-    """Seconds of every repetition of a round that lasts about ``seconds``."""
+def timed(step: Step, seconds: float, least: int, device: str) -> list[float]:
+    """Seconds of every repetition of a round that lasts about ``seconds`` and has ``least`` of them."""
     times: list[float] = []
-    while sum(times) < seconds:
+    while sum(times) < seconds or len(times) < least:
         wait(device)
         begun = time.perf_counter()
         step()

@@ -112,13 +112,13 @@ def scores_before(values: dict[str, Any]) -> float:
     return float(scores["score"].mean())
 
 
-LEARNING = ["trainer.meta_batch=4", "trainer.val_every=100", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
+LEARNING = ["trainer.meta_batch=4", "trainer.val_every=200", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
 
 
 @pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     # Five images of a class in training: Reptile learns from what the minibatches of a task have in common.
-    values = classification(algo, "query=3", "episode.train.shot=5", "net.down=stride", "trainer.iterations=100", *LEARNING)
+    values = classification(algo, "query=3", "episode.train.shot=5", "net.down=stride", "trainer.iterations=200", *LEARNING)
     chance = 1 / 3
     assert scores_before(values) < chance + 0.15
     assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + 0.3
