@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_page import ACCURACY, TIME_TO_ACCURACY, TURNS, kept, line, write
+from bench_page import ACCURACY, TIME_TO_ACCURACY, TURNS, kept, line, write, written
 from torch import Tensor
 
 from metarun.compose import compose, resolve
@@ -95,8 +95,11 @@ def main() -> None:
         sys.exit("learn2learn is not there; build it with: make peers")
     all_works = works_on(options.device)
     names = options.works or all_works
+    turns, page = {name: getattr(options, name) for name in TURNS}, {}
     if options.write and set(names) != set(all_works):
-        parser.error("--write wants all works: the page would lose the others")
+        page = written(options.device)
+        if any(page[name] != turn for name, turn in turns.items()) or page["machine"] != machine(options):
+            parser.error("some works alone go into the page of the same machine and the same --rounds, --seconds and --episodes")
     options.peer_episodes = -(-options.episodes // ONE_BY_ONE[options.device])
     torch.set_num_threads(options.threads)
     peaks = peaks_gflops(options.device)
@@ -111,9 +114,9 @@ def main() -> None:
     if wrong:
         sys.exit(f"metarun and a peer disagree on {', '.join(wrong)}: losses or gradients differ by more than {AGREEMENT:g}")
     if options.write:
-        turns = {name: getattr(options, name) for name in TURNS}
         about = {"on": options.device, "machine": machine(options), "peaks_gflops": peaks}
-        write({**about, **turns, "works": works | kept(TIME_TO_ACCURACY, options.device) | kept(ACCURACY, options.device)})
+        apart = kept(TIME_TO_ACCURACY, options.device) | kept(ACCURACY, options.device)
+        write({**about, **turns, **page, "works": page.get("works", {}) | works | apart})
 
 
 def works_on(device: str) -> list[str]:

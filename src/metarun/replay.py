@@ -21,6 +21,8 @@ Function = Callable[[Any, Any], Any]
 EAGER = 2  # calls before one is recorded, which costs several and pays when there are many
 MOST = 16  # programs of one module: settings that change with every call are not worth a recording each
 
+LONGEST = 10_000  # operations of a program, which is memory as well: many inner steps take long enough without Python's part
+
 aten = torch.ops.aten
 SAME = {aten.detach.default, aten.alias.default}  # of no effect below autograd
 UNSAID = {aten._unsafe_view.default}  # views that do not say so
@@ -139,6 +141,8 @@ class Recorder(TorchDispatchMode):
         arguments, named = tree_map(lambda leaf: self.slot(leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs))
         outputs = [self._outcome(leaf, base) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(made)]
         self.operations.append(Operation(function, arguments, named, outputs, isinstance(made, Tensor), kept))
+        if len(self.operations) > LONGEST:
+            raise CannotRepeat(f"more than {LONGEST} operations")
 
     def _outcome(self, tensor: Tensor, base: Any) -> Slot:
         return self.slots[tensor] if tensor in self.slots else self.new(tensor, base)  # operations in place return an argument
