@@ -95,12 +95,12 @@ def main() -> None:
         sys.exit("learn2learn is not there; build it with: make peers")
     all_works = works_on(options.device)
     names = options.works or all_works
+    options.peer_episodes = -(-options.episodes // ONE_BY_ONE[options.device])
     turns, page = {name: getattr(options, name) for name in TURNS}, {}
     if options.write and set(names) != set(all_works):
         page = written(options.device)
         if any(page[name] != turn for name, turn in turns.items()) or page["machine"] != machine(options):
             parser.error("some works alone go into the page of the same machine and the same --rounds, --seconds and --episodes")
-    options.peer_episodes = -(-options.episodes // ONE_BY_ONE[options.device])
     torch.set_num_threads(options.threads)
     peaks = peaks_gflops(options.device)
     speeds = ", ".join(f"{gflops:.0f} in {name}" for name, gflops in peaks.items())
