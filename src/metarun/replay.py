@@ -19,8 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 Call = TypeVar("Call", bound=Callable[..., Any])
 Function = Callable[[Any, Any], Any]
 EAGER = 2  # calls before one is recorded, which costs several and pays when there are many
-MOST = 16  # programs of one module: settings that change with every call are not worth a recording each
-
+MOST = 32  # kinds of calls of one module that are remembered: settings may change with every call
 LONGEST = 10_000  # operations of a program, which is memory as well: many inner steps take long enough without Python's part
 
 aten = torch.ops.aten
@@ -315,7 +314,7 @@ class Replay:
 
     def __init__(self, device: torch.device) -> None:
         self.entries: WeakKeyDictionary[nn.Module, dict[Hashable, Entry]] = WeakKeyDictionary()
-        self.device = device
+        self.device, self.lock = device, threading.Lock()
         self.pool: Any = None
 
     def of(self, module: nn.Module, name: Hashable, function: Function) -> Function:
@@ -335,9 +334,12 @@ class Replay:
             # A graph of a GPU reads weights where they lie.
             places = [t.data_ptr() for t in inputs[len(leaves) :]] if self.device.type == "cuda" else []
             key = (name, state, str(form), tuple(map(kind, inputs)), tuple(places))
-            entry = entries.setdefault(key, Entry())
-            entry.calls += 1
-            if entry.why_not or entry.calls <= EAGER or (entry.program is None and len(entries) > MOST):
+            with self.lock:
+                entry = entries.setdefault(key, Entry())
+                entry.calls += 1
+                while len(entries) > MOST:
+                    del entries[next(iter(entries))]  # the oldest
+            if entry.why_not or entry.calls <= EAGER:
                 return function(module, item)
             with entry.lock:
                 if entry.program is None and not entry.why_not:

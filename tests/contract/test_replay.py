@@ -9,9 +9,10 @@ import torch
 from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, small
 from torch import Tensor, nn
 
+from metarun import replay as replay_module
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine
-from metarun.replay import EAGER, CannotRepeat, Entry, Replay, Watch, record
+from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Replay, Watch, record
 from metarun.run import Run
 
 NEVER = {"maml_learn2learn"}  # runs task by task
@@ -171,6 +172,22 @@ def test_dead_operations_are_left_out_and_memory_is_given_back() -> None:
     _taken, *operations, _returned = program.lines
     assert len(operations) == 2
     assert sum("; del " in line for line in operations) == 1
+
+
+def test_settings_that_change_with_every_call_are_not_remembered_for_ever() -> None:
+    run, how = Run(small("algo=maml", "net.hidden=8")), engine()
+    tasks = run.episodes("train").batch(range(2))
+    for i in range(MOST + 3):
+        run.algorithm.inner_lr = 0.1 + 0.001 * i
+        how.evaluate(run.algorithm, tasks, curve=False)
+    assert len(list(entries(how))) == MOST
+
+
+def test_a_long_program_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replay_module, "LONGEST", 5)
+    entry, found = replayed(lambda module, x: sum(x * i for i in range(9)), *[torch.ones(2)] * (EAGER + 2))
+    assert all(torch.equal(result, torch.full((2,), 36.0)) for result in found)
+    assert "more than 5 operations" in entry.why_not
 
 
 def test_an_algorithm_that_is_gone_takes_its_programs_along() -> None:
