@@ -18,7 +18,7 @@ from metarun.folders import held
 
 RUN = [
     *(word for word in TINY if not word.startswith("trainer.")),
-    *("trainer.iterations=60", "trainer.meta_batch=2", "trainer.val_every=20", "trainer.val_episodes=100", "trainer.test_episodes=400"),
+    *("trainer.iterations=60", "trainer.meta_batch=2", "trainer.val_every=20", "trainer.val_episodes=100", "trainer.test_episodes=3000"),
     *("data.size=16", "net.norm=running", "algo.inner_lr=0.05", "algo.test_steps=3"),
 ]
 SAME = ("val", "test", "best_step", "iterations", "episodes_sha256")
