@@ -17,7 +17,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-run: $(READY) ## the main job on built-in data: MAML, 5-way 1-shot, under 3 minutes, no files needed
+run: $(READY) ## the main job on built-in data: MAML, 5-way 1-shot, about a minute, no files needed
 	@$(BIN)/metarun experiment=quickstart $(ARGS)
 	@echo "Both commands, metarun and tensorboard, are in $(BIN); to have them at hand: . $(BIN)/activate"
 

@@ -11,8 +11,10 @@ from typing import Any
 from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import profile, schedule
 
+from metarun.replay import EAGER
+
 log = logging.getLogger(__name__)
-SKIPPED, RECORDED = 2, 3  # training steps: the first ones are slow, and three say as much as a hundred
+SKIPPED, RECORDED = EAGER + 1, 3  # training steps: the first ones are not yet replayed, and three say as much as a hundred
 SHOWN = 12  # operators
 
 
@@ -43,7 +45,7 @@ def table(recorded: Any) -> str:
     spent: dict[str, float] = {}
     calls: dict[str, int] = {}
     for operator in operators:
-        name = "Python, between operators" if operator.key == "ProfilerStep*" else operator.key
+        name = "Python, or waiting for threads" if operator.key == "ProfilerStep*" else operator.key
         spent[name], calls[name] = getattr(operator, f"self_{where}_time_total"), operator.count
     total = sum(spent.values())
     rows = [f"{'operator':<48} {'share':>6} {'ms':>9} {'calls':>7}"]

@@ -44,7 +44,8 @@ def shown(function: Any) -> Any:
 
     @wraps(function)
     def call(*arguments: Any) -> None:
-        with record_function(name) if torch.autograd._profiler_enabled() else nullcontext():
+        # Torch's own question is about this thread alone, and chunks have threads of their own.
+        with record_function(name) if torch.autograd.profiler._is_profiler_enabled else nullcontext():
             function(*arguments)
 
     return call
