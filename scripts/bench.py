@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from bench_page import ACCURACY, TIME_TO_ACCURACY, TURNS, kept, line, write, written
+from bench_page import APART, TURNS, kept, line, write, written
 from torch import Tensor
 
 from metarun.compose import compose, resolve
@@ -96,27 +96,29 @@ def main() -> None:
     all_works = works_on(options.device)
     names = options.works or all_works
     options.peer_episodes = -(-options.episodes // ONE_BY_ONE[options.device])
-    turns, page = {name: getattr(options, name) for name in TURNS}, {}
+    turns, here, page = {name: getattr(options, name) for name in TURNS}, machine(options.device, options.threads), {}
     if options.write and set(names) != set(all_works):
         page = written(options.device)
-        if any(page[name] != turn for name, turn in turns.items()) or page["machine"] != machine(options):
+        if any(page[name] != turn for name, turn in turns.items()) or page["machine"] != here:
             parser.error("some works alone go into the page of the same machine and the same --rounds, --seconds and --episodes")
     torch.set_num_threads(options.threads)
     peaks = peaks_gflops(options.device)
     speeds = ", ".join(f"{gflops:.0f} in {name}" for name, gflops in peaks.items())
     print(f"matrix products, GFLOP/s: {speeds}; {options.threads} threads", flush=True)
-    works: dict[str, Answer] = {}
+    about = {"on": options.device, "machine": here, "peaks_gflops": peaks, **turns} | page
+    works = page.get("works", kept(APART, options.device))
+    wrong = []
     with closing(Sides(lasting=options.device == "cuda")) as sides:
         for name in names:
-            works[name] = memory(sides, options) if name == MEMORY else compare(WORKS[name], sides, options)
-            print(line(name, works[name], peaks["fp32"]), flush=True)
-    wrong = [name for name, found in works.items() if disagree(found)]
+            found = memory(sides, options) if name == MEMORY else compare(WORKS[name], sides, options)
+            print(line(name, found, peaks["fp32"]), flush=True)
+            if disagree(found):
+                wrong.append(name)
+            elif options.write:  # after each, so that what was measured stays when it is interrupted
+                works[name] = found
+                write(about | {"works": {name: works[name] for name in [*WORKS, MEMORY, *APART] if name in works}})
     if wrong:
         sys.exit(f"metarun and a peer disagree on {', '.join(wrong)}: losses or gradients differ by more than {AGREEMENT:g}")
-    if options.write:
-        about = {"on": options.device, "machine": machine(options), "peaks_gflops": peaks}
-        apart = kept(TIME_TO_ACCURACY, options.device) | kept(ACCURACY, options.device)
-        write({**about, **turns, **page, "works": page.get("works", {}) | works | apart})
 
 
 def works_on(device: str) -> list[str]:
@@ -316,14 +318,14 @@ def peak(dtype: torch.dtype, device: str) -> float:
     return 2 * n**3 / best / 1e9
 
 
-def machine(options: argparse.Namespace) -> Answer:
+def machine(device: str, threads: int) -> Answer:
     """Where and with what it was measured."""
     model = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.is_file():
         model = next((row.partition(":")[2].strip() for row in info.read_text().splitlines() if row.startswith("model name")), model)
-    found = {"device": model, "threads": options.threads, "torch": torch.__version__}
-    if options.device == "cuda":
+    found = {"device": model, "threads": threads, "torch": torch.__version__}
+    if device == "cuda":
         return found | {"device": torch.cuda.get_device_name(), "cpu": model}
     return found | {"cpu_capability": torch.backends.cpu.get_cpu_capability()}
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-TIME_TO_ACCURACY, ACCURACY = "W9", "accuracy"  # measured by scripts of their own
+APART = TIME_TO_ACCURACY, ACCURACY = "W9", "accuracy"  # measured by scripts of their own
 NAMES = {"cpu": "benchmarks", "cuda": "benchmarks-gpu"}  # of page and numbers
 TURNS = ("rounds", "seconds", "episodes", "peer_episodes")
 Found = dict[str, Any]
@@ -98,10 +99,10 @@ def written(device: str) -> Found:
     return {"on": device, **json.loads(file.read_text(encoding="utf-8"))}
 
 
-def kept(name: str, device: str) -> Found:
-    """A piece of work by name as docs/ has it, for what is measured apart; nothing if it was not measured yet."""
+def kept(names: Iterable[str], device: str) -> Found:
+    """What docs/ has of these pieces of work; nothing of those that were not measured yet."""
     works = written(device)["works"] if (DOCS / f"{NAMES[device]}.json").is_file() else {}
-    return {name: works[name]} if name in works else {}
+    return {name: works[name] for name in names if name in works}
 
 
 def line(name: str, found: Found, sgemm: float) -> str:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from bench import CHECKOUT, interpreter, surroundings
+from bench import CHECKOUT, interpreter, machine, surroundings
 from bench_page import TIME_TO_ACCURACY, write, written
 
 BAR = {"cpu": 3.0, "cuda": 10.0}
@@ -35,6 +35,8 @@ def main() -> None:
     options = parser.parse_args()
     if not interpreter("learn2learn"):
         sys.exit("learn2learn is not there; build it with: make peers")
+    if options.write and written(options.device)["machine"]["device"] != machine(options.device, 0)["device"]:
+        sys.exit(f"the page is of another machine; first: python scripts/bench.py --device {options.device} --write")
     preset = ["experiment=omniglot_small_maml", f"data.root={options.omniglot.resolve()}", f"trainer.val_every={options.every}"]
     seconds, steps = {}, {}
     for side, watch in (("metarun", metarun), ("learn2learn", learn2learn)):

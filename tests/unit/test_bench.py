@@ -152,7 +152,7 @@ def test_each_device_has_a_page_of_its_own(bench: ModuleType, tmp_path: Path, mo
     import bench_page
 
     monkeypatch.setattr(bench_page, "DOCS", tmp_path)
-    assert bench_page.kept("W9", "cuda") == {}
+    assert bench_page.kept(["W9"], "cuda") == {}
     with pytest.raises(SystemExit, match="benchmarks-gpu"):
         bench_page.written("cuda")
     race = {"title": "a race", "bar": 3.0, "ratio": 4.0, "metarun_s": 1.0, "peer_s": 4.0, "metarun_step": 8, "peer_step": 9, "seed": 0}
@@ -161,4 +161,4 @@ def test_each_device_has_a_page_of_its_own(bench: ModuleType, tmp_path: Path, mo
             about | {"rounds": 9, "seconds": 1.5, "episodes": 600, "peer_episodes": 30, "works": {"W9": race | {"title": device}}}
         )
     assert {path.name for path in tmp_path.iterdir()} == {f"benchmarks{part}" for part in (".md", ".json", "-gpu.md", "-gpu.json")}
-    assert [bench_page.kept("W9", device)["W9"]["title"] for device in ABOUT] == ["cpu", "cuda"]
+    assert [bench_page.kept(["W9"], device)["W9"]["title"] for device in ABOUT] == ["cpu", "cuda"]

@@ -19,6 +19,18 @@ def corner(place, down, across, high, broad, WINDOW: tl.constexpr):
 
 
 @triton.jit
+def entry(j: tl.constexpr, begin, c, broad, C: tl.constexpr, WINDOW: tl.constexpr):
+    """Where x holds entry j of windows."""
+    return (begin + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :]
+
+
+@triton.jit
+def has(j: tl.constexpr, r, s, live, high, broad, WINDOW: tl.constexpr):
+    """Which windows' entry j x has."""
+    return live & ((WINDOW * r + j // WINDOW < high) & (WINDOW * s + j % WINDOW < broad))[:, None]
+
+
+@triton.jit
 def columns(C: tl.constexpr, COLUMNS: tl.constexpr):
     """Those of a program, and which of them there are."""
     c = tl.program_id(2) * COLUMNS + tl.arange(0, COLUMNS)
@@ -139,8 +151,7 @@ def norm_apply(
     best = tl.zeros([PLACES, COLUMNS], REAL)
     found = tl.zeros([PLACES, COLUMNS], tl.int32)
     for j in tl.static_range(WINDOW * WINDOW):
-        at = (begin + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :]
-        value = (number(x, at, live, REAL) - m[None, :]) * scale[None, :] + shift[None, :]
+        value = (number(x, entry(j, begin, c, broad, C, WINDOW), live, REAL) - m[None, :]) * scale[None, :] + shift[None, :]
         if j == 0:
             best = value
         else:
@@ -159,6 +170,18 @@ def kept(y, where, before, place, c, live, best, found, C: tl.constexpr, WINDOW:
 
 
 @triton.jit
+def gradients(
+    g, where, place, last, c, inside, high, broad, height, width, tall, wide, C: tl.constexpr, WINDOW: tl.constexpr, REAL: tl.constexpr
+):  # fmt: skip
+    """Of windows that touch x: row, column, where in x they begin, and which there are; of those in y: which, where, g and ``where``."""
+    image, r, s, begin = corner(place, tall, wide, high, broad, WINDOW)
+    live = (place < last)[:, None] & inside[None, :]
+    full = live & ((r < height) & (s < width))[:, None]
+    out = ((image.to(tl.int64) * height + r) * width + s)[:, None] * C + c[None, :]
+    return r, s, begin, live, full, out, number(g, out, full, REAL), tl.load(where + out, mask=full, other=WINDOW * WINDOW)
+
+
+@triton.jit
 def tilt(
     g, where, x, m, first, last, c, inside, high, broad, height, width, tall, wide,
     C: tl.constexpr, WINDOW: tl.constexpr, STEP: tl.constexpr, COLUMNS: tl.constexpr, REAL: tl.constexpr,
@@ -167,13 +190,12 @@ def tilt(
     total, lean = tl.zeros([STEP, COLUMNS], REAL), tl.zeros([STEP, COLUMNS], REAL)
     for begin in range(first, last, STEP):
         place = begin + tl.arange(0, STEP)
-        image, r, s, row = corner(place, tall, wide, high, broad, WINDOW)
-        live = ((place < last) & (r < height) & (s < width))[:, None] & inside[None, :]
-        out = ((image.to(tl.int64) * height + r) * width + s)[:, None] * C + c[None, :]
-        grad, at = number(g, out, live, REAL), tl.load(where + out, mask=live, other=0)
+        _, _, row, _, full, _, grad, at = gradients(
+            g, where, place, last, c, inside, high, broad, height, width, tall, wide, C, WINDOW, REAL
+        )  # fmt: skip
         for j in tl.static_range(WINDOW * WINDOW):
             value = tl.where(at == j, grad, 0.0)
-            off = number(x, (row + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :], live, REAL) - m[None, :]
+            off = number(x, entry(j, row, c, broad, C, WINDOW), full, REAL) - m[None, :]
             total += value
             lean += value * off
     return tl.sum(total, 0), tl.sum(lean, 0)
@@ -236,14 +258,11 @@ def norm_first(
     slope = number(weight + small, c, inside, REAL) * scale
     along, flat = -slope * scale * scale * leaning / count, -slope * total / count
     place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
-    image, r, s, row = corner(place, tall, wide, high, broad, WINDOW)
-    live = (place < windows)[:, None] & inside[None, :]
-    full = live & ((r < height) & (s < width))[:, None]
-    out = ((image.to(tl.int64) * height + r) * width + s)[:, None] * C + c[None, :]
-    grad, at = number(g, out, full, REAL), tl.load(where + out, mask=full, other=WINDOW * WINDOW)
+    r, s, row, live, _, _, grad, at = gradients(
+        g, where, place, windows, c, inside, high, broad, height, width, tall, wide, C, WINDOW, REAL
+    )  # fmt: skip
     for j in tl.static_range(WINDOW * WINDOW):
-        real = live & ((WINDOW * r + j // WINDOW < high) & (WINDOW * s + j % WINDOW < broad))[:, None]
-        here = (row + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :]
+        real, here = has(j, r, s, live, high, broad, WINDOW), entry(j, row, c, broad, C, WINDOW)
         off = number(x, here, real, REAL) - m[None, :]
         put(gx, here, slope[None, :] * tl.where(at == j, grad, 0.0) + along[None, :] * off + flat[None, :], real)
 
@@ -258,14 +277,11 @@ def tilts(
     sv, svx, svg = tl.zeros([STEP, COLUMNS], REAL), tl.zeros([STEP, COLUMNS], REAL), tl.zeros([STEP, COLUMNS], REAL)
     for begin in range(first, last, STEP):
         place = begin + tl.arange(0, STEP)
-        image, r, s, row = corner(place, tall, wide, high, broad, WINDOW)
-        live = (place < last)[:, None] & inside[None, :]
-        full = live & ((r < height) & (s < width))[:, None]
-        out = ((image.to(tl.int64) * height + r) * width + s)[:, None] * C + c[None, :]
-        grad, at = number(g, out, full, REAL), tl.load(where + out, mask=full, other=WINDOW * WINDOW)
+        r, s, row, live, _, _, grad, at = gradients(
+            g, where, place, last, c, inside, high, broad, height, width, tall, wide, C, WINDOW, REAL
+        )  # fmt: skip
         for j in tl.static_range(WINDOW * WINDOW):
-            real = live & ((WINDOW * r + j // WINDOW < high) & (WINDOW * s + j % WINDOW < broad))[:, None]
-            here = (row + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :]
+            real, here = has(j, r, s, live, high, broad, WINDOW), entry(j, row, c, broad, C, WINDOW)
             value, other = tl.where(at == j, grad, 0.0), number(v, here, real, REAL)
             off = tl.where(real, number(x, here, real, REAL) - m[None, :], 0.0)
             sg += value
@@ -335,15 +351,12 @@ def norm_second(
     xg, xv, x0 = scale * by_g, scale * by_v, -scale * (by_g * sg + by_v * sv) / count
     xc = -scale * scale * (by_g * lean_g + by_v * lean_v + w * gw) / count
     place = tl.program_id(0) * PLACES + tl.arange(0, PLACES)
-    image, r, s, row = corner(place, tall, wide, high, broad, WINDOW)
-    live = (place < windows)[:, None] & inside[None, :]
-    full = live & ((r < height) & (s < width))[:, None]
-    out = ((image.to(tl.int64) * height + r) * width + s)[:, None] * C + c[None, :]
-    grad, at = number(g, out, full, REAL), tl.load(where + out, mask=full, other=WINDOW * WINDOW)
+    r, s, row, live, full, out, grad, at = gradients(
+        g, where, place, windows, c, inside, high, broad, height, width, tall, wide, C, WINDOW, REAL
+    )  # fmt: skip
     back = tl.zeros([PLACES, COLUMNS], REAL)
     for j in tl.static_range(WINDOW * WINDOW):
-        real = live & ((WINDOW * r + j // WINDOW < high) & (WINDOW * s + j % WINDOW < broad))[:, None]
-        here = (row + (j // WINDOW) * broad + j % WINDOW)[:, None] * C + c[None, :]
+        real, here = has(j, r, s, live, high, broad, WINDOW), entry(j, row, c, broad, C, WINDOW)
         other, off = number(v, here, real, REAL), number(x, here, real, REAL) - m[None, :]
         value = tl.where(at == j, grad, 0.0)
         put(gx, here, xg[None, :] * value + xv[None, :] * other + xc[None, :] * off + x0[None, :], real)
