@@ -162,3 +162,30 @@ def test_each_device_has_a_page_of_its_own(bench: ModuleType, tmp_path: Path, mo
         )
     assert {path.name for path in tmp_path.iterdir()} == {f"benchmarks{part}" for part in (".md", ".json", "-gpu.md", "-gpu.json")}
     assert [bench_page.kept(["W9"], device)["W9"]["title"] for device in ABOUT] == ["cpu", "cuda"]
+
+
+def test_an_interrupted_benchmark_keeps_what_was_measured(bench: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bench_page
+
+    def compare(work: Any, _sides: Any, _options: Any) -> dict[str, Any]:
+        if work is bench.WORKS["W6"]:
+            raise KeyboardInterrupt
+        wrong = work is bench.WORKS["W1"]
+        times = {"ratio": 3.0, "ratio_min": 2.0, "ratio_max": 5.0, "metarun_s": 0.002, "peer_s": 0.006, "gflop": 0.0}
+        return {"title": work.title, "bar": work.bar, **times, "metarun_mb": 1.0, "peer_mb": 1.0, "errors": {"loss": 1.0 if wrong else 0.0}}
+
+    monkeypatch.setattr(bench_page, "DOCS", tmp_path)
+    monkeypatch.setattr(bench, "interpreter", lambda library: Path(sys.executable))
+    monkeypatch.setattr(bench, "peak", lambda dtype, device: 100.0)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)  # of this process, which has other tests to run
+    monkeypatch.setattr(bench, "compare", compare)
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--write", "--rounds", "2"])
+    with pytest.raises(KeyboardInterrupt):
+        bench.main()
+    assert list(bench_page.written("cpu")["works"]) == ["W2", "W3", "W4", "W5", "W5f"]  # not W1, on which the sides disagree
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--write", "--rounds", "2", "--works", "W7", "W1b"])
+    bench.main()
+    assert list(bench_page.written("cpu")["works"]) == ["W2", "W3", "W4", "W5", "W5f", "W1b", "W7"]
+    monkeypatch.setattr(sys, "argv", ["bench.py", "--write", "--rounds", "3", "--works", "W7"])
+    with pytest.raises(SystemExit):
+        bench.main()
