@@ -3,13 +3,16 @@ Of a step on a small net that is the larger part: transforms, autograd and modul
 
 from __future__ import annotations
 
+import random
 import threading
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -183,6 +186,21 @@ def _places(index: Tensor | None) -> bool:
     return index is None or index.dtype not in (torch.bool, torch.uint8)
 
 
+@contextmanager
+def without_chance() -> Iterator[None]:
+    """Raise ``CannotRepeat`` if the code within draws from Python's or NumPy's global generator: what is repeated would not draw again."""
+    before = drawn()
+    yield
+    if drawn() != before:
+        raise CannotRepeat("Python's or NumPy's global generator decides something")
+
+
+def drawn() -> Hashable:
+    """How far those generators are."""
+    numpy = np.random.get_state(legacy=False)  # noqa: NPY002 - the one that this is about
+    return random.getstate(), numpy["state"]["key"].tobytes(), numpy["state"]["pos"], numpy["has_gauss"]
+
+
 def slots(tree: Any) -> list[Slot]:
     """The slots in nested arguments."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]
@@ -247,7 +265,7 @@ def record(function: Function, module: nn.Module, item: Any) -> tuple[Program, A
         CannotRepeat: it does not do the same every time.
     """
     inputs = tensors_of(module, item)
-    with Recorder(inputs) as recorder:
+    with without_chance(), Recorder(inputs) as recorder:
         result = function(module, item)
     return Program(recorder, result, len(inputs)), result
 
@@ -262,7 +280,8 @@ class Graph:
         self.item = tree_map(torch.clone, item)
         aside = torch.cuda.Stream()  # where libraries set themselves up, which a recording would not survive
         aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside), Watch():  # a recording that fails leaves torch's allocator in disorder: known before it begins
+        # A recording that fails leaves torch's allocator in disorder: what cannot be repeated is known before it begins.
+        with torch.cuda.stream(aside), without_chance(), Watch():
             function(module, self.item)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
@@ -308,8 +327,8 @@ class Replay:
     """Calls functions of a module and tensors, and repeats what they did where they do the same again.
 
     The same: for the same name, settings of the module (attributes that are plain values), and shapes, strides and types of all tensors.
-    A function that looks into the data, or at tensors that are neither the module's parameters and buffers nor in its argument, is
-    called as it is, every time.
+    A function that looks into the data, asks Python's or NumPy's global generator, or uses tensors that are neither the module's
+    parameters and buffers nor in its argument, is called as it is, every time. On a GPU it may use other tensors, where they lie.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -371,7 +390,10 @@ def tensors_of(module: nn.Module, item: Any) -> list[Tensor]:
 
 
 def settings(module: nn.Module) -> Hashable:
-    """All plain values among the attributes of a module and those within; None where others than its own hooks want to see every call."""
+    """All plain values, and places of tensors, among the attributes of a module and those within.
+
+    None where others than its own hooks want to see every call.
+    """
     found: list[Any] = []
     for part in module.modules():
         for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
@@ -382,7 +404,9 @@ def settings(module: nn.Module) -> Hashable:
 
 
 def plain(value: Any) -> Hashable:
-    """A value that is no tensor and holds none, as it can be compared; None for others."""
+    """A value as it can be compared: of a tensor, where it lies; None for what is neither that nor made of numbers and text."""
+    if isinstance(value, Tensor):
+        return value.data_ptr(), kind(value)
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))
     if isinstance(value, dict):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
 from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, small
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from metarun import replay as replay_module
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine
-from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Replay, Watch, record
+from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Replay, Watch, record, settings
 from metarun.run import Run
 
 NEVER = {"maml_learn2learn"}  # runs task by task
@@ -142,6 +144,8 @@ def test_views_changes_in_place_and_constants() -> None:
         (lambda module, x: x * 2 if x.sum() > 0 else x * 3, "looks into the data"),
         (lambda module, x: x[x > 0].sum(), "looks into the data"),
         (lambda module, x: x * module.apart, "neither an argument"),
+        (lambda module, x: x * (1 + 0 * random.random()), "global generator"),
+        (lambda module, x: x + 0 * np.random.normal(), "global generator"),  # noqa: NPY002
     ],
 )
 def test_what_depends_on_more_than_shapes_is_called_every_time(function: object, why: str) -> None:
@@ -152,6 +156,15 @@ def test_what_depends_on_more_than_shapes_is_called_every_time(function: object,
     assert why in entry.why_not
     with pytest.raises(CannotRepeat, match=why):
         record(function, Affine(), items[0])  # type: ignore[arg-type]
+
+
+def test_a_tensor_among_the_attributes_is_known_by_its_place() -> None:
+    module = Affine()
+    before = settings(module)
+    module.apart += 1  # where it lay: a GPU reads it there
+    assert settings(module) == before
+    module.apart = module.apart + 1
+    assert settings(module) != before
 
 
 def test_an_error_of_the_functions_own_is_raised_as_ever() -> None:
