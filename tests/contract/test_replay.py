@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, small
+from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, meta_gradient, small
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
 from metarun import replay as replay_module
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine
-from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Replay, Watch, record, settings
+from metarun.nets import conv, direct, fused
+from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Graph, Replay, Watch, record, settings
 from metarun.run import Run
 
 NEVER = {"maml_learn2learn"}  # runs task by task
@@ -86,6 +91,48 @@ def test_a_setting_that_changes_between_steps_is_heeded() -> None:
             how.meta_gradient(run.algorithm, tasks, 0.0)
             kept += [p.grad for p in run.algorithm.parameters()]
         assert all(map(torch.equal, found, expected))
+
+
+class PretendedGraph:
+    """What stands in for a CUDA graph where there is none: what was done once is not done again."""
+
+    def replay(self) -> None: ...
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way to record, on tensors of the CPU, for which torch's operators do all the work."""
+    for module in (conv, fused):
+        monkeypatch.setattr(module, "kernels", lambda device: None)
+    monkeypatch.setattr(direct, "covers", lambda *_: False)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": PretendedGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+
+
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+def test_what_a_gpu_records_is_the_step(algo: str, problem: Builder, pretended: None) -> None:
+    run, how = Run(problem(algo)), engine()
+    tasks, seen = run.episodes("train").batch(range(2)), list[Any]()
+    assert how.replay
+
+    def keep(algorithm: Algorithm, name: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: Algorithm, item: Any) -> Any:
+            graph = Graph(function, module, item, None)
+            seen.append((graph, item))
+            return graph([leaf for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+
+        return call
+
+    how.replay.of = keep  # type: ignore[method-assign]
+    made, eager = (meta_gradient(run.algorithm, tasks, how) for how in (how, engine(replay=False)))
+    assert torch.equal(made, eager)
+    assert bool(seen) == (algo not in NEVER)
+    for graph, item in seen:
+        graph([leaf + 1 for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+        assert all(torch.equal(mine, leaf + 1) for mine, leaf in zip(graph.places, tree_leaves(item)))
 
 
 def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
