@@ -229,7 +229,7 @@ def compare(work: Work, sides: Sides, options: argparse.Namespace) -> Answer:
             for name, side in asked.items():
                 ask_on(side, told, data, folder).ask("outcome", file=f"{folder}/outcome.pt")
                 outcomes[name] = torch.load(f"{folder}/outcome.pt", weights_only=True)
-        asked = sides.take(names)  # in whose memory nothing else has been
+        asked = sides.take(names)  # on a CPU in whose memory nothing else has been
         for name, side in asked.items():
             ask_on(side, *prepare(work, tasks[name], options), folder)
     seconds: dict[str, list[float]] = {name: [] for name in names}

@@ -47,7 +47,7 @@ def main() -> None:
             if accuracy >= options.target:
                 break
         else:
-            sys.exit(f"{side} has not reached {options.target} with seed {options.seed}")
+            sys.exit(f"{side} ended before it reached {options.target} with seed {options.seed}")
     title = f"from the start to {100 * options.target:.0f} % on development tasks of Omniglot `small`, 5-way 1-shot MAML"
     ratio, bar = seconds["learn2learn"] / seconds["metarun"], BAR[options.device]
     print(f"W9   {ratio:.2f} (must be {bar}); {seconds['metarun']:.0f} against {seconds['learn2learn']:.0f} s")

@@ -44,6 +44,16 @@ def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]
         yield state
 
 
+def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
+    """Gradients in memory as their parameters, which a fused optimizer asks for, each its own: autograd gives two that are equal as one."""
+    laid: list[Tensor | None] = []
+    for g, p in zip(gradients, parameters):
+        if g is not None and (g.stride() != p.stride() or any(g is other for other in laid)):
+            g = torch.empty_like(p).copy_(g)
+        laid.append(g)
+    return laid
+
+
 class Engine:
     """Runs an algorithm on stacked tasks.
 
@@ -105,10 +115,7 @@ class Engine:
             with self._numbers():
                 losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
-            # Laid out as the weights, which a fused optimizer asks for.
-            both = zip(parameters, gradients)
-            laid = [g if g is None or g.stride() == p.stride() else torch.empty_like(p).copy_(g) for p, g in both]
-            return laid, {name: values.sum() for name, values in metrics.items()}
+            return laid_out(gradients, parameters), {name: values.sum() for name, values in metrics.items()}
 
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
@@ -118,6 +125,8 @@ class Engine:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
+        if not sums:
+            return {}
         means = (torch.stack(list(sums.values())) / here).tolist()  # one wait for a GPU, not one for each
         return dict(zip(sums, means))
 
@@ -238,7 +247,7 @@ class Engine:
         return -(-count(tasks) // chunks)
 
     def _activation_bytes(self, net: Net, x: Tensor) -> int:
-        """Bytes of the outputs of all modules of the net, for one example; x [2, *input_shape] are two."""
+        """Bytes of the outputs of all modules of the net, for one of the examples x [n, *input_shape]."""
         if net not in self._activations:
             sizes: list[int] = []
             hooks = [
@@ -250,7 +259,7 @@ class Engine:
                 net(x)
             for hook in hooks:
                 hook.remove()
-            self._activations[net] = max(1, sum(sizes) // 2)
+            self._activations[net] = max(1, sum(sizes) // len(x))
         return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:

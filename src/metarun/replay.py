@@ -9,12 +9,15 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import wraps
+from types import MethodType
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.weak import WeakTensorKeyDictionary
@@ -29,6 +32,7 @@ aten = torch.ops.aten
 SAME = {aten.detach.default, aten.alias.default}  # of no effect below autograd
 UNSAID = {aten._unsafe_view.default}  # views that do not say so
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+LOOKS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}  # that no operator is called for
 ITSELF = object()
 BOOKS = vars(nn.Module()).keys() - {"training"}  # torch's own attributes of a module
 _thread = threading.local()  # whose ``recorder`` is that of the thread, while it records
@@ -70,18 +74,44 @@ class Operation(NamedTuple):
     kept: bool  # has an effect beside what it returns
 
 
-class Recorder(TorchDispatchMode):
+class Watch(TorchDispatchMode):
+    """Does what the code within does, unless that depends on more than the tensors' shapes.
+
+    Args:
+        numbers: tensors in place of numbers, with which nothing may be computed: a number does not decide the type of what comes of it.
+
+    Raises:
+        CannotRepeat: from the code within, where a value decides what is done, or a number is used.
+    """
+
+    def __init__(self, numbers: Sequence[Tensor] = ()) -> None:
+        super().__init__()
+        self.numbers = set(map(id, numbers))
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        self.check(function, args, kwargs)
+        return function(*args, **(kwargs or {}))
+
+    def check(self, function: Any, args: tuple[Any, ...], kwargs: Any) -> None:
+        """Raise ``CannotRepeat`` if an operation cannot be repeated."""
+        if VALUES & set(function.tags) and not (function is aten.index.Tensor and all(map(_places, args[1]))):
+            raise CannotRepeat(f"{function} looks into the data")
+        if self.numbers and not self.numbers.isdisjoint(map(id, tree_leaves((args, kwargs)))):
+            raise CannotRepeat(f"{function} computes with a number that changes from call to call")
+
+
+class Recorder(Watch):
     """Notes what the code within does with tensors, below autograd, torch.func and all modules.
 
     Args:
         inputs: the tensors that are others when it is done again.
 
     Raises:
-        CannotRepeat: from the code within, where a value decides what is done, or a tensor comes from elsewhere.
+        CannotRepeat: as ``Watch``, and where a tensor comes from elsewhere.
     """
 
-    def __init__(self, inputs: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, inputs: Sequence[Tensor], numbers: Sequence[Tensor] = ()) -> None:
+        super().__init__(numbers)
         self.operations: list[Operation] = []
         self.slots: Any = WeakTensorKeyDictionary()
         self.bases: list[Slot | None] = []  # by slot: whose memory it lies in; None: an argument's, whose place is known only later
@@ -101,9 +131,9 @@ class Recorder(TorchDispatchMode):
         kwargs = kwargs or {}
         if not self.noting:
             return function(*args, **kwargs)
-        refuse_looks(function, args)
+        self.check(function, args, kwargs)
         made = function(*args, **kwargs)
-        if not any(isinstance(leaf, Tensor) for leaf in tree_leaves(made)):
+        if not tensors(made):
             pass  # types and sizes, which stay as they are
         elif function is aten.lift_fresh.default:  # a number in the code, as of torch.tensor(1.0)
             self.note(args[0].clone().clone, (), {}, made)
@@ -129,8 +159,8 @@ class Recorder(TorchDispatchMode):
     def view(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         """Add views by where they lie in memory, in place of how they came about, if that is known."""
         base, views = self.bases[self.slot(args[0]).number], tree_leaves(made)
-        if base is None or views[0].dtype != args[0].dtype:
-            self.note(function._op, args, kwargs, made, base=base)
+        if base is None or reading(views[0]) != reading(args[0]):
+            self.note(function._op, args, kwargs, made, base=None if base is None else ITSELF)
             return
         for view in views:
             where = (base, tuple(view.shape), view.stride(), view.storage_offset())
@@ -163,22 +193,9 @@ class Recorder(TorchDispatchMode):
         return self.slots[tensor]
 
 
-class Watch(TorchDispatchMode):
-    """Does what the code within does, unless a value decides what that is.
-
-    Raises:
-        CannotRepeat: from the code within, where it does.
-    """
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
-        refuse_looks(function, args)
-        return function(*args, **(kwargs or {}))
-
-
-def refuse_looks(function: Any, args: tuple[Any, ...]) -> None:
-    """Raise ``CannotRepeat`` if an operation's outcome is a value out of a tensor, or has a shape that values decide."""
-    if VALUES & set(function.tags) and not (function is aten.index.Tensor and all(map(_places, args[1]))):
-        raise CannotRepeat(f"{function} looks into the data")
+def reading(tensor: Tensor) -> Hashable:
+    """How memory becomes a tensor's numbers."""
+    return tensor.dtype, tensor.is_conj(), tensor.is_neg()
 
 
 def _places(index: Tensor | None) -> bool:
@@ -186,11 +203,22 @@ def _places(index: Tensor | None) -> bool:
     return index is None or index.dtype not in (torch.bool, torch.uint8)
 
 
+class WithoutLooks(TorchFunctionMode):
+    """Raises ``CannotRepeat`` where the code within, but not a ``whole`` function in it, takes numbers out of a tensor by ``LOOKS``."""
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        recorder: Recorder | None = getattr(_thread, "recorder", None)
+        if function in LOOKS and (recorder is None or recorder.noting):
+            raise CannotRepeat(f"{function.__name__}() looks into the data")
+        return function(*args, **(kwargs or {}))
+
+
 @contextmanager
-def without_chance() -> Iterator[None]:
-    """Raise ``CannotRepeat`` if the code within draws from Python's or NumPy's global generator: what is repeated would not draw again."""
+def without_secrets() -> Iterator[None]:
+    """Raise ``CannotRepeat`` if the code within asks what no operation shows: ``LOOKS``, or Python's or NumPy's global generator."""
     before = drawn()
-    yield
+    with WithoutLooks():
+        yield
     if drawn() != before:
         raise CannotRepeat("Python's or NumPy's global generator decides something")
 
@@ -259,15 +287,28 @@ class Program:
 
 
 def record(function: Function, module: nn.Module, item: Any) -> tuple[Program, Any]:
-    """A function's program, and what it returned; ``item`` holds tensors only.
+    """A function's program, and what it returned.
 
     Raises:
         CannotRepeat: it does not do the same every time.
     """
-    inputs = tensors_of(module, item)
-    with without_chance(), Recorder(inputs) as recorder:
+    inputs, (item, numbers) = tensors_of(module, item), masked(item)
+    with without_secrets(), Recorder(inputs, numbers) as recorder:
         result = function(module, item)
     return Program(recorder, result, len(inputs)), result
+
+
+def masked(item: Any) -> tuple[Any, list[Tensor]]:
+    """The item with tensors in place of numbers, and those tensors."""
+    numbers: list[Tensor] = []
+
+    def mask(leaf: Any) -> Tensor:
+        if not isinstance(leaf, Tensor):
+            leaf = torch.tensor(leaf)
+            numbers.append(leaf)
+        return leaf
+
+    return tree_map(mask, item), numbers
 
 
 class Graph:
@@ -277,16 +318,18 @@ class Graph:
     """
 
     def __init__(self, function: Function, module: nn.Module, item: Any, pool: Any) -> None:
-        self.item = tree_map(torch.clone, item)
+        own = tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, item)
+        self.places = tensors(own)
+        own, numbers = masked(own)
         aside = torch.cuda.Stream()  # where libraries set themselves up, which a recording would not survive
         aside.wait_stream(torch.cuda.current_stream())
         # A recording that fails leaves torch's allocator in disorder: what cannot be repeated is known before it begins.
-        with torch.cuda.stream(aside), without_chance(), Watch():
-            function(module, self.item)
+        with torch.cuda.stream(aside), without_secrets(), Watch(numbers):
+            function(module, own)
         torch.cuda.current_stream().wait_stream(aside)
         self.graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self.graph, pool=pool):
-            self.leaves, self.form = tree_flatten(tree_map(dense, function(module, self.item)))
+            self.leaves, self.form = tree_flatten(tree_map(dense, function(module, own)))
             # In one piece for each type of number, so that one operation copies it out.
             parts: dict[torch.dtype, list[Tensor]] = {}
             for leaf in self.leaves:
@@ -295,8 +338,7 @@ class Graph:
             self.flat = {dtype: torch.cat(rows) for dtype, rows in parts.items()}
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
-        places = tree_leaves(self.item)
-        torch._foreach_copy_(places, list(inputs[: len(places)]))
+        torch._foreach_copy_(self.places, list(inputs[: len(self.places)]))
         self.graph.replay()
         flat, begun = {dtype: row.clone() for dtype, row in self.flat.items()}, dict.fromkeys(self.flat, 0)
         made = list(self.leaves)
@@ -327,8 +369,9 @@ class Replay:
     """Calls functions of a module and tensors, and repeats what they did where they do the same again.
 
     The same: for the same name, settings of the module (attributes that are plain values), and shapes, strides and types of all tensors.
-    A function that looks into the data, asks Python's or NumPy's global generator, or uses tensors that are neither the module's
-    parameters and buffers nor in its argument, is called as it is, every time. On a GPU it may use other tensors, where they lie.
+    A function is called as it is, every time, if it looks into the data, does more with a number than to pass it on, asks Python's or
+    NumPy's global generator, or uses tensors that are neither the module's parameters and buffers nor in its argument; on a GPU, where
+    those are read where they lie, it may. What changes within an attribute that is an object of some other class goes unnoticed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -339,7 +382,7 @@ class Replay:
     def of(self, module: nn.Module, name: Hashable, function: Function) -> Function:
         """``function`` of ``module``, or of twins of it, and nested tensors and numbers; ``name`` says all else that it depends on.
 
-        When it is recorded, numbers are tensors, so that they may be others later.
+        It should have no effect beside what it returns: the call in which it is recorded may do it twice.
         """
         entries = self.entries.setdefault(module, {})
 
@@ -347,12 +390,10 @@ class Replay:
             state = settings(module)
             if state is None:
                 return function(module, item)
-            leaves, form = tree_flatten(item)
-            item_of_tensors = tree_unflatten([self._tensor(leaf) for leaf in leaves], form)
-            inputs = tensors_of(module, item_of_tensors)
+            inputs = tensors_of(module, item)
             # A graph of a GPU reads weights where they lie.
-            places = [t.data_ptr() for t in inputs[len(leaves) :]] if self.device.type == "cuda" else []
-            key = (name, state, str(form), tuple(map(kind, inputs)), tuple(places))
+            places = [t.data_ptr() for t in tensors_of(module, ())] if self.device.type == "cuda" else []
+            key = (name, state, shape_of(item), tuple(map(kind, inputs)), tuple(places))
             with self.lock:
                 entry = entries.setdefault(key, Entry())
                 entry.calls += 1
@@ -365,18 +406,15 @@ class Replay:
                     try:
                         if self.device.type == "cuda":
                             self.pool = self.pool or torch.cuda.graph_pool_handle()
-                            entry.program = Graph(function, module, item_of_tensors, self.pool)
+                            entry.program = Graph(function, module, item, self.pool)
                         else:
-                            entry.program, result = record(function, module, item_of_tensors)
+                            entry.program, result = record(function, module, item)
                             return result
                     except Exception as error:  # if it is the function's own, it will come again
                         entry.why_not = f"{type(error).__name__}: {error}"
             return entry.program(inputs) if entry.program else function(module, item)
 
         return call
-
-    def _tensor(self, leaf: Any) -> Tensor:
-        return leaf if isinstance(leaf, Tensor) else torch.full((), leaf, dtype=torch.float64, device=self.device)
 
 
 def kind(tensor: Tensor) -> Hashable:
@@ -386,7 +424,18 @@ def kind(tensor: Tensor) -> Hashable:
 
 def tensors_of(module: nn.Module, item: Any) -> list[Tensor]:
     """All tensors that a function of these may use."""
-    return [*tree_leaves(item), *module.parameters(), *module.buffers()]
+    return [*tensors(item), *module.parameters(), *module.buffers()]
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    """Those in nested values."""
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def shape_of(item: Any) -> Hashable:
+    """How nested tensors and numbers are nested."""
+    leaves, form = tree_flatten(item)
+    return str(form), tuple(isinstance(leaf, Tensor) for leaf in leaves)
 
 
 def settings(module: nn.Module) -> Hashable:
@@ -395,8 +444,10 @@ def settings(module: nn.Module) -> Hashable:
     None where others than its own hooks want to see every call.
     """
     found: list[Any] = []
+    if _has_any_global_hook() or any(parameter._backward_hooks for parameter in module.parameters()):
+        return None
     for part in module.modules():
-        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks):
+        for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks, part._backward_pre_hooks):
             if any(hook.__module__ != type(module).__module__ for hook in hooks.values()):
                 return None
         found += [type(part), *((name, plain(value)) for name, value in part.__dict__.items() if name not in BOOKS)]
@@ -404,11 +455,17 @@ def settings(module: nn.Module) -> Hashable:
 
 
 def plain(value: Any) -> Hashable:
-    """A value as it can be compared: of a tensor, where it lies; None for what is neither that nor made of numbers and text."""
-    if isinstance(value, Tensor):
-        return value.data_ptr(), kind(value)
+    """A value as it can be compared: a tensor by its place, an array by its bytes, what is neither that nor made of such by what it is."""
+    if value is None or isinstance(value, (int, float, str)):
+        return value
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))
     if isinstance(value, dict):
         return tuple((name, plain(inner)) for name, inner in value.items())
-    return value if isinstance(value, (int, float, str)) else None
+    if isinstance(value, Tensor):
+        return value.data_ptr(), kind(value)
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.shape, value.dtype.str, value.tobytes()
+    if isinstance(value, MethodType):  # which a twin has of its own
+        return plain(value.__func__)
+    return type(value), None if isinstance(value, nn.Module) else id(value)

@@ -6,10 +6,14 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from types import MethodType
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from metarun.replay import BOOKS
 
 Module = TypeVar("Module", bound=nn.Module)
 Item = TypeVar("Item")
@@ -24,7 +28,25 @@ def twin(module: Module, known: dict[int, nn.Module] | None = None) -> Module:
         other.__dict__.update(module.__dict__)  # what copy.copy does, but it refuses parametrized modules
         other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
         other._modules = {name: child and twin(child, known) for name, child in module._modules.items()}
+        # The same modules once more, in plain lists or as whose methods they are.
+        held = {name: value for name, value in module.__dict__.items() if name not in BOOKS and any(map(owner, tree_leaves(value)))}
+        other.__dict__.update(tree_map(lambda leaf: _own(leaf, known), held))
     return known[id(module)]  # type: ignore[return-value]
+
+
+def owner(value: Any) -> nn.Module | None:
+    """The module that a value is, or is a method of."""
+    value = value.__self__ if isinstance(value, MethodType) else value
+    return value if isinstance(value, nn.Module) else None
+
+
+def _own(value: Any, known: dict[int, nn.Module]) -> Any:
+    """The same of the twins."""
+    module = owner(value)
+    if module is None:
+        return value
+    other = twin(module, known)
+    return MethodType(value.__func__, other) if isinstance(value, MethodType) else other
 
 
 class Workers:

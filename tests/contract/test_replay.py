@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, small
+from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, meta_gradient, small
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
 
 from metarun import replay as replay_module
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine
-from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Replay, Watch, record, settings
+from metarun.nets import conv, direct, fused
+from metarun.replay import EAGER, MOST, CannotRepeat, Entry, Graph, Replay, Watch, record, settings
 from metarun.run import Run
 
 NEVER = {"maml_learn2learn"}  # runs task by task
@@ -86,6 +93,48 @@ def test_a_setting_that_changes_between_steps_is_heeded() -> None:
         assert all(map(torch.equal, found, expected))
 
 
+class PretendedGraph:
+    """What stands in for a CUDA graph where there is none: what was done once is not done again."""
+
+    def replay(self) -> None: ...
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way to record, on tensors of the CPU, for which torch's operators do all the work."""
+    for module in (conv, fused):
+        monkeypatch.setattr(module, "kernels", lambda device: None)
+    monkeypatch.setattr(direct, "covers", lambda *_: False)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": PretendedGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+
+
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+def test_what_a_gpu_records_is_the_step(algo: str, problem: Builder, pretended: None) -> None:
+    run, how = Run(problem(algo)), engine()
+    tasks, seen = run.episodes("train").batch(range(2)), list[Any]()
+    assert how.replay
+
+    def keep(algorithm: Algorithm, name: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: Algorithm, item: Any) -> Any:
+            graph = Graph(function, module, item, None)
+            seen.append((graph, item))
+            return graph([leaf for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+
+        return call
+
+    how.replay.of = keep  # type: ignore[method-assign]
+    made, eager = (meta_gradient(run.algorithm, tasks, how) for how in (how, engine(replay=False)))
+    assert torch.equal(made, eager)
+    assert bool(seen) == (algo not in NEVER)
+    for graph, item in seen:
+        graph([leaf + 1 for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+        assert all(torch.equal(mine, leaf + 1) for mine, leaf in zip(graph.places, tree_leaves(item)))
+
+
 def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
     with Watch():
         assert torch.ones(2)[torch.tensor([0, 1])].sum().shape == ()
@@ -95,13 +144,30 @@ def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
             torch.ones(2)[torch.tensor([True, False])]
 
 
-def test_hooks_see_every_call() -> None:
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda net, hook: net.register_forward_hook(hook),
+        lambda net, hook: next(net.parameters()).register_hook(hook),
+        lambda net, hook: torch.nn.modules.module.register_module_forward_hook(hook),
+    ],
+    ids=["of a module", "of a tensor", "of all modules"],
+)
+def test_hooks_see_every_call(register: Callable[..., RemovableHandle], request: pytest.FixtureRequest) -> None:
     seen: list[int] = []
     run, replaying = Run(small("algo=protonet", "net.hidden=8")), engine()
-    run.algorithm.net.register_forward_hook(lambda *_: seen.append(1))
+    handle = register(run.algorithm.net, lambda *_: seen.append(1))
+    request.addfinalizer(handle.remove)
     for _ in range(EAGER + 3):
         replaying.meta_gradient(run.algorithm, run.episodes("train").batch(range(2)), 0.0)
     assert len(seen) >= EAGER + 3
+
+
+def test_a_module_with_a_hook_for_the_way_back_is_not_replayed() -> None:
+    module = nn.Linear(2, 2)
+    assert settings(module) is not None
+    module.register_full_backward_pre_hook(lambda *_: None)
+    assert settings(module) is None
 
 
 class Affine(nn.Module):
@@ -146,6 +212,9 @@ def test_views_changes_in_place_and_constants() -> None:
         (lambda module, x: x * module.apart, "neither an argument"),
         (lambda module, x: x * (1 + 0 * random.random()), "global generator"),
         (lambda module, x: x + 0 * np.random.normal(), "global generator"),  # noqa: NPY002
+        (lambda module, x: x * float(module.weight.detach().numpy()[0]), "looks into the data"),
+        (lambda module, x: x * sum(x.tolist()), "looks into the data"),
+        (lambda module, x: x * np.asarray(x)[0], "looks into the data"),
     ],
 )
 def test_what_depends_on_more_than_shapes_is_called_every_time(function: object, why: str) -> None:
@@ -165,6 +234,49 @@ def test_a_tensor_among_the_attributes_is_known_by_its_place() -> None:
     assert settings(module) == before
     module.apart = module.apart + 1
     assert settings(module) != before
+
+
+@pytest.mark.parametrize("values", [(math.sin, math.cos), (np.float32(1), np.float32(2)), (np.zeros(2), np.ones(2)), (1, 2), ("a", "b")])
+def test_settings_are_known_by_what_they_are(values: tuple[object, object]) -> None:
+    module, found = Affine(), []
+    for value in (*values, values[0]):
+        module.setting = value  # type: ignore[assignment]
+        found.append(settings(module))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_number_may_be_passed_on_but_not_computed_with() -> None:
+    def function(module: Affine, item: tuple[Tensor, float]) -> Tensor:
+        return item[0] * module.weight if module.training else item[0] * module.weight.sum() * (1 - item[1])
+
+    for trains, ever in ((True, ""), (False, "number that changes")):
+        module, replay = Affine().train(trains), Replay(torch.device("cpu"))
+        call, x = replay.of(module, "name", function), torch.tensor([2.0, 3.0])
+        for i in range(EAGER + 3):
+            made = call(module, (x, 0.1 * i))
+            assert made.dtype == torch.float32
+            assert torch.equal(made, function(module, (x, 0.1 * i)))
+        (entry,) = replay.entries[module].values()
+        assert ever in entry.why_not
+        assert bool(entry.program) == trains
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda module, x: (z := torch.fft.fft(x * module.weight)) * z.conj(),
+        lambda module, x: torch.fft.fft(x * module.weight).real[1:],
+        lambda module, x: torch.autograd.grad(torch.fft.rfft2(x[None] * module.weight).abs().square().sum(), module.weight)[0],
+        lambda module, x: (x * module.weight).view(torch.int32)[1:].float(),
+        lambda module, x: torch.fft.fft(x * module.weight).conj().imag[1:] * 2,
+    ],
+    ids=["conjugate", "real part", "derivative of an absolute value", "bits", "part of a conjugate"],
+)
+def test_views_that_read_memory_in_another_way(function: object) -> None:
+    items = [torch.tensor([1.0 + i, -3.0]) for i in range(EAGER + 3)]
+    entry, found = replayed(function, *items)
+    assert entry.program, entry.why_not
+    assert all(torch.equal(result, function(Affine(), item)) for item, result in zip(items, found))  # type: ignore[operator]
 
 
 def test_an_error_of_the_functions_own_is_raised_as_ever() -> None:

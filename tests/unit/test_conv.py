@@ -3,12 +3,12 @@ operators and by the kernels for channels in multiples of 16."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random
+from helpers import random, relative_error
 from torch import Tensor
 
 from metarun.nets import conv, direct
@@ -53,6 +53,29 @@ def test_many_tasks_equal_one_after_the_other(kernel: int, stride: int, few: int
     apart = torch.stack([objective(x, q) for x, q in zip(xs, qs)])
     torch.testing.assert_close(together, apart)
     torch.testing.assert_close(*(torch.autograd.grad(values.sum(), w)[0] for values in (together, apart)))
+
+
+@WAYS
+@pytest.mark.parametrize(("channels", "dtype"), [(3, F64), (16, torch.float32)], ids=str)
+@pytest.mark.parametrize("shared", [True, False], ids=["by all tasks", "by none"])
+def test_a_method_may_map_over_weights_within_a_task(
+    few: int, channels: int, dtype: torch.dtype, shared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(conv, "FEW", (few, few, few))
+    xs = random(2, 4, channels, 6, 5, seed=1).to(dtype)
+    ws = random(*([] if shared else [2]), 3, channels, channels, 3, 3, seed=2).to(dtype) / 3
+
+    def adapted(function: Callable[..., Tensor]) -> Tensor:
+        def one(x: Tensor, w: Tensor) -> Tensor:
+            return w - torch.func.grad(lambda w: function(x, w, None, 2, 1).tanh().square().sum())(w)
+
+        def derived(x: Tensor, w: Tensor) -> Tensor:  # through the step, by the weights before it
+            return torch.func.grad(lambda w: function(x, one(x, w), None, 2, 1).sin().sum())(w)
+
+        return torch.vmap(lambda x, ws: torch.vmap(lambda w: derived(x, w))(ws), in_dims=(0, None if shared else 0))(xs, ws)
+
+    ours = adapted(lambda x, w, _bias, stride, padding: convolve(x, w, stride, padding))
+    assert relative_error(ours, adapted(F.conv2d)) < (1e-4 if dtype == torch.float32 else 1e-11)
 
 
 @WAYS

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, small
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun import engine as engine_module
 from metarun.engine import Engine, adapt
+from metarun.replay import EAGER
 from metarun.run import Run
 from metarun.task import select
 
@@ -34,6 +35,18 @@ def test_gradients_add_up_in_grad() -> None:
     engine().meta_gradient(algorithm, tasks, 0.0)  # a second time, without clearing
     twice = torch.cat([p.grad.flatten() for p in algorithm.parameters()])
     assert relative_error(twice, 2 * once) < 1e-12
+
+
+def test_gradients_that_are_equal_are_not_one_tensor() -> None:
+    algorithm, tasks = in_float64(small("algo=protonet", "net.hidden=8"), tasks=2)
+    algorithm.a, algorithm.b = (nn.Parameter(torch.tensor(value).double()) for value in (1.0, 2.0))
+    objective = algorithm.objective
+    algorithm.objective = lambda *given: (objective(*given)[0] * (algorithm.a + algorithm.b), {})  # type: ignore[method-assign]
+    for _ in range(EAGER + 2):
+        algorithm.zero_grad(set_to_none=True)
+        assert engine().meta_gradient(algorithm, tasks, 0.0) == {}  # no metrics
+    assert torch.equal(algorithm.a.grad, algorithm.b.grad)
+    assert algorithm.a.grad.data_ptr() != algorithm.b.grad.data_ptr()
 
 
 def test_training_on_indices_is_the_meta_gradient_of_those_episodes() -> None:

@@ -181,6 +181,24 @@ def test_images_may_want_a_gradient_and_a_norm_a_hook() -> None:
     norm.register_forward_hook(lambda _m, _i, out: seen.append(out))
     norm.rectified(x, None, conv, False)
     assert float(seen[0].detach().min()) < 0  # the norm alone, before its ReLU
+    norm = Norm(8, "batch").double()
+    norm.register_forward_pre_hook(lambda *_: seen.append(x))
+    norm.rectified(x, None, conv, False)
+    assert len(seen) == 2
+
+
+@pytest.mark.parametrize("kind", ["batch", "running"])
+def test_forward_mode_by_images_is_refused_by_a_first_layer(kind: Any) -> None:
+    norm, conv, x = Norm(8, kind).eval(), Conv(1, 8, 3, bias=False), torch.rand(6, 1, 8, 8)
+    with pytest.raises(NotImplementedError, match="reverse mode"):
+        torch.func.jvp(lambda x: norm.rectified(x, None, conv, True), (x,), (x,))
+
+
+@pytest.mark.parametrize("kind", ["batch", "support", "running", "group", "none"])
+@pytest.mark.parametrize("channels", [1, 4], ids=["few inputs", "many inputs"])
+def test_of_no_images_comes_nothing(kind: Any, channels: int) -> None:
+    norm, conv = Norm(8, kind), Conv(channels, 8, 3, bias=False)
+    assert norm.rectified(torch.rand(0, channels, 8, 8), 0, conv, True).shape == (0, 8, 4, 4)
 
 
 def test_bfloat16_reaches_the_first_block() -> None:

@@ -35,6 +35,27 @@ def test_a_twin_has_the_same_parameters_and_is_left_alone_by_functional_call() -
     assert seen[0] is shared.weight
 
 
+class TwiceHeld(nn.Module):
+    """A net that has its layers in a list of its own and as whose method one is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.order = {"layers": [self.first, (self.last,)]}
+        self.end = self.last.forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        first, (last,) = self.order["layers"]
+        return last(first(x)) + self.end(x)
+
+
+def test_a_twin_holds_twins_however_it_holds_them() -> None:
+    module = TwiceHeld()
+    none, x = {name: torch.zeros_like(weight) for name, weight in module.named_parameters()}, torch.ones(1, 2)
+    assert torch.equal(twin(module)(x), module(x))
+    assert torch.equal(functional_call(twin(module), none, (x,)), torch.zeros(1, 2))
+
+
 def test_results_come_in_order_from_several_threads_with_one_thread_of_arithmetic_each(two_threads: None) -> None:
     meeting = threading.Barrier(2, timeout=60)  # two items have to be under way at a time
 

@@ -69,11 +69,13 @@ class Partial(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], slot: int, form: Form, a: Tensor, b: Tensor) -> tuple[Tensor, int]:
         *_, over_a, over_b = in_dims
-        if (slot, over_b) == (Y, None):
+        if (slot, over_b, b.dim()) == (Y, None, 4):
             return in_one(Partial.apply, slot, form, a.movedim(over_a, 0), b), 0
-        if (slot, over_a) == (X, None):
+        if (slot, over_a, a.dim()) == (X, None, 4):
             return in_one(Partial.apply, slot, form, a, b.movedim(over_b, 0)), 0
         a, b = (t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0) for t, dim in ((a, over_a), (b, over_b)))
+        if a.dim() > 5:  # what a method maps over within a task, and tasks, all with weights of their own
+            return Partial.apply(slot, form, a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2]), 0
         return Partial.apply(slot, form, a, b), 0
 
 

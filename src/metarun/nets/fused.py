@@ -31,7 +31,7 @@ def of(x: Tensor) -> Kernels:
 
 
 def derived(x: Tensor) -> bool:
-    """Whether anything differentiates by x, also outside of the torch.vmap around it, of which x itself says nothing."""
+    """Whether anything goes back through x, also outside of the torch.vmap around it, of which x itself says nothing."""
     while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x.requires_grad
@@ -76,6 +76,11 @@ class Covariance(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
         ctx.mark_non_differentiable(*output)
+
+    @staticmethod
+    def jvp(ctx: Any, drows: Tensor | None) -> tuple[None, None]:
+        refuse(drows)
+        return None, None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
@@ -223,6 +228,12 @@ def second(
     return vjp(first, g, x, weight)[1]((v, a, b))
 
 
+def refuse(tangent: Tensor | None) -> None:
+    """Raise NotImplementedError for a derivative by images in forward mode; those back through them are torch's (``derived``)."""
+    if tangent is not None:
+        raise NotImplementedError("a first layer has no forward-mode derivative by images: take reverse mode, torch.func.vjp or grad")
+
+
 class Lifted(torch.autograd.Function):
     """relu(max_pool(seen @ weight + bias)) of seen [*tasks, n, h, w, k], weight [*tasks, k, c] and bias [*tasks, c]; and where from."""
 
@@ -240,18 +251,22 @@ class Lifted(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        (seen, _, _, ctx.window), (_, where) = inputs, output
+        (seen, weight, bias, ctx.window), (_, where) = inputs, output
         ctx.mark_non_differentiable(where)
+        ctx.set_materialize_grads(False)  # None, not zeros, in ``jvp`` for what does not move
         ctx.save_for_backward(seen, where)
-        ctx.save_for_forward(seen, where)
+        ctx.save_for_forward(seen, where, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, _: None) -> tuple[Any, ...]:
         return None, *Collect.apply(*ctx.saved_tensors, g, ctx.window), None
 
     @staticmethod
-    def jvp(ctx: Any, _seen: None, dweight: Tensor, dbias: Tensor, _window: None) -> tuple[Tensor, None]:
-        return Pick.apply(*ctx.saved_tensors, dweight, dbias, ctx.window), None
+    def jvp(ctx: Any, dseen: Tensor | None, dweight: Tensor | None, dbias: Tensor | None, _window: None) -> tuple[Tensor, None]:
+        refuse(dseen)
+        seen, where, weight, bias = ctx.saved_tensors
+        along = [torch.zeros_like(t) if d is None else d for t, d in ((weight, dweight), (bias, dbias))]
+        return Pick.apply(seen, where, *along, ctx.window), None
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:

@@ -31,7 +31,7 @@ class Parts(NamedTuple):
 
 def array(x: Tensor, dims: int) -> Tensor:
     """x with all but its last ``dims`` axes as one, in memory as they are written."""
-    return x.detach().reshape(-1, *x.shape[x.dim() - dims :]).contiguous()
+    return x.detach().reshape(x.shape[: x.dim() - dims].numel(), *x.shape[x.dim() - dims :]).contiguous()
 
 
 def power(number: int) -> int:

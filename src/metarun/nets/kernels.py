@@ -1,8 +1,9 @@
 """Loops over memory that torch's operators would pass over many times, compiled by Numba for the machine they run on.
 
-What a block does behind its convolution, normalisation over a batch, max-pooling and ReLU, is bound by memory: here it is one pass
-forward and two on the way back. Arrays have the tasks first and the channels last; bfloat16 comes as its bits, in uint16, and is computed
-with in float32. ``where`` says what an output was made of: a place of its window, 0 to window² - 1, or window² where ReLU cut it off.
+What a block does behind its convolution, normalisation over a batch, max-pooling and ReLU, is bound by memory: here it is two passes
+forward, of which the first only reads, and two on the way back. Arrays have the tasks first and the channels last; bfloat16 comes as its
+bits, in uint16, and is computed with in float32. ``where`` says what an output was made of: a place of its window, 0 to window² - 1, or
+window² where ReLU cut it off.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ class Kernels(NamedTuple):
 
 def array(x: Tensor, dims: int) -> np.ndarray[Any, Any]:
     """x with all but its last ``dims`` axes as one, in memory as they are written; bfloat16 as its bits."""
-    x = x.detach().reshape(-1, *x.shape[x.dim() - dims :]).contiguous()
+    x = x.detach().reshape(x.shape[: x.dim() - dims].numel(), *x.shape[x.dim() - dims :]).contiguous()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 

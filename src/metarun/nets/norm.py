@@ -45,7 +45,7 @@ class Norm(nn.Module):
         self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
 
     def forward(self, x: Tensor, n_support: int | None = None, conv: Conv | None = None) -> Tensor:
-        """Normalise x [n, channels, *space], or what ``conv`` makes of x.
+        """Normalise x [n, channels, *space], or what ``conv`` makes of x; a narrow one is not called if both are one linear map.
 
         ``n_support``: that many leading rows are the support (kind ``support`` only).
         """
@@ -62,7 +62,7 @@ class Norm(nn.Module):
 
     def rectified(self, x: Tensor, n_support: int | None, conv: Conv, pool: bool) -> Tensor:
         """ReLU, behind 2x2 max-pooling where ``pool`` says so, of ``forward``."""
-        if fused.here(x) and not self._forward_hooks:  # which want to see the norm alone
+        if fused.here(x) and not (self._forward_hooks or self._forward_pre_hooks):  # which want to see the norm alone
             window = 2 if pool else 1
             if self._folds(conv):
                 if not fused.derived(x):
