@@ -268,7 +268,7 @@ def adaptive(results: Results) -> list[str]:
         "queries are normalised together). Trained once, at 5-way 1-shot with 5 queries per class, 16 tasks in an iteration (`reptile`:",
         "8 tasks of 10 shots, no query; `imaml`: 8 tasks; `pretrain`: batches of 64 classes), and evaluated at one and at five shots.",
         "`nil` is `anil` without its head at test; `mtl` begins with the net of `pretrain`, the row above it. Settings were chosen on",
-        "development tasks; mostly none but the defaults were tried. The budget is small: MAML gains 1.8 points more with three times",
+        "development tasks; mostly none but the defaults were tried. The budget is small: MAML gains 2.0 points more with three times",
         "the iterations (first table). The papers' figures are for 1200 training characters with rotations, and many times the budget.",
         "",
     ]
