@@ -34,6 +34,7 @@ UNSAID = {aten._unsafe_view.default}  # views that do not say so
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 LOOKS = {Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__}  # that no operator is called for
 ITSELF = object()
+PLAIN = (int, float, str, type(None))  # values that hold no others
 BOOKS = vars(nn.Module()).keys() - {"training"}  # torch's own attributes of a module
 _thread = threading.local()  # whose ``recorder`` is that of the thread, while it records
 
@@ -392,7 +393,7 @@ class Replay:
                 return function(module, item)
             inputs = tensors_of(module, item)
             # A graph of a GPU reads weights where they lie.
-            places = [t.data_ptr() for t in tensors_of(module, ())] if self.device.type == "cuda" else []
+            places = [t.data_ptr() for t in inputs[len(tensors(item)) :]] if self.device.type == "cuda" else []
             key = (name, state, shape_of(item), tuple(map(kind, inputs)), tuple(places))
             with self.lock:
                 entry = entries.setdefault(key, Entry())
@@ -456,7 +457,7 @@ def settings(module: nn.Module) -> Hashable:
 
 def plain(value: Any) -> Hashable:
     """A value as it can be compared: a tensor by its place, an array by its bytes, what is neither that nor made of such by what it is."""
-    if value is None or isinstance(value, (int, float, str)):
+    if isinstance(value, PLAIN):
         return value
     if isinstance(value, (list, tuple)):
         return tuple(map(plain, value))

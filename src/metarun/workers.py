@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.replay import BOOKS
+from metarun.replay import BOOKS, PLAIN
 
 Module = TypeVar("Module", bound=nn.Module)
 Item = TypeVar("Item")
@@ -28,9 +28,11 @@ def twin(module: Module, known: dict[int, nn.Module] | None = None) -> Module:
         other.__dict__.update(module.__dict__)  # what copy.copy does, but it refuses parametrized modules
         other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
         other._modules = {name: child and twin(child, known) for name, child in module._modules.items()}
-        # The same modules once more, in plain lists or as whose methods they are.
-        held = {name: value for name, value in module.__dict__.items() if name not in BOOKS and any(map(owner, tree_leaves(value)))}
-        other.__dict__.update(tree_map(lambda leaf: _own(leaf, known), held))
+        # The same modules once more, in plain lists or as whose methods they are; every step makes twins, so numbers are passed by.
+        more = {name: value for name, value in module.__dict__.items() if not isinstance(value, PLAIN) and name not in BOOKS}
+        held = {name: value for name, value in more.items() if any(map(owner, tree_leaves(value)))}
+        if held:
+            other.__dict__.update(tree_map(lambda leaf: _own(leaf, known), held))
     return known[id(module)]  # type: ignore[return-value]
 
 
