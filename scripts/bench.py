@@ -27,9 +27,9 @@ import torch
 from bench_page import APART, TURNS, kept, line, write, written
 from torch import Tensor
 
-from metarun.compose import compose, resolve
-from metarun.replay import EAGER
+from metarun.config.compose import compose, resolve
 from metarun.run import Run
+from metarun.runtime.recording import EAGER
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PROGRAMS = {"metarun": "with_metarun.py", "learn2learn": "with_learn2learn.py", "metalearn": "with_metalearn.py"}

@@ -1,4 +1,4 @@
-"""Time of a MAML step with and without ``metarun.allocator``, in turn, each in fresh processes; prints the ratio.
+"""Time of a MAML step with and without ``metarun.runtime.allocator``, in turn, each in fresh processes; prints the ratio.
 
 python scripts/bench_allocator.py [--rounds 5]
 """
@@ -13,7 +13,7 @@ import sys
 STEP = """
 import sys, time, torch
 import metarun.run as run
-from metarun.compose import compose, resolve
+from metarun.config.compose import compose, resolve
 if sys.argv[1] == "default":
     run.keep_freed_memory = lambda: False
 words = ["algo=maml", "data.train_classes=100", "net.down=stride", "net.flatten=false", "shot=5", "episode.train.query=5"]

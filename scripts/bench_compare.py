@@ -30,7 +30,7 @@ def config(algo: str, data: str, way: int, shot: int, seed: int, inner_lr: float
         "data": {"_target_": "metarun.data.X", "name": data, "train_classes": 1000, "drawers": 20, "size": 28},
         "episode": {**episode, "train": {**episode}, "eval": {**episode}},
         "net": {"_target_": "metarun.nets.conv4.Conv4", "name": "conv4", "hidden": hidden, "down": "pool", "norm": "batch"},
-        "optim": {"_target_": "metarun.optim.Outer", "name": "adam", "method": "adam", "lr": lr, "schedule": "cosine", "clip_norm": 10.0},
+        "optim": {"_target_": "metarun.optim.MetaOptimizer", "name": "adam", "method": "adam", "lr": lr, "clip_norm": 10.0},
         "trainer": {"name": "default", "iterations": 1000, "meta_batch": 16, "val_every": 100, "test_episodes": EPISODES, "patience": None},
         "logger": {"name": "default", "every": 10, "tensorboard": True, "progress": True},
     }  # fmt: skip
@@ -143,7 +143,7 @@ def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     with tempfile.TemporaryDirectory() as name:
         make_runs(Path(name), n, n // 10)
-        code = "import sys; from metarun.compare import command; command(sys.argv[1:])"
+        code = "import sys; from metarun.comparison.command import command; command(sys.argv[1:])"
         for label, options in (("table", []), ("table, plots and report", ["--out", f"{name}/report"])):
             taken = []
             for _ in range(3):

@@ -1,4 +1,4 @@
-"""Speed of the convolution's partial derivatives, 64 -> 64 channels, kernel 3: torch's operators and ``metarun.nets.direct`` in turn.
+"""Speed of the convolution's partial derivatives, 64 -> 64 channels, kernel 3: torch's operators and ``numba_conv`` in turn.
 
 python scripts/bench_conv.py [--seconds 0.1] [--only bfloat16]
 
@@ -17,9 +17,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metarun.allocator import keep_freed_memory
+from metarun.kernels.ops.conv import Form, W, X, Y, operators
 from metarun.nets import direct
-from metarun.nets.conv import Form, W, X, Y, operators
+from metarun.runtime.allocator import keep_freed_memory
 
 CHANNELS = 64
 SIDES = [(14, 2), (7, 2), (4, 2), (14, 1), (7, 1), (3, 1)]

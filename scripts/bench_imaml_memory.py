@@ -12,7 +12,7 @@ import sys
 # The peak so far holds what importing and building took; the step's own is what it adds to that.
 STEP = """
 import resource, sys
-from metarun.compose import compose, resolve
+from metarun.config.compose import compose, resolve
 from metarun.run import Run
 algo, steps = sys.argv[1:]
 words = [f"algo={algo}", f"algo.inner_steps={steps}", "data.train_classes=100", "net.down=stride", "net.flatten=false", "engine.chunk=16"]

@@ -11,12 +11,13 @@ import time
 import torch
 from torch import Tensor, nn
 
-from metarun.algos.metaoptnet import MetaOptNet
-from metarun.compose import compose, resolve
-from metarun.config import without_meta
+from metarun.algos.heads.metaoptnet import MetaOptNet
+from metarun.config.compose import compose, resolve
+from metarun.config.schema import without_meta
 from metarun.engine import Engine
 from metarun.nets.base import Net
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context, Task
 
 FEATURES, QUERY, ROUNDS = 64, 15, 30
 

@@ -12,11 +12,12 @@ import os
 import platform
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from metarun import config
-from metarun.compose import compose, resolve
+from metarun.config import schema
+from metarun.config.compose import compose, resolve
 from metarun.run import read_config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
@@ -131,10 +132,10 @@ def run(words: list[str]) -> Summary:
 
 def settings(values: dict[str, Any]) -> Any:
     """What a configuration asks for: keys that it is too old for at their defaults, and wherever data and other runs lie."""
-    valid = config.validate(values)
-    valid["data"].pop("root", None)
-    valid["init_from"] = valid["init_from"] and Path(valid["init_from"]).name
-    return valid, [config.target_of(values, section) for section in config.TARGETS]
+    valid = schema.validate(values)
+    valid.data.values.pop("root", None)
+    source = valid.root.init_from and Path(valid.root.init_from).name
+    return replace(valid, root=replace(valid.root, init_from=source))
 
 
 def trained(folder: Path, words: list[str]) -> Summary:

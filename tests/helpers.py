@@ -13,20 +13,23 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
 from metarun.algorithm import Algorithm
-from metarun.compose import compose, groups, resolve
+from metarun.config.compose import compose, groups, resolve
 from metarun.data.base import ImageDataset
+from metarun.data.episodes import Split
 from metarun.engine import Engine
-from metarun.episodes import Split
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
+from metarun.nets.conv import Conv
+from metarun.nets.conv4 import Block
 from metarun.nets.norm import Norm, NormKind
-from metarun.optim import Outer
+from metarun.optim import MetaOptimizer
+from metarun.problem import EpisodeSpec, Problem
 from metarun.run import Run
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
+from metarun.task import Batch, Context, Task
 
 torch.set_num_threads(1)
 
@@ -201,8 +204,8 @@ def moved(tasks: Any, device: str) -> Any:
     return tree_map(lambda leaf: leaf.to(device), tasks)
 
 
-def engine(map: Any = "vmap", chunk: Any = 1000, replay: bool = True, device: str = "cpu") -> Engine:
-    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, replay=replay)
+def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu") -> Engine:
+    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, record=record)
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
@@ -231,20 +234,28 @@ def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Send Ctrl-C during optimizer step number ``steps``."""
-    step, done = Outer.step, []
+    step, done = MetaOptimizer.step, []
 
-    def counted(self: Outer, progress: float) -> dict[str, float]:
+    def counted(self: MetaOptimizer, progress: float) -> dict[str, float]:
         done.append(progress)
         if len(done) == steps:
             signal.raise_signal(signal.SIGINT)
         return step(self, progress)
 
-    monkeypatch.setattr(Outer, "step", counted)
+    monkeypatch.setattr(MetaOptimizer, "step", counted)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     """Standard normal numbers in float64, the same every time."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rectified(norm: Norm, conv: Conv, x: Tensor, n_support: int | None, pool: bool) -> Tensor:
+    """A block of Conv-4 of these parts."""
+    block = object.__new__(Block)  # nothing is drawn: this may run under torch.vmap
+    nn.Module.__init__(block)
+    block.down, block.conv, block.norm = "pool" if pool else "none", conv, norm
+    return block(x, n_support)
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -13,11 +13,11 @@ from cli_support import TINY
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from metarun.compose import compose, resolve
-from metarun.distributed import World
+from metarun.config.compose import compose, resolve
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError
 from metarun.run import Run
+from metarun.runtime.distributed import World
 from metarun.task import Task
 
 

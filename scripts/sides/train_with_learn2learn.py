@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from native import learner
 
 from metarun import run as metarun_run
-from metarun.algos.maml_learn2learn import library
-from metarun.compose import compose, resolve
+from metarun.algos.gradient.maml_learn2learn import library
+from metarun.config.compose import compose, resolve
 from metarun.run import Run
 from metarun.task import Task, count, select
 
@@ -19,7 +19,7 @@ from metarun.task import Task, count, select
 def main() -> None:
     metarun_run.keep_freed_memory = lambda: False  # metarun's setting, not the library's
     run = Run(resolve(compose(sys.argv[1:])))
-    algo, net, trainer, optim = (run.valid[part] for part in ("algo", "net", "trainer", "optim"))
+    algo, net, trainer, optim = (getattr(run.valid, part).values for part in ("algo", "net", "trainer", "optim"))
     work = {"algo": "maml", "down": net["down"], "flatten": net["flatten"], "way": run.spec["train"].way}
     maml = library().algorithms.MAML(learner(work, run.algorithm.state_dict()), lr=algo["inner_lr"], first_order=algo["first_order"])
     optimizer = torch.optim.Adam(maml.parameters(), lr=optim["lr"])

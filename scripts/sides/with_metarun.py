@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from serve import Outcome, Side, serve
 
-from metarun.compose import compose, resolve
-from metarun.optim import Outer
+from metarun.config.compose import compose, resolve
 from metarun.run import Run
 from metarun.task import Batch, Context, Task
 
@@ -31,7 +30,7 @@ def prepare(work: dict[str, Any], data: dict[str, Any]) -> Side:
     if work["kind"] == "test":
         algorithm.eval()
         return Side(lambda: engine.evaluate(algorithm, tasks, curve=False), lambda: engine.evaluate(algorithm, tasks, curve=False))
-    outer = Outer(algorithm.parameters(), **run.valid["optim"] | {"lr": work["outer_lr"], "clip_norm": None})
+    outer = run.valid.optim.build(algorithm.parameters(), lr=work["outer_lr"], clip_norm=None)
 
     def gradient() -> Outcome:
         loss = engine.meta_gradient(algorithm, tasks, 0.0)["loss"]

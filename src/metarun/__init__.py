@@ -4,7 +4,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from metarun.model import load
+    from metarun.predict.trained import load
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load"]
@@ -12,7 +12,7 @@ __all__ = ["__version__", "load"]
 
 def __getattr__(name: str) -> Any:
     if name == "load":
-        from metarun.model import load
+        from metarun.predict.trained import load
 
         return load
     raise AttributeError(f"module 'metarun' has no attribute '{name}'")

@@ -9,7 +9,7 @@ def main() -> None:
     # Before torch loads its threads: beside other work on the machine, threads that wait for each other by spinning take
     # the very cores they wait for, and training slows down tenfold. A short spin costs nothing when the machine is quiet.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    from metarun.cli import main as run
+    from metarun.cli.main import main as run
 
     sys.exit(run(sys.argv[1:]))
 

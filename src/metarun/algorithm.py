@@ -17,7 +17,8 @@ from torch.func import functional_call
 from metarun import inner
 from metarun.nets.base import Net
 from metarun.nets.mlp import MLP
-from metarun.task import Context, Kind, Problem, Task
+from metarun.problem import Kind, Problem
+from metarun.task import Context, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
 Metrics = dict[str, Tensor]

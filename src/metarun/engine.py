@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import ExitStack
 from functools import partial
 from typing import Annotated, Any, Literal
 from weakref import WeakKeyDictionary
@@ -13,26 +13,25 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from annotated_types import Ge
-from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metarun.algorithm import Algorithm, State
-from metarun.distributed import World
-from metarun.episodes import ClassEpisodes, Episodes, to_float
+from metarun.data import features
+from metarun.data.episodes import Episodes, to_float
+from metarun.kernels import select as kernels
+from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.base import Net
 from metarun.nets.encoded import Encoded
-from metarun.precision import BFloat16
-from metarun.replay import Replay
+from metarun.runtime import memory
+from metarun.runtime.distributed import World
+from metarun.runtime.execute import Executor
+from metarun.runtime.threads import replica
 from metarun.task import Context, Task, count, select
 from metarun.verification import pairs
-from metarun.workers import Workers, twin
 
 Precision = Literal["fp32", "bf16"]
-FEATURE_BYTES = 2**30  # of the features of a split that evaluation keeps
-IMAGES = 512  # whose features are computed at a time
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
-CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
-STATE_BYTES = 64 * 2**20  # of the states of all inner steps that a core keeps for the way back
 
 
 def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:
@@ -63,7 +62,9 @@ class Engine:
         world: the processes that share the work; None for this one alone.
         map: ``vmap`` (all tasks of a chunk at once) or ``loop`` (one by one, for debugging and operators without batching rule).
         chunk: tasks at a time; ``auto`` picks what fits the memory (``chunk_size``). Results do not depend on it beyond rounding.
-        replay: record what a step does and do it again without Python in between, to the same bits (``replay``).
+        record: record what a step does and repeat it without Python in between, to the same bits (``runtime.recording``).
+        threads: ``auto``: chunks side by side on the cores of a CPU; or 1.
+        kernels: ``auto``, or ``torch`` for plain operations of torch in place of whatever is faster (``kernels.select``).
     """
 
     def __init__(
@@ -74,12 +75,13 @@ class Engine:
         *,
         map: Literal["vmap", "loop"],
         chunk: Annotated[int, Ge(1)] | Literal["auto"],
-        replay: bool = True,
+        record: bool = True,
+        threads: Literal["auto", 1] = "auto",
+        kernels: kernels.Choice = "auto",
     ) -> None:
-        self.device, self.precision, self.map, self.chunk = device, precision, map, chunk
-        self.replay = Replay(device) if replay and map == "vmap" else None
+        self.device, self.precision, self.map, self.chunk, self.kernels = device, precision, map, chunk, kernels
         self.world = world or World()
-        self.workers = Workers()
+        self.executor = Executor(device, record=record, threads=threads)
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Algorithm, int] = WeakKeyDictionary()
 
@@ -112,7 +114,7 @@ class Engine:
 
         def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
             chunk, progress = item
-            with self._numbers():
+            with self._arithmetic():
                 losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
             return laid_out(gradients, parameters), {name: values.sum() for name, values in metrics.items()}
@@ -150,7 +152,7 @@ class Engine:
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
 
         def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
-            with self._numbers():
+            with self._arithmetic():
                 return self._map(learner, partial(scores, learner), chunk)
 
         parts = list(self._each(algorithm, answer, self._chunks(algorithm, tasks, train=False), ("scores", curve)))
@@ -167,8 +169,7 @@ class Engine:
         was_training = algorithm.training
         algorithm.eval()
         learner, episodes = self.encoded(algorithm, episodes, n)
-        size = sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(episodes.batch([0])))
-        block = max(1, EPISODE_BYTES // size)
+        block = max(1, EPISODE_BYTES // memory.size(episodes.batch([0])))
         share, parts = self.world.share(range(n)), []
         for first in range(0, -(-n // self.world.size), block):
             indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
@@ -181,23 +182,20 @@ class Engine:
     @torch.no_grad()
     def encoded(self, algorithm: Algorithm, episodes: Episodes, n: int) -> tuple[Algorithm, Episodes]:
         """Algorithm and episodes as they are, or, where that is the same and less work, on features of the images, each computed once."""
+
+        def encode(net: Net, images: Tensor) -> Tensor:
+            with self._arithmetic():
+                return net(to_float(images))
+
         net = algorithm.net
-        if not (algorithm.encodes and isinstance(episodes, ClassEpisodes)) or net.norm == "support" or net.transductive:
+        found = features.of_images(episodes, net, n, partial(self.executor.map, encode, net)) if algorithm.encodes else None
+        if found is None:
             return algorithm, episodes
-        images = episodes.images
-        if len(images) > n * episodes.spec.images or len(images) * net.features * 4 > FEATURE_BYTES:
-            return algorithm, episodes
-
-        def encode(net: Net, some: Tensor) -> Tensor:
-            with self._numbers():
-                return net(to_float(some))
-
-        features = torch.cat(list(self._all(encode, net, images.split(IMAGES))))
-        learner = twin(algorithm)
+        learner = replica(algorithm)
         learner.net = Encoded(net)
         # What a method does with features takes memory, too: the chunks stay as small as with images.
-        self._activations[learner.net] = self._activation_bytes(net, to_float(images[:2]))
-        return learner, episodes.of_features(features)
+        self._activations[learner.net] = self._activation_bytes(net, select(episodes.batch([0]), 0).query.x[:2])
+        return learner, found
 
     def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
         size = self.chunk_size(algorithm, tasks, train)
@@ -207,13 +205,7 @@ class Engine:
         """``function(algorithm, item)`` of every item, in order; ``name`` says what the function depends on beside these."""
         if not self._vmaps(algorithm):
             return (function(algorithm, item) for item in items)
-        return self._all(self.replay.of(algorithm, name, function) if self.replay else function, algorithm, items)
-
-    def _all(self, function: Callable[[Any, Any], Any], module: nn.Module, items: Sequence[Any]) -> Iterator[Any]:
-        """``function(module, item)`` of every item, in order; on a CPU, side by side."""
-        if self.device.type == "cpu":
-            return self.workers.map(function, module, items)
-        return (function(module, item) for item in items)
+        return self.executor.map(function, algorithm, items, name)
 
     def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
         if self._vmaps(algorithm):
@@ -225,11 +217,10 @@ class Engine:
         return self.map == "vmap" and algorithm.batchable
 
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
-        """Tasks per chunk; ``auto`` depends on shapes alone, so the same run is cut in the same way every time.
+        """Tasks per chunk; with ``auto`` by ``memory.chunk_size``.
 
         A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
-        says of its queries. On a CPU, the states of many inner steps have a budget of their own, so that memory hardly grows with them.
-        On a GPU, a sixteenth of its memory: first and second derivatives need several times the activations.
+        says of its queries.
         """
         if self.chunk != "auto":
             return self.chunk
@@ -237,37 +228,25 @@ class Engine:
         queries = one.query.y.shape[0]
         images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
         size = images * self._activation_bytes(algorithm.net, one.query.x[:2]) + queries * algorithm.query_bytes
-        least, budget = 2, CPU_BYTES
-        if self.device.type == "cuda":
-            least, budget = 1, torch.cuda.get_device_properties(self.device).total_memory // 16
-        chunks = max(least, -(-count(tasks) * size // budget))
-        if train and algorithm.inner_steps and (self.device.type == "cpu" or algorithm.saves_memory):
-            chunks = max(chunks, -(-count(tasks) * algorithm.inner_steps * self._state_bytes(algorithm, one) // STATE_BYTES))
-        chunks += -chunks % least  # so that two cores end together
-        return -(-count(tasks) // chunks)
+        kept = train and algorithm.inner_steps and (self.device.type == "cpu" or algorithm.saves_memory)
+        states = algorithm.inner_steps * self._state_bytes(algorithm, one) if kept else 0
+        return memory.chunk_size(count(tasks), size, states, self.device)
 
     def _activation_bytes(self, net: Net, x: Tensor) -> int:
-        """Bytes of the outputs of all modules of the net, for one of the examples x [n, *input_shape]."""
         if net not in self._activations:
-            sizes: list[int] = []
-            hooks = [
-                module.register_forward_hook(lambda _m, _i, out: sizes.append(out.numel() * out.element_size()))
-                for module in net.modules()
-                if not list(module.children())
-            ]
-            with torch.no_grad():
-                net(x)
-            for hook in hooks:
-                hook.remove()
-            self._activations[net] = max(1, sum(sizes) // len(x))
+            self._activations[net] = memory.activations(net, x)
         return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of what the way back through an inner step needs of a task's state."""
         if algorithm not in self._states:
-            leaves = [leaf for leaf in tree_leaves(algorithm.begin(task.context)) if isinstance(leaf, Tensor) and leaf.requires_grad]
-            self._states[algorithm] = sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+            self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
         return self._states[algorithm]
 
-    def _numbers(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self.precision == "fp32" else BFloat16()
+    def _arithmetic(self) -> ExitStack:
+        """The kernels and the precision of this engine, for the thread that enters it."""
+        stack = ExitStack()
+        stack.enter_context(kernels.using(self.kernels))
+        if self.precision == "bf16":
+            stack.enter_context(BFloat16())
+        return stack

@@ -28,7 +28,7 @@ def lr_scale(schedule: Schedule, progress: float, warmup: float, final: float) -
     return final + (1 - final) * fall
 
 
-class Outer:
+class MetaOptimizer:
     """The optimizer of the meta-parameters.
 
     Args:

@@ -16,16 +16,18 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt
 
-from metarun import checkpoint, verification
+from metarun import verification
 from metarun.algorithm import Algorithm
-from metarun.distributed import Alone, World
+from metarun.data.episodes import Episodes
 from metarun.engine import Engine
-from metarun.episodes import Episodes
 from metarun.errors import RunError
-from metarun.optim import Outer
-from metarun.profiling import profiled
-from metarun.task import Problem, select
-from metarun.tracker import Tracker
+from metarun.optim import MetaOptimizer
+from metarun.problem import Problem
+from metarun.runtime.distributed import Alone, World
+from metarun.runtime.profiling import profiled
+from metarun.storage import checkpoint
+from metarun.task import select
+from metarun.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
@@ -123,7 +125,7 @@ class Trainer:
     def __init__(
         self,
         algorithm: Algorithm,
-        outer: Outer,
+        optimizer: MetaOptimizer,
         engine: Engine,
         tracker: Tracker,
         folder: Path,
@@ -139,7 +141,7 @@ class Trainer:
         max_minutes: Annotated[float, Gt(0)] | None,
         profile: bool = False,
     ) -> None:
-        self.algorithm, self.outer, self.engine, self.tracker = algorithm, outer, engine, tracker
+        self.algorithm, self.optimizer, self.engine, self.tracker = algorithm, optimizer, engine, tracker
         self.checkpoints, self.train, self.val = folder / "checkpoints", train, val
         self.iterations = iterations if algorithm.learns else 0
         self.meta_batch, self.val_every, self.val_episodes = meta_batch, val_every, val_episodes
@@ -192,7 +194,7 @@ class Trainer:
         first = p.iteration * self.meta_batch
         metrics = self.engine.train_on(self.algorithm, self.train, range(first, first + self.meta_batch), done)
         if all(map(math.isfinite, metrics.values())):
-            metrics |= self.outer.step(done)
+            metrics |= self.optimizer.step(done)
         if not all(map(math.isfinite, metrics.values())):
             raise RunError(
                 f"the training loss or its gradient is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr "
@@ -243,7 +245,7 @@ class Trainer:
             {
                 "problem": {name: getattr(self.algorithm.problem, name) for name in ("classes", "outputs", "attributes")},
                 "algorithm": self.algorithm.state_dict(),
-                "outer": self.outer.state_dict(),
+                "outer": self.optimizer.state_dict(),
                 "progress": state,
             },
         )
@@ -251,7 +253,7 @@ class Trainer:
     def load(self, state: dict[str, Any]) -> None:
         """Continue from a checkpoint's content; numbers logged after it are dropped, they are computed again."""
         self.algorithm.load_state_dict(state["algorithm"])
-        self.outer.load_state_dict(state["outer"])
+        self.optimizer.load_state_dict(state["outer"])
         self.progress = Progress(**state["progress"])
         self.tracker.rewind(self.progress.metrics_bytes)
         self.started = time.monotonic()

@@ -11,7 +11,7 @@ import pytest
 from cli_support import TINY, Outcome
 from hydra.core.global_hydra import GlobalHydra
 
-from metarun import cli
+from metarun.cli import main
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def metarun(tmp_path, monkeypatch, capsys) -> Callable[..., Outcome]:
 
     def call(*words: str) -> Outcome:
         capsys.readouterr()
-        status = cli.main(words[0].split() if len(words) == 1 else list(words))
+        status = main.main(words[0].split() if len(words) == 1 else list(words))
         GlobalHydra.instance().clear()  # a real program ends here
         logging.basicConfig(handlers=[], force=True)
         captured = capsys.readouterr()
@@ -34,7 +34,7 @@ def metarun(tmp_path, monkeypatch, capsys) -> Callable[..., Outcome]:
 def finished(tmp_path_factory) -> Path:
     """A finished run; copy it before changing it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    assert cli.main([*TINY, f"hydra.run.dir={folder}"]) == 0
+    assert main.main([*TINY, f"hydra.run.dir={folder}"]) == 0
     logging.basicConfig(handlers=[], force=True)
     return folder
 

@@ -71,8 +71,8 @@ BAD = [
     ("precision=fp16", "precision=fp16 .* 'fp32' or 'bf16'"),
     ("device=gpu", "device=gpu is not a device"),
     ("algo._target_=os.system", "algo._target_=os.system is refused"),
-    ("algo._target_=metarun.algos.reptile.Annotated", "is refused"),
-    ("algo._target_=metarun.algos.maml.Mamll", "does not exist in this version"),
+    ("algo._target_=metarun.algos.gradient.reptile.Annotated", "is refused"),
+    ("algo._target_=metarun.algos.gradient.maml.Mamll", "does not exist in this version"),
     # combinations
     ("way=10000", r"way=10000 is larger than the \d classes of the \w+ split; choose way <= \d"),
     ("episode.distractors=2", "distractors=2 are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1"),

@@ -13,8 +13,8 @@ import pytest
 from cli_support import TINY, everything
 from PIL import Image
 
-from metarun import catalogue
-from metarun.folders import alternatives, new_folder
+from metarun.config import options
+from metarun.storage.run_folder import alternatives, new_folder
 
 
 def test_bare_run_keeps_the_contract(metarun):
@@ -81,7 +81,7 @@ def test_check_trains_and_writes_nothing(metarun, tmp_path):
 
 def test_list(metarun):
     result = metarun("list --json")
-    assert result.json == catalogue.descriptions()
+    assert result.json == options.descriptions()
     assert all(text for options in result.json.values() for text in options.values())
     assert metarun("list algo").out[0] == "algo="
     assert not any("data=" in line for line in metarun("list algo").out)
@@ -138,15 +138,15 @@ def test_version_and_help(metarun):
     page = "\n".join(metarun("--help").out)
     for command in ("check", "show", "list", "eval", "resume"):
         assert f"metarun {command} " in page
-    for group, options in catalogue.groups().items():
-        assert re.search(rf"\b{group} +{' '.join(options)}\n", page)
+    for group, names in options.groups().items():
+        assert re.search(rf"\b{group} +{' '.join(names)}\n", page)
     assert '"$(metarun -sc install=bash)"' in page
     assert metarun("eval --help").out == metarun("--help").out
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["-sc", "query=bash"], ["--cfg", "job"], ["wayy=5"]])
 def test_answers_that_need_no_torch_do_not_import_it(words):
-    code = "import sys; from metarun.cli import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
+    code = "import sys; from metarun.cli.main import main; main(sys.argv[1:]); sys.exit('torch' in sys.modules)"
     environment = {**os.environ, "COMP_LINE": "metarun algo=matc"}
     assert subprocess.run([sys.executable, "-c", code, *words], env=environment, capture_output=True, check=False).returncode == 0
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metarun import compare
+from metarun.comparison import command
 from metarun.errors import UserError
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "bench_compare.py"))
@@ -34,7 +34,7 @@ def sweep(tmp_path, monkeypatch):
 
 
 def call(capsys, *words):
-    result = compare.command([str(word) for word in words])
+    result = command.command([str(word) for word in words])
     json.dumps(result, allow_nan=False)
     out, err = capsys.readouterr()
     return result, out, err
@@ -131,7 +131,7 @@ def test_damaged_and_unfinished_runs_are_named_once_each(sweep, capsys):
 )
 def test_mistakes_are_one_line_that_helps(sweep, words, message):
     with pytest.raises(UserError) as caught:
-        compare.command(words)
+        command.command(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -223,7 +223,7 @@ def test_without_a_test_split_development_scores_rank(sweep, capsys):
     assert [group["val_best"] for group in result["groups"]] == [True, False] * 2
     assert "–" in out
     with pytest.raises(UserError, match="no run has a test result"):
-        compare.command([str(sweep), "--split", "test"])
+        command.command([str(sweep), "--split", "test"])
 
 
 def test_no_files_unless_asked_for(sweep, capsys):
@@ -318,4 +318,4 @@ def test_a_folder_that_cannot_be_opened_is_named(sweep, capsys, monkeypatch):
 def test_help(capsys):
     result, out, _ = call(capsys, "--help")
     assert result == {}
-    assert all(name in out for name in compare.ARGUMENTS if name != "--help")
+    assert all(name in out for name in command.ARGUMENTS if name != "--help")

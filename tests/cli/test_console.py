@@ -10,7 +10,8 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from metarun import console, printout
+from metarun.cli import summary_table
+from metarun.tracking import console
 
 
 @pytest.fixture(params=[80, 120])
@@ -65,9 +66,9 @@ def summary(finished):
 
 @pytest.mark.parametrize("width", [80, 120])
 def test_the_table_fits(finished, summary, monkeypatch, capsys, width):
-    monkeypatch.setattr(printout, "_console", lambda: Console(width=width, highlight=False))
+    monkeypatch.setattr(summary_table, "_console", lambda: Console(width=width, highlight=False))
     summary["test"]["curve"] = [{"step": k, "mean": 0.5, "ci95": 0.1} for k in range(51)]
-    printout.show(summary, finished)
+    summary_table.show(summary, finished)
     out = capsys.readouterr().out.splitlines()
     assert all(len(line.rstrip()) <= width for line in out if "run folder" not in line)
     assert not any("…" in line for line in out)
@@ -78,18 +79,18 @@ def test_the_table_fits(finished, summary, monkeypatch, capsys, width):
 
 @pytest.mark.parametrize(("mode", "said"), [("batch", "transductive"), ("support", "norm support (inductive)"), ("none", "no norm")])
 def test_the_table_says_whose_statistics(finished, summary, capsys, mode, said):
-    printout.show(summary | {"bn_mode": mode}, finished)
+    summary_table.show(summary | {"bn_mode": mode}, finished)
     assert said in capsys.readouterr().out
 
 
 def test_the_table_of_a_run_that_diverged(finished, summary, capsys):
     summary["test"]["loss"] = {"mean": None, "ci95": None, "n": 4}
-    printout.show(summary, finished)
+    summary_table.show(summary, finished)
     assert "nan ± nan" in capsys.readouterr().out
 
 
 def test_the_table_of_regression_without_test(finished, summary, capsys):
-    printout.show(summary | {"test": None, "val": {"mse": {"mean": 1.5, "ci95": 0.25, "n": 9}}}, finished)
+    summary_table.show(summary | {"test": None, "val": {"mse": {"mean": 1.5, "ci95": 0.25, "n": 9}}}, finished)
     out = capsys.readouterr().out
     assert "1.5000 ± 0.2500" in out
     assert "1 support and 2 query points" in out
@@ -107,5 +108,5 @@ def test_the_table_of_regression_without_test(finished, summary, capsys):
 def test_the_tensorboard_command_names_the_folder_of_all_runs(summary, tmp_path, monkeypatch, capsys, folder, root):
     monkeypatch.chdir(tmp_path)
     (tmp_path / folder / "tb").mkdir(parents=True)
-    printout.show(summary, tmp_path / folder)
+    summary_table.show(summary, tmp_path / folder)
     assert f"tensorboard --logdir {root}\n" in capsys.readouterr().out

@@ -23,8 +23,11 @@ from cli_support import program
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from metarun import catalogue, cli, compare, compose, config, predict
+from metarun.cli import main
+from metarun.comparison import command as compare
+from metarun.config import compose, options, schema
 from metarun.errors import UserError
+from metarun.predict import command as predict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -75,7 +78,7 @@ def run_here(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int,
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         return done.returncode, done.stdout
     capsys.readouterr()
-    status = cli.main(words[1:])
+    status = main.main(words[1:])
     GlobalHydra.instance().clear()  # a real program ends here
     logging.basicConfig(handlers=[], force=True)
     captured = capsys.readouterr()
@@ -223,19 +226,19 @@ def test_commands_compose(page, line):
         elif command == "predict" and "--help" not in words:
             predict._options(words[1:])
         elif command == "eval":
-            compose.override(stored(page, line), cli._options(words[2:], {"--checkpoint": ("best", "last")})[0])
+            compose.override(stored(page, line), main._options(words[2:], {"--checkpoint": ("best", "last")})[0])
         elif command == "list":
-            assert set(words[1:]) <= catalogue.descriptions().keys()
+            assert set(words[1:]) <= options.descriptions().keys()
         elif command == "resume":
             assert len(words) <= 2  # the command itself, or with its run
         elif not {"--help", "--version", "-sc"} & set(words):
-            overrides, options = cli._options(
+            overrides, given = main._options(
                 words[1:] if command in ("check", "show") else words,
-                cli.HYDRA | dict.fromkeys(cli.SWEEP) | {"--what": (), "--out": (), "--split": (), "--index": ()},
+                main.HYDRA | dict.fromkeys(main.SWEEP) | {"--what": (), "--out": (), "--split": (), "--index": ()},
             )
-            several = options.keys() & set(cli.SWEEP)
+            several = given.keys() & set(main.SWEEP)
             for member in compose.members(overrides) if several else [overrides]:
-                config.validate(compose.resolve(compose.compose(member)))
+                schema.validate(compose.resolve(compose.compose(member)))
 
 
 def test_every_algorithm_has_its_line_among_the_methods():

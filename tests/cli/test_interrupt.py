@@ -14,7 +14,7 @@ import torch
 from cli_support import TINY, everything, program
 from helpers import metrics_of
 
-from metarun.folders import held
+from metarun.storage.run_folder import held
 
 RUN = [
     *(word for word in TINY if not word.startswith("trainer.")),

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from metarun import catalogue, compose, config
+from metarun.config import compose, options, schema
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 CONF = CHECKOUT / "conf"
-OPTIONS = [f"{group}={option}" for group, options in catalogue.groups().items() for option in options]
+OPTIONS = [f"{group}={option}" for group, options in options.groups().items() for option in options]
 
 
 @pytest.fixture(scope="module")
@@ -69,8 +69,8 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code
-from metarun import catalogue
-print(catalogue.conf_dir())
+from metarun.config import options
+print(options.conf_dir())
 print(*sorted(module.__file__ for name, module in sys.modules.items() if name.partition(".")[0] == "metarun"), sep="\\n")
 """
     out = installed("python", "-c", probe)
@@ -101,7 +101,7 @@ def test_the_installed_package_trains(installed):
 @pytest.mark.parametrize("choice", OPTIONS)
 def test_every_option_composes_and_every_key_of_it_is_valid(choice):
     values = compose.resolve(compose.compose([choice]))
-    config.validate(values)
+    schema.validate(values)
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())

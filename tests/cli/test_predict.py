@@ -12,10 +12,11 @@ from helpers import small
 from PIL import Image
 
 import metarun
-from metarun import run, sheet
+from metarun import experiment
 from metarun.errors import UserError
-from metarun.predict import command
-from metarun.sheet import Answer
+from metarun.predict import contact_sheet
+from metarun.predict.command import command
+from metarun.predict.contact_sheet import Answer
 
 GLYPHS = ["data=glyphs", "data.train_classes=8", "data.val_classes=8", "data.test_classes=8", "data.size=16", "trainer.iterations=1"]
 CLASSES = ["bar", "cross", "dot"]
@@ -40,8 +41,8 @@ def trained(tmp_path_factory):
     """Run folders of a prototypical network and of MAML, by name."""
     folder = tmp_path_factory.mktemp("runs")
     for name, words in {"protonet": ["net.norm=layer"], "transductive": ["net.norm=batch"], "maml": ["net.norm=layer"]}.items():
-        run.train(small(f"algo={'maml' if name == 'maml' else 'protonet'}", *GLYPHS, *words), folder / name)
-    run.train(small("algo=maml", "data=sinusoid", "net=mlp", "way=1", "trainer.iterations=1"), folder / "waves")
+        experiment.train(small(f"algo={'maml' if name == 'maml' else 'protonet'}", *GLYPHS, *words), folder / name)
+    experiment.train(small("algo=maml", "data=sinusoid", "net=mlp", "way=1", "trainer.iterations=1"), folder / "waves")
     return folder
 
 
@@ -84,7 +85,7 @@ def test_table_sheet_and_report(trained, pictures, capsys):
     assert result["shots"] == {"bar": 1, "cross": 2, "dot": 3}
     assert (result["pictures"], result["skipped"], result["transductive"], result["export"]) == (6, [], False, None)
     with Image.open(result["sheet"]) as image:
-        assert image.size[0] == sheet.WIDTH
+        assert image.size[0] == contact_sheet.WIDTH
         assert len(image.getcolors(1 << 20)) > 10
     out = capsys.readouterr().out
     assert "adapted to 3 classes with 1 to 3 pictures each" in out
@@ -268,9 +269,9 @@ def test_a_sheet_of_many_pictures_in_colour_with_long_names(tmp_path):
     support = [(name, rng.integers(0, 256, (3, 100, 100), np.uint8)) for i, name in enumerate(names) for _ in range(i + 1)]
     shares = dict.fromkeys(names, 0.1) | {names[2]: 0.4}
     answers = [Answer(f"{i}.png", support[0][1], shares, [None, names[2], names[0]][i % 3]) for i in range(300)]
-    sheet.draw(tmp_path / "many.png", ["title", "more"], support, answers)
-    sheet.draw(tmp_path / "few.png", ["title", "more"], support, answers[:120])
-    sheet.draw(tmp_path / "fewer.png", ["title", "more"], support, answers[:108])
+    contact_sheet.draw(tmp_path / "many.png", ["title", "more"], support, answers)
+    contact_sheet.draw(tmp_path / "few.png", ["title", "more"], support, answers[:120])
+    contact_sheet.draw(tmp_path / "fewer.png", ["title", "more"], support, answers[:108])
     with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "fewer.png") as fewer:
         assert many.size == few.size  # the first 120 only
-        assert few.size[1] == fewer.size[1] + sheet.TILE + sheet.CAPTION + sheet.GAP
+        assert few.size[1] == fewer.size[1] + contact_sheet.TILE + contact_sheet.CAPTION + contact_sheet.GAP

@@ -8,7 +8,7 @@ from cli_support import TINY
 from helpers import small
 from PIL import Image
 
-from metarun import pictures
+from metarun.drawing import figures
 from metarun.errors import UserError
 from metarun.run import Run
 
@@ -27,12 +27,12 @@ def test_classes_of_a_split(metarun):
 
 def test_sheets_together_show_every_class_once():
     run = Run(small("data=glyphs", "data.train_classes=90", "data.drawers=4"))
-    figures = [pictures.classes(run, "train", index) for index in range(3)]
-    sheets = [[label.get_text() for label in figure.axes[0].get_yticklabels()] for figure in figures]
+    drawn = [figures.classes(run, "train", index) for index in range(3)]
+    sheets = [[label.get_text() for label in figure.axes[0].get_yticklabels()] for figure in drawn]
     names = run.data.splits["train"].names
     assert sorted(name for sheet in sheets for name in sheet) == sorted(names)
     assert sheets[0] == names[::3]  # every sheet reaches from end to end
-    assert figures[0].texts[0].get_text() == "glyphs, train:  30 of 90 classes"
+    assert drawn[0].texts[0].get_text() == "glyphs, train:  30 of 90 classes"
 
 
 @pytest.mark.parametrize(
@@ -54,17 +54,17 @@ def test_what_is_not_there(metarun, words, line):
 def test_an_answered_episode_counts_as_the_engine_does(algo):
     run = Run(small(f"algo={algo}", "data=glyphs", "query=4"))
     score = float(run.engine.evaluate(run.algorithm, run.episodes("val").batch([2]), curve=False)["score"][0, -1])
-    figure = pictures.episode(run, "val", 2, answered=True)
+    figure = figures.episode(run, "val", 2, answered=True)
     assert figure.axes[1].get_title(loc="left") == f"query: {round(12 * score)} of 12 right; red: taken for the class of that number"
     frames = [patch.get_edgecolor() for axes in figure.axes for patch in axes.patches]
     assert len(frames) == 12
     assert len(set(frames)) == 2  # right and wrong ones
-    assert pictures.pixels(figure).dtype == "uint8"
+    assert figures.pixels(figure).dtype == "uint8"
 
 
 def test_two_channels_are_no_picture():
     with pytest.raises(UserError, match=r"only grey or colour images .* shape \[2, 16, 16\]"):
-        pictures.episode(Run(small()), "val", 0)
+        figures.episode(Run(small()), "val", 0)
 
 
 def test_an_answered_curve_is_the_learners():
@@ -72,7 +72,7 @@ def test_an_answered_curve_is_the_learners():
     for parameter in run.algorithm.parameters():
         torch.nn.init.zeros_(parameter)
     run.algorithm.test_steps = 0
-    figure = pictures.episode(run, "val", 0, answered=True)
+    figure = figures.episode(run, "val", 0, answered=True)
     (line,) = [line for line in figure.axes[0].lines if line.get_label() == "answers"]
-    assert len(line.get_xdata()) == pictures.CURVE
+    assert len(line.get_xdata()) == figures.CURVE
     assert not line.get_ydata().any()

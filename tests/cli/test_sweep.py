@@ -16,11 +16,11 @@ import pytest
 from cli_support import TINY, Outcome, program
 from helpers import metrics_of
 
-from metarun import cli
+from metarun.cli import main
 from metarun.errors import UserError
-from metarun.folders import held
-from metarun.sweep import check
-from metarun.sweep_job import reports
+from metarun.storage.run_folder import held
+from metarun.sweeps.job import reports
+from metarun.sweeps.launch import check
 
 WORDS = [*TINY, "trainer.val_every=1"]
 GRID = ["-m", "seed=0,1,2", *WORDS]
@@ -52,7 +52,7 @@ def needs(plugin: str) -> pytest.MarkDecorator:
 def whole(tmp_path_factory) -> Path:
     """A finished sweep of three seeds; copy it before changing it."""
     folder = tmp_path_factory.mktemp("whole")
-    assert cli.main([*GRID, f"hydra.sweep.dir={folder}/top"]) == 0
+    assert main.main([*GRID, f"hydra.sweep.dir={folder}/top"]) == 0
     logging.basicConfig(handlers=[], force=True)
     return folder / "top"
 

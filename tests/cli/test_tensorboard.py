@@ -20,7 +20,7 @@ from cli_support import TINY
 from helpers import metrics_of
 from PIL import Image
 
-from metarun import cli
+from metarun.cli import main
 from metarun.trainer import Trainer
 
 WORDS = [*TINY, "way=3", "query=4", "trainer.iterations=6", "trainer.val_every=3", "logger.tensorboard=true", "logger.pictures=true"]
@@ -30,7 +30,7 @@ WORDS = [*TINY, "way=3", "query=4", "trainer.iterations=6", "trainer.val_every=3
 def outputs(tmp_path_factory) -> Path:
     """``straight`` is a run, ``resumed`` the same one, cut in its sixth iteration."""
     folder = tmp_path_factory.mktemp("outputs")
-    assert cli.main([*WORDS, f"hydra.run.dir={folder / 'straight'}"]) == 0
+    assert main.main([*WORDS, f"hydra.run.dir={folder / 'straight'}"]) == 0
     step = Trainer._train_step
 
     def cut(self: Trainer) -> None:
@@ -40,8 +40,8 @@ def outputs(tmp_path_factory) -> Path:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "_train_step", cut)
-        assert cli.main([*WORDS, f"hydra.run.dir={folder / 'resumed'}"]) == 1
-    assert cli.main(["resume", str(folder / "resumed")]) == 0
+        assert main.main([*WORDS, f"hydra.run.dir={folder / 'resumed'}"]) == 1
+    assert main.main(["resume", str(folder / "resumed")]) == 0
     assert len(list((folder / "resumed" / "tb").glob("events*"))) == 2
     return folder
 
@@ -153,5 +153,5 @@ def test_projector_shows_a_test_episode(ask):
 
 def test_pictures_can_be_left_out(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*WORDS, "logger.pictures=false", "hydra.run.dir=plain"]) == 0
+    assert main.main([*WORDS, "logger.pictures=false", "hydra.run.dir=plain"]) == 0
     assert [path.name.split(".")[0] for path in Path("plain/tb").iterdir()] == ["events"]

@@ -16,7 +16,7 @@ import torch
 from cli_support import TINY, everything
 from helpers import metrics_of, relative_error
 
-from metarun import cli
+from metarun.cli import main
 from metarun.errors import UserError
 
 # Pairs of processes that wait for each other: on a machine that has other things to do they take long and are unsteady.
@@ -162,7 +162,7 @@ def test_no_sweep_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"a sweep \(-m\) does not go with torchrun"):
-        cli._sweep(["seed=0,1"])
+        main._sweep(["seed=0,1"])
 
 
 def test_joined_numbers(tmp_path):

@@ -12,8 +12,8 @@ from helpers import ALGORITHMS, PROBLEMS, Builder, accepts, classification, regr
 
 import metarun.algos
 from metarun.algorithm import Algorithm
-from metarun.compose import compose, conf_dir, resolve
-from metarun.config import target_of, validate
+from metarun.config.compose import compose, conf_dir, resolve
+from metarun.config.schema import target_of, validate
 from metarun.errors import UserError
 from metarun.run import Run
 
@@ -52,7 +52,7 @@ def test_it_is_abstract_or_final(algo: str) -> None:
 
 
 def test_every_file_of_algorithms_has_a_yaml() -> None:
-    files = {path.stem for path in Path(metarun.algos.__path__[0]).glob("[!_]*.py")}
+    files = {path.stem for path in Path(metarun.algos.__path__[0]).glob("*/[!_]*.py")}
     assert files == {class_of(algo).__module__.rpartition(".")[2] for algo in ALGORITHMS}
 
 

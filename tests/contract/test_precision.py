@@ -9,9 +9,10 @@ from helpers import LEARNING_CLASSIFIERS, classification, meta_gradient
 
 from metarun import inner
 from metarun.inner import Mode, widen
+from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.conv import Conv
+from metarun.nets.fusion import conv_norm
 from metarun.nets.norm import Norm
-from metarun.precision import BFloat16
 from metarun.run import Run
 
 
@@ -29,7 +30,7 @@ def tasks() -> tuple[torch.Tensor, torch.Tensor]:
 def test_torch_autocast_still_does_nothing_under_vmap(tasks):
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
         dtype = torch.vmap(convolve)(*tasks).dtype
-    assert dtype == torch.float32, "torch is mended: autocast works under vmap, metarun.precision may go"
+    assert dtype == torch.float32, "torch is mended: autocast works under vmap, metarun.kernels.bfloat16 may go"
 
 
 def test_convolutions_and_linear_layers_compute_in_bfloat16_under_vmap(tasks):
@@ -48,7 +49,7 @@ def test_a_nets_convolutions_compute_in_bfloat16_under_vmap(channels):
     images = torch.randn(2, 3, channels, 6, 6)
 
     def dtypes() -> set[torch.dtype]:
-        return {torch.vmap(layer)(images).dtype for layer in (conv, lambda x: norm(x, None, conv))}
+        return {torch.vmap(layer)(images).dtype for layer in (conv, lambda x: conv_norm(conv, norm, x, None))}
 
     with BFloat16():
         assert dtypes() == {torch.bfloat16}

@@ -24,8 +24,9 @@ from helpers import (
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from metarun import checkpoint
-from metarun.run import Run, train
+from metarun.experiment import train
+from metarun.run import Run
+from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
 

@@ -26,8 +26,9 @@ from helpers import (
 
 import metarun
 from metarun.algorithm import Algorithm
-from metarun.replay import EAGER, Replay
-from metarun.run import Run, train
+from metarun.experiment import train
+from metarun.run import Run
+from metarun.runtime.recording import EAGER, Recordings
 from metarun.task import Task
 from metarun.trainer import Interrupted
 
@@ -81,7 +82,7 @@ def test_chunks_change_nothing(algo: str, how: dict[str, Any]) -> None:
 
 
 def test_what_cannot_be_recorded_leaves_the_gpu_in_order() -> None:
-    module, replay = torch.nn.Linear(3, 3).to(GPU), Replay(torch.device(GPU))
+    module, replay = torch.nn.Linear(3, 3).to(GPU), Recordings(torch.device(GPU))
     call = replay.of(module, "name", lambda module, x: module(x) if x.sum() > 0 else x)
     for _ in range(EAGER + 1):
         call(module, torch.ones(2, 3, device=GPU))
@@ -96,7 +97,7 @@ def test_a_step_is_recorded(algo: str) -> None:
     replaying = engine(device=GPU)
     for _ in range(EAGER + 1):
         meta_gradient(algorithm, tasks, replaying)
-    (entry,) = replaying.replay.entries[algorithm].values()
+    (entry,) = replaying.executor.recordings.entries[algorithm].values()
     assert entry.program, entry.why_not
 
 

@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import random
+from helpers import random, rectified
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun.nets import conv, fused
-from metarun.nets.kernels import kernels
+from metarun.kernels import select
+from metarun.kernels.form import Form
+from metarun.kernels.ops import conv
+from metarun.kernels.ops import norm_pool_relu as fused
+from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU here")
@@ -30,8 +33,7 @@ Map = Callable[..., Any]
 @pytest.fixture(autouse=True)
 def by_triton() -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
-    assert kernels(torch.device(GPU, 0)) is not None
-    assert fused.here(torch.empty(1, device=GPU))
+    assert select.loops(torch.device(GPU, 0)) is not None
 
 
 def normed(window: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -94,7 +96,7 @@ def test_first_layers(window: int, inputs: int, dtype: torch.dtype, tolerance: f
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
 def test_patches(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
-    form = conv.Form(kernel, stride, padding, (14, 11))
+    form = Form(kernel, stride, padding, (14, 11))
     x, seen = random(2, 9, channels, 14, 11, seed=1).to(dtype), random(2, 9, *form.places, kernel**2 * channels, seed=2).to(dtype)
     assert torch.equal(conv.gather(x.to(GPU), form).cpu(), conv.gather(x, form))
     found, expected = conv.scatter(seen.to(GPU), form), conv.scatter(seen, form)
@@ -124,6 +126,6 @@ def test_equal_calls_give_equal_numbers() -> None:
 @pytest.mark.parametrize("kind", ["batch", "support"])
 def test_moments_of_a_first_layer_are_those_of_a_cpu(kind: Any) -> None:
     torch.manual_seed(0)
-    norm, layer, x = Norm(8, kind).double(), conv.Conv(1, 8, 3).double(), random(6, 1, 9, 8, seed=1)
-    expected = norm.rectified(x, 4, layer, True)
-    torch.testing.assert_close(norm.to(GPU).rectified(x.to(GPU), 4, layer.to(GPU), True).cpu(), expected, rtol=0, atol=1e-12)
+    norm, layer, x = Norm(8, kind).double(), Conv(1, 8, 3).double(), random(6, 1, 9, 8, seed=1)
+    expected = rectified(norm, layer, x, 4, True)
+    torch.testing.assert_close(rectified(norm.to(GPU), layer.to(GPU), x.to(GPU), 4, True).cpu(), expected, rtol=0, atol=1e-12)

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from metarun.algos.maml_learn2learn import library
+from metarun.algos.gradient.maml_learn2learn import library
 from metarun.errors import MissingLibrary
 
 

@@ -12,7 +12,7 @@ from helpers import engine, meta_gradient, relative_error
 from native import LR, Native, clone_and_adapt, flat, ours
 from torch import Tensor
 
-from metarun.algos.maml_learn2learn import library
+from metarun.algos.gradient.maml_learn2learn import library
 from metarun.errors import MissingLibrary
 
 CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in range(1, 6) for first_order in (False, True)]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from helpers import Identity, relative_error, vectors
 
-from metarun.algos.metaoptnet import MetaOptNet
+from metarun.algos.heads.metaoptnet import MetaOptNet
 
 
 @pytest.fixture

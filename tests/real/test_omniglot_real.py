@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.data.omniglot import Omniglot
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 torch.set_num_threads(1)
 

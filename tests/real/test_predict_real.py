@@ -8,9 +8,10 @@ import zipfile
 import pytest
 import torch
 
-from metarun import run
-from metarun.compose import compose, resolve
-from metarun.predict import command
+from metarun import experiment
+from metarun.config.compose import compose, resolve
+from metarun.predict.command import command
+from metarun.run import Run, read_config
 from metarun.task import select
 
 pytestmark = pytest.mark.real
@@ -36,7 +37,7 @@ def trained(omniglot_root, tmp_path_factory):
     """Folders of two runs, by norm; they are trained for a second or two."""
     folder = tmp_path_factory.mktemp("runs")
     for norm in ("batch", "support"):
-        run.train(resolve(compose([*WORDS, f"net.norm={norm}", f"data.root={omniglot_root}"])), folder / norm)
+        experiment.train(resolve(compose([*WORDS, f"net.norm={norm}", f"data.root={omniglot_root}"])), folder / norm)
     return folder
 
 
@@ -57,7 +58,7 @@ def files(omniglot_root):
 @pytest.mark.parametrize("norm", ["batch", "support"])
 def test_folders_of_png_files_are_answered_like_the_episode_they_come_from(trained, files, tmp_path, norm):
     folder = trained / norm
-    built = run.Run(run.read_config(folder), torch.load(folder / "checkpoints" / "best.pt", weights_only=True))
+    built = Run(read_config(folder), torch.load(folder / "checkpoints" / "best.pt", weights_only=True))
     built.algorithm.eval()
     episodes, data = built.episodes("test"), built.data.splits["test"]
     correct, engine_scores = 0, []

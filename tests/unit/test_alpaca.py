@@ -10,11 +10,13 @@ from helpers import Identity, in_float64, random, regression, slopes
 from torch import Tensor
 
 import metarun
-from metarun import pictures
-from metarun.algos.alpaca import ALPaCA
+from metarun.algos.heads.alpaca import ALPaCA
+from metarun.drawing import figures
 from metarun.errors import UserError
-from metarun.run import Run, train
-from metarun.task import Batch, Context, EpisodeSpec, Gaussian, Problem
+from metarun.experiment import train
+from metarun.problem import EpisodeSpec, Gaussian, Problem
+from metarun.run import Run
+from metarun.task import Batch, Context
 
 F64 = torch.float64
 FEATURES, OUTPUTS = 3, 2
@@ -133,8 +135,8 @@ def test_a_loaded_run_tells_its_deviations_which_are_smaller_among_the_support(t
 
 
 def test_its_picture_has_a_band_two_deviations_wide() -> None:
-    figure = pictures.episode(Run(regression("alpaca")), "val", 0, answered=True)
+    figure = figures.episode(Run(regression("alpaca")), "val", 0, answered=True)
     labels = figure.axes[0].get_legend_handles_labels()[1]
     assert "± 2 s.d." in labels
-    without = pictures.episode(Run(regression("maml")), "val", 0, answered=True)
+    without = figures.episode(Run(regression("maml")), "val", 0, answered=True)
     assert "± 2 s.d." not in without.axes[0].get_legend_handles_labels()[1]

@@ -9,11 +9,11 @@ import torch
 from helpers import engine, in_float64, meta_gradient, same, small
 from torch.func import functional_call
 
-from metarun.algos.alphamaml import AlphaMAML
-from metarun.compose import compose, resolve
-from metarun.config import without_meta
+from metarun.algos.gradient.alphamaml import AlphaMAML
+from metarun.config.compose import compose, resolve
+from metarun.config.schema import without_meta
 from metarun.engine import adapt
-from metarun.optim import Outer
+from metarun.optim import MetaOptimizer
 from metarun.run import Run
 from metarun.task import Task, select
 
@@ -26,11 +26,11 @@ def alphamaml(steps: int = 1, *words: str) -> tuple[AlphaMAML, Task]:
     return in_float64(values, tasks=2)
 
 
-def trained(algo: str, optim: str, steps: int, **changes: Any) -> tuple[Run, Outer]:
+def trained(algo: str, optim: str, steps: int, **changes: Any) -> tuple[Run, MetaOptimizer]:
     values = small(f"algo={algo}", *WORDS, f"optim={optim}", "optim.clip_norm=0.5")
     values["algo"] |= changes
     run = Run(values)
-    outer = Outer(run.algorithm.groups(), **run.valid["optim"])
+    outer = run.valid.optim.build(run.algorithm.groups())
     for i in range(steps):
         run.engine.train_on(run.algorithm, run.episodes("train"), range(2 * i, 2 * i + 2), i / steps)
         outer.step(i / steps)
@@ -74,7 +74,7 @@ def test_the_gradient_of_the_inner_rate_agrees_with_finite_differences(steps: in
 
 def test_the_inner_rate_descends_by_its_own_rate_under_the_hypergradient_optimizer() -> None:
     algorithm, tasks = alphamaml(1, "algo.hyper_lr=0.5")
-    outer = Outer(algorithm.groups(), **without_meta(resolve(compose(["optim=hypergradient"]))["optim"]))
+    outer = MetaOptimizer(algorithm.groups(), **without_meta(resolve(compose(["optim=hypergradient"]))["optim"]))
     meta_gradient(algorithm, tasks, engine())
     slope = float(algorithm.rate.grad)
     outer.step(0.0)

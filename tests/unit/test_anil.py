@@ -9,12 +9,13 @@ from helpers import Identity, engine, in_float64, meta_gradient, regression, rel
 
 from metarun import inner
 from metarun.algorithm import Adapted
-from metarun.algos.anil import ANIL
-from metarun.algos.maml import MAML
+from metarun.algos.gradient.anil import ANIL
+from metarun.algos.gradient.maml import MAML
 from metarun.engine import adapt
 from metarun.errors import UserError
+from metarun.problem import EpisodeSpec, Problem
 from metarun.run import Run
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task, select
+from metarun.task import Batch, Context, Task, select
 
 F64 = torch.float64
 WORDS = ["net=mlp", "net.activation=tanh", "algo.inner_lr=0.3"]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import small
 
-from metarun.augment import NOISE, Augment
+from metarun.data.augment import NOISE, Augment
 from metarun.errors import UserError
 from metarun.run import Run
 
@@ -97,7 +97,7 @@ def test_light():
 def test_an_augmented_episode_is_a_pure_function_of_its_index():
     run = Run(small("augment=characters"))
     episodes = run.episodes("train")
-    plain = run.data.episodes("train", run.spec["train"], run.valid["seed"])
+    plain = run.data.episodes("train", run.spec["train"], run.valid.root.seed)
     many, one = episodes.batch([3, 5, 8]), episodes.batch([5])
     for part in ("x", "y"):
         for side in (lambda task: task.context.support, lambda task: task.query):
@@ -114,7 +114,7 @@ def test_unlabelled_images_are_augmented_and_leave_the_others_noise_alone():
     task, other = few.episodes("train").batch([5]), more.episodes("train").batch([5])
     torch.testing.assert_close(other.query.x, task.query.x, atol=1e-6, rtol=0)
     torch.testing.assert_close(other.context.support, task.context.support, atol=1e-6, rtol=0)
-    plain = more.data.episodes("train", more.spec["train"], more.valid["seed"]).batch([5])
+    plain = more.data.episodes("train", more.spec["train"], more.valid.root.seed).batch([5])
     change = (other.context.unlabelled - plain.context.unlabelled).abs().amax((2, 3, 4))
     assert change.shape == (1, 6)
     assert change.min() > 0.05

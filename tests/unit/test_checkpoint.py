@@ -11,8 +11,8 @@ import pytest
 import torch
 from helpers import same
 
-from metarun import checkpoint
 from metarun.errors import RunError, UserError
+from metarun.storage import checkpoint
 
 STATE: dict[str, Any] = {
     "problem": {"classes": 9, "outputs": 3},

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from metarun.compose import compose, groups, override, resolve
-from metarun.config import schema, target_of, validate
+from metarun.config.compose import compose, groups, override, resolve
+from metarun.config.schema import schema, target_of, validate
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 VALUES = resolve(compose([]))
 
@@ -48,17 +48,17 @@ def test_every_shipped_option_is_valid(group: str, option: str) -> None:
 
 def test_validation_returns_values_and_two_episode_shapes() -> None:
     valid = validate(VALUES)
-    assert valid["episode"] == {part: EpisodeSpec(way=5, shot=1, query=15) for part in ("train", "eval")}
-    assert valid["trainer"]["iterations"] == VALUES["trainer"]["iterations"]
-    assert "_target_" not in valid["algo"]
-    assert "name" not in valid["net"]
+    assert valid.train == valid.eval == EpisodeSpec(way=5, shot=1, query=15)
+    assert valid.trainer.values["iterations"] == VALUES["trainer"]["iterations"]
+    assert "_target_" not in valid.algo.values
+    assert "name" not in valid.net.values
 
 
 def test_training_and_evaluation_may_differ_in_unlabelled_images_and_distractors() -> None:
     words = ["episode.unlabelled=5", "episode.distractors=2", "episode.eval.unlabelled=4", "query=1"]
-    shapes = validate(resolve(compose(words)))["episode"]
-    assert shapes["train"] == EpisodeSpec(way=5, shot=1, query=1, unlabelled=5, distractors=2)
-    assert shapes["eval"] == EpisodeSpec(way=5, shot=1, query=1, unlabelled=4, distractors=2)
+    valid = validate(resolve(compose(words)))
+    assert valid.train == EpisodeSpec(way=5, shot=1, query=1, unlabelled=5, distractors=2)
+    assert valid.eval == EpisodeSpec(way=5, shot=1, query=1, unlabelled=4, distractors=2)
 
 
 @pytest.mark.parametrize("word", ["way=4", "episode.way=4", "episode.unlabelled=4", "episode.distractors=4"])
@@ -148,20 +148,23 @@ def test_a_device_that_is_none_is_refused(device: str) -> None:
     assert complaint(changed("device", device)).startswith(f"device={device} is not a device")
 
 
-@pytest.mark.parametrize("target", ["os.system", "subprocess.run", "metarun.cli.main", "metarun.algorithm.Algorithm", "metarun.algosx.Y"])
+@pytest.mark.parametrize(
+    "target", ["os.system", "subprocess.run", "metarun.cli.main.main", "metarun.algorithm.Algorithm", "metarun.algosx.Y"]
+)
 def test_a_configuration_cannot_name_other_peoples_code(target: str) -> None:
     with pytest.raises(UserError, match="is refused: only classes below metarun"):
         target_of(changed("algo._target_", target), "algo")
     assert "is refused" in complaint(changed("algo._target_", target))
 
 
-@pytest.mark.parametrize("target", ["metarun.algos.mamll.MAML", "metarun.algos.maml.MAMML"])
+@pytest.mark.parametrize("target", ["metarun.algos.mamll.MAML", "metarun.algos.gradient.maml.MAMML"])
 def test_a_target_that_does_not_exist_is_refused(target: str) -> None:
     assert complaint(changed("algo._target_", target)) == f"algo._target_={target} does not exist in this version of metarun"
 
 
 @pytest.mark.parametrize(
-    "target", ["metarun.algos.reptile.Tensor", "metarun.algos.reptile.inner", "metarun.algos.protonet.PrototypeLearner"]
+    "target",
+    ["metarun.algos.gradient.reptile.Tensor", "metarun.algos.gradient.reptile.inner", "metarun.algos.metric.protonet.PrototypeLearner"],
 )
 def test_a_target_must_be_a_concrete_class_of_its_kind(target: str) -> None:
     """What a module of ours has imported is not for a configuration to run."""

@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from helpers import random, relative_error
 from torch import Tensor
 
-from metarun.nets import conv, direct
-from metarun.nets.conv import Conv, Form, W, X, Y, convolution, convolve, matrix
+from metarun.kernels import numba_conv as direct
+from metarun.kernels.form import Form
+from metarun.kernels.ops import conv
+from metarun.kernels.ops.conv import W, X, Y, convolution, convolve, matrix
+from metarun.nets.conv import Conv
 
 F64 = torch.float64
 SHAPES = pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1), (5, 3)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 
-from metarun.algos.deml import DEML
+from metarun.algos.gradient.deml import DEML
 from metarun.task import Task
 
 WORDS = ["net=mlp", "net.activation=tanh", "net.sizes=[8]"]

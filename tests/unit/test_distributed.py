@@ -5,8 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from metarun import ranks
-from metarun.distributed import World
+from metarun.runtime import torchrun
+from metarun.runtime.distributed import World
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 8])
@@ -23,7 +23,7 @@ def test_a_process_alone_changes_nothing(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")  # some cluster's variable, and nobody's ranks
     world = World.join()
     assert (world.rank, world.size) == (0, 1)
-    assert not ranks.follows()
+    assert not torchrun.follows()
     parameter = nn.Parameter(torch.ones(2))
     world.sum_gradients([parameter])
     assert parameter.grad is None
@@ -34,6 +34,6 @@ def test_a_process_alone_changes_nothing(monkeypatch):
     assert world.sum({"a": 1.0}) == {"a": 1.0}
     assert world.any(True)
     assert not world.any(False)
-    assert ranks.call(max, 1, 2) == 2
+    assert torchrun.call(max, 1, 2) == 2
     with pytest.raises(ZeroDivisionError):
         world.together(lambda: 1 // 0)

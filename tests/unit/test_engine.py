@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from metarun import engine as engine_module
 from metarun.engine import Engine, adapt
-from metarun.replay import EAGER
 from metarun.run import Run
+from metarun.runtime import memory
+from metarun.runtime.recording import EAGER
 from metarun.task import select
 
 MAML = ["algo=maml", "net.hidden=8", "net.down=stride"]
@@ -129,12 +130,12 @@ def test_automatic_chunks_depend_on_shapes_alone_and_shrink_with_the_budget(monk
     auto = engine(chunk="auto")
     sizes = []
     for budget in (2**40, 2**20, 1):
-        monkeypatch.setattr(engine_module, "CPU_BYTES", budget)
+        monkeypatch.setattr(memory, "CPU_BYTES", budget)
         sizes.append(engine(chunk="auto").chunk_size(algorithm, tasks, train=True))
     assert sizes[0] == 3  # two halves, side by side
     assert sizes[2] == 1
     assert sizes == sorted(sizes, reverse=True)
-    monkeypatch.setattr(engine_module, "CPU_BYTES", 2**19)
+    monkeypatch.setattr(memory, "CPU_BYTES", 2**19)
     assert auto.chunk_size(algorithm, tasks, train=True) <= auto.chunk_size(algorithm, tasks, train=False)
     assert engine(chunk=4).chunk_size(algorithm, tasks, train=True) == 4
 
@@ -143,7 +144,7 @@ def test_automatic_chunks_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None
     algorithm, tasks = in_float64(small(*MAML), tasks=12)
     sizes = set()
     for power in range(14, 32):
-        monkeypatch.setattr(engine_module, "CPU_BYTES", 2**power)
+        monkeypatch.setattr(memory, "CPU_BYTES", 2**power)
         sizes.add(engine(chunk="auto").chunk_size(algorithm, tasks, train=True))
     assert sizes == {6, 3, 2, 1}  # 2, 4, 6 and 12 chunks, never the 3 of which one core would have to do two
 
@@ -152,7 +153,7 @@ def test_automatic_chunks_shrink_with_the_inner_steps_whose_states_are_kept(monk
     def size(*words: str) -> int:
         algorithm, tasks = in_float64(small("net.hidden=8", *words), tasks=12)
         algorithm.inner_steps = 40
-        monkeypatch.setattr(engine_module, "STATE_BYTES", 3 * 40 * 8 * sum(p.numel() for p in algorithm.parameters()))
+        monkeypatch.setattr(memory, "STATE_BYTES", 3 * 40 * 8 * sum(p.numel() for p in algorithm.parameters()))
         return engine(chunk="auto").chunk_size(algorithm, tasks, train=True)
 
     assert size("algo=maml") == 3

@@ -10,9 +10,10 @@ import pytest
 import torch
 from helpers import same
 
-from metarun.episodes import ClassEpisodes, Split, choose, choose_others, draws, episode_keys
+from metarun.data.episodes import ClassEpisodes, Split, choose, choose_others, draws, episode_keys
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec, select
+from metarun.problem import EpisodeSpec
+from metarun.task import select
 
 SPEC = EpisodeSpec(way=3, shot=2, query=3)
 SEMI = EpisodeSpec(way=3, shot=1, query=2, unlabelled=3, distractors=2)

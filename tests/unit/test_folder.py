@@ -13,7 +13,7 @@ from PIL import Image
 from metarun.data import folder as module
 from metarun.data.folder import Folder, decode
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 DEFAULTS = {
     "channels": 1,

@@ -9,7 +9,7 @@ import yaml
 
 from metarun.data.glyphs import Glyphs, draw
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 torch.set_num_threads(1)
 

@@ -6,7 +6,7 @@ import torch
 from helpers import in_float64, small
 from torch import Tensor
 
-from metarun.algos.gnn import GNN, GraphLayer
+from metarun.algos.metric.gnn import GNN, GraphLayer
 from metarun.task import Batch, Task, select
 
 F64 = torch.float64

@@ -12,13 +12,16 @@ import torch
 from helpers import random
 from torch import Tensor
 
-from metarun.nets import conv, fused, kernels
-from metarun.nets.kernels import CPU
+from metarun.kernels import select
+from metarun.kernels.form import Form
+from metarun.kernels.numba_loops import CPU
+from metarun.kernels.ops import conv
+from metarun.kernels.ops import norm_pool_relu as fused
 
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("only where TRITON_INTERPRET=1 tells Triton to do without a GPU", allow_module_level=True)
 pytest.importorskip("triton", reason="Triton is not installed")
-from metarun.nets import gpu
+from metarun.kernels import triton_launch as gpu
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array:DeprecationWarning"
@@ -106,7 +109,7 @@ def test_first_layers(
 def test_patches(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
     side = 9, 6
     x = random(5, *side, channels, seed=1).to(dtype)
-    places = conv.Form(kernel, stride, padding, side).places
+    places = Form(kernel, stride, padding, side).places
     seen = random(5, *places, kernel**2 * channels, seed=2).to(dtype)
     shape, how = (channels, kernel), [stride, padding]
     on_both("gather", "patches", shape, [x, *how], [torch.full_like(seen, torch.nan)], 0)
@@ -165,26 +168,25 @@ def test_derivatives_of_every_order_go_by_these_kernels(window: int, monkeypatch
 
     expected = everything()
     taken = []
-    monkeypatch.setattr(fused, "kernels", lambda device: taken.append(device) or gpu.GPU)
+    monkeypatch.setattr(select, "loops", lambda device: taken.append(device) or gpu.GPU)
     torch.testing.assert_close(everything(), expected, rtol=1e-10, atol=1e-10)
     assert taken
 
 
 @pytest.mark.parametrize(("stride", "padding"), [*product([1, 2], [0, 1])])
 def test_convolutions_go_by_these_kernels(stride: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    form = conv.Form(3, stride, padding, (7, 6))
+    form = Form(3, stride, padding, (7, 6))
     x, seen = random(2, 3, 4, 7, 6, seed=1), random(2, 3, *form.places, 36, seed=2)
     expected = conv.gather(x, form), conv.scatter(seen, form)
-    monkeypatch.setattr(conv, "kernels", lambda device: gpu.GPU)
+    monkeypatch.setattr(select, "loops", lambda device: gpu.GPU)
     torch.testing.assert_close((conv.gather(x, form), conv.scatter(seen, form)), expected, rtol=0, atol=1e-12)
 
 
 def test_a_device_without_kernels_has_none() -> None:
-    assert kernels.kernels(torch.device("meta")) is None
-    assert not fused.here(torch.empty(1, device="meta"))
+    assert select.loops(torch.device("meta")) is None
 
 
 def test_kernels_are_found_within_transforms() -> None:
     found = []
-    torch.func.grad(torch.func.grad(lambda x: found.append(kernels.on_gpu(torch.device("cpu"))) or x**2))(torch.tensor(1.0))
+    torch.func.grad(torch.func.grad(lambda x: found.append(select._on_gpu(torch.device("cpu"))) or x**2))(torch.tensor(1.0))
     assert found == [gpu.GPU]

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.algos.hausdorff import Hausdorff, Ink
-from metarun.task import Batch, Context, EpisodeSpec, Problem
+from metarun.algos.metric.hausdorff import Hausdorff, Ink
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context
 
 SPEC = EpisodeSpec(way=2, shot=1, query=1)
 SIDE = 12

@@ -12,9 +12,10 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 from torch.utils._pytree import tree_leaves
 
-from metarun.algos.imaml import IMAML
+from metarun.algos.gradient.imaml import IMAML
 from metarun.engine import adapt
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task, select
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context, Task, select
 
 F64 = torch.float64
 

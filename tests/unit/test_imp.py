@@ -9,9 +9,10 @@ import torch
 from helpers import Identity
 from torch import Tensor
 
-from metarun.algos.imp import IMP
-from metarun.algos.protonet import ProtoNet
-from metarun.task import Batch, Context, EpisodeSpec, Problem
+from metarun.algos.metric.imp import IMP
+from metarun.algos.metric.protonet import ProtoNet
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context
 
 F64 = torch.float64
 SPEC = EpisodeSpec(way=3, shot=3, query=2)

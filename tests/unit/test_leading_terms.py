@@ -12,9 +12,10 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.algorithm import StepLearner
-from metarun.algos.maml import MAML
-from metarun.algos.reptile import Reptile
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
+from metarun.algos.gradient.maml import MAML
+from metarun.algos.gradient.reptile import Reptile
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context, Task
 
 F64 = torch.float64
 Pair = tuple[Batch, Batch]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
-from metarun.algos.lrd2 import LRD2
+from metarun.algos.heads.lrd2 import LRD2
 from metarun.engine import adapt
 from metarun.run import Run
 

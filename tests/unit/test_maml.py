@@ -9,8 +9,9 @@ import torch
 from helpers import Identity, engine, in_float64, meta_gradient, relative_error, small
 from torch import Tensor
 
-from metarun.algos.maml import MAML
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task
+from metarun.algos.gradient.maml import MAML
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context, Task
 
 F64 = torch.float64
 SPEC = EpisodeSpec(way=1, shot=5, query=4)

@@ -9,7 +9,7 @@ import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 from torch import Tensor
 
-from metarun.algos.mamlpp import MAMLPP, loss_weights
+from metarun.algos.gradient.mamlpp import MAMLPP, loss_weights
 from metarun.engine import adapt
 from metarun.run import Run
 from metarun.task import Task, select

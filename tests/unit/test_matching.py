@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from helpers import Identity
 from torch import Tensor
 
-from metarun.algos.matching import Matching
-from metarun.algos.protonet import ProtoNet
-from metarun.task import Batch, Context, EpisodeSpec, Problem
+from metarun.algos.metric.matching import Matching
+from metarun.algos.metric.protonet import ProtoNet
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context
 
 F64 = torch.float64
 SPEC = EpisodeSpec(way=3, shot=2, query=2)

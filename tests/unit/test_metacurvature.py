@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import classification, engine, in_float64, meta_gradient, random, relative_error, small
 
-from metarun.algos.metacurvature import identities, transformed
+from metarun.algos.gradient.metacurvature import identities, transformed
 
 F64 = torch.float64
 WORDS = ["net=mlp", "net.activation=tanh", "algo.inner_lr=0.25"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
-from metarun.algos.metaoptnet import MetaOptNet, crammer_singer
+from metarun.algos.heads.metaoptnet import MetaOptNet, crammer_singer
 from metarun.run import Run
 
 F64 = torch.float64

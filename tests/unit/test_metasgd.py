@@ -7,7 +7,7 @@ import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 from torch.func import functional_call
 
-from metarun.algos.metasgd import MetaSGD
+from metarun.algos.gradient.metasgd import MetaSGD
 from metarun.engine import adapt
 from metarun.task import Task, select
 

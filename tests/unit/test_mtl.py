@@ -8,10 +8,10 @@ import pytest
 import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 
-from metarun import checkpoint
-from metarun.algos.anil import ANIL
-from metarun.algos.mtl import MTL
-from metarun.run import train
+from metarun.algos.gradient.anil import ANIL
+from metarun.algos.gradient.mtl import MTL
+from metarun.experiment import train
+from metarun.storage import checkpoint
 from metarun.task import Task
 
 CONV = ["net=conv4", "net.hidden=8", "net.down=stride", "algo.inner_lr=0.25"]

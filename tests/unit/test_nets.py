@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import NETS, NETS_WITH_NORMS, small
 
-from metarun.config import target_of, without_meta
+from metarun.config.schema import target_of, without_meta
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm
 from metarun.run import Run

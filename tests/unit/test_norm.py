@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import random
+from helpers import random, rectified
 from torch import Tensor
 
+from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.conv import Conv
+from metarun.nets.fusion import conv_norm
 from metarun.nets.norm import Norm, NormKind
-from metarun.precision import BFloat16
 
 F64 = torch.float64
 CHANNELS = 16
@@ -115,7 +116,7 @@ def test_a_norm_of_a_narrow_convolution_is_the_norm_of_its_output(kind: NormKind
         ]
 
     assert conv.narrow
-    for ours, separate in zip(derivatives(layer(x, 3, conv)), derivatives(layer(conv(x), 3)), strict=True):
+    for ours, separate in zip(derivatives(conv_norm(conv, layer, x, 3)), derivatives(layer(conv(x), 3)), strict=True):
         torch.testing.assert_close(ours, separate)
 
 
@@ -125,7 +126,7 @@ def test_gradients_reach_the_input_of_a_narrow_convolution_through_vmap(pool: bo
     x = random(3, 5, 2, 6, 6, seed=1).requires_grad_()
 
     def loss(x: Tensor) -> Tensor:
-        return layer.rectified(x, None, conv, pool).square().sum()
+        return rectified(layer, conv, x, None, pool).square().sum()
 
     together, apart = (torch.autograd.grad(values.sum(), x)[0] for values in (torch.vmap(loss)(x), torch.stack([*map(loss, x)])))
     torch.testing.assert_close(together, apart)
@@ -135,7 +136,7 @@ def test_the_variance_behind_a_filter_of_differences_keeps_its_digits() -> None:
     conv, layer = Conv(1, 1, 3, bias=False), Norm(1, "batch", eps=0.0)
     smooth = (random(8, 1, 1, 1, seed=1) + torch.linspace(0, 1, 64).outer(torch.linspace(0, 1, 64))).float()
     conv.weight.data = torch.tensor([[[[0.0, 1, 0], [1, -4, 1], [0, 1, 0]]]])
-    folded = layer(smooth[..., 1:-1, 1:-1], None, conv)
+    folded = conv_norm(conv, layer, smooth[..., 1:-1, 1:-1], None)
     exact = Norm(1, "batch", eps=0.0).double()(conv.double()(smooth[..., 1:-1, 1:-1].double()))
     torch.testing.assert_close(folded.double(), exact, atol=3e-5, rtol=0)
 
@@ -145,9 +146,9 @@ def test_bfloat16_sees_low_contrast_behind_a_narrow_convolution() -> None:
     conv, layer = Conv(1, CHANNELS, 3, bias=False), Norm(CHANNELS, "batch").requires_grad_(False)
     conv.requires_grad_(False)
     x = (0.9 + 0.01 * random(8, 1, 20, 20)).float()
-    exact = layer(x, None, conv)
+    exact = conv_norm(conv, layer, x, None)
     with BFloat16():
-        rounded = layer(x, None, conv)
+        rounded = conv_norm(conv, layer, x, None)
     assert rounded.dtype == torch.bfloat16
     # Without the border, where the padding is a contrast of 0.9.
     exact, error = (image[..., 1:-1, 1:-1] - image[..., 1:-1, 1:-1].mean((0, 2, 3), keepdim=True) for image in (exact, rounded - exact))

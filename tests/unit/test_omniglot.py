@@ -14,12 +14,12 @@ import torch
 import yaml
 from PIL import Image
 
-from metarun.config import check
+from metarun.config.schema import check
 from metarun.data import omniglot
 from metarun.data.archive import Source, obtain
 from metarun.data.omniglot import BACKGROUND, EVALUATION, SMALL1, SMALL2, Omniglot, drawing
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 torch.set_num_threads(1)
 

@@ -13,11 +13,11 @@ import torch
 import yaml
 from PIL import Image, ImageDraw
 
-from metarun.config import check
+from metarun.config.schema import check
 from metarun.data.omniglot import drawing
 from metarun.data.omniglot_oneshot import OmniglotOneshot
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec
+from metarun.problem import EpisodeSpec
 
 torch.set_num_threads(1)
 

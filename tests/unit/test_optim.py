@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from metarun.optim import Outer, Schedule, lr_scale
+from metarun.optim import MetaOptimizer, Schedule, lr_scale
 
 DEFAULTS: dict[str, Any] = {
     "method": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "final_lr": 0.0,
@@ -18,15 +18,15 @@ DEFAULTS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def outer(parameters: list[nn.Parameter], **values: Any) -> Outer:
-    return Outer(parameters, **{**DEFAULTS, **values})
+def outer(parameters: list[nn.Parameter], **values: Any) -> MetaOptimizer:
+    return MetaOptimizer(parameters, **{**DEFAULTS, **values})
 
 
 def parameter(*values: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor(values))
 
 
-def step(optimizer: Outer, p: nn.Parameter, gradient: Tensor, progress: float = 0.0) -> dict[str, float]:
+def step(optimizer: MetaOptimizer, p: nn.Parameter, gradient: Tensor, progress: float = 0.0) -> dict[str, float]:
     p.grad = gradient.clone()
     return optimizer.step(progress)
 
@@ -120,7 +120,7 @@ def test_a_gradient_that_is_not_finite_is_not_applied() -> None:
 
 def test_a_group_keeps_its_own_learning_rate_under_the_schedule() -> None:
     p, q, frozen = parameter(0.0), parameter(0.0), nn.Parameter(torch.ones(1), requires_grad=False)
-    optimizer = Outer(
+    optimizer = MetaOptimizer(
         [{"params": [p, frozen]}, {"params": [q], "lr": 0.5}, {"params": [frozen], "lr": 1.0}], **DEFAULTS | {"schedule": "linear"}
     )
     p.grad, q.grad = torch.ones(1), torch.ones(1)
@@ -131,7 +131,7 @@ def test_a_group_keeps_its_own_learning_rate_under_the_schedule() -> None:
 def test_the_learning_rate_descends_along_the_product_of_successive_gradients() -> None:
     p, own, lr = parameter(1.0, 2.0), parameter(3.0), 0.1
     gradients = [torch.tensor(g) for g in ([1.0, 0.0], [2.0, 1.0], [-1.0, 3.0], [0.5, -1.0])]
-    optimizer = Outer([{"params": [p]}, {"params": [own], "lr": 0.3}], **DEFAULTS | {"hyper_lr": 0.01})
+    optimizer = MetaOptimizer([{"params": [p]}, {"params": [own], "lr": 0.3}], **DEFAULTS | {"hyper_lr": 0.01})
     expected = p.detach().clone()
     for last, gradient in zip([torch.zeros(2), *gradients], gradients):
         lr += 0.01 * float(last @ gradient)
@@ -145,7 +145,7 @@ def test_the_learned_rate_descends_the_loss_by_finite_differences() -> None:
     """β's gradient at a step of Adam on a curved loss, against the loss after steps of two sizes."""
     start, curvature = torch.tensor([1.0, -2.0], dtype=torch.float64), torch.tensor([3.0, 0.5], dtype=torch.float64)
 
-    def after_one_step(lr: float) -> tuple[Outer, nn.Parameter]:
+    def after_one_step(lr: float) -> tuple[MetaOptimizer, nn.Parameter]:
         p = nn.Parameter(start.clone())
         optimizer = outer([p], method="adam", momentum=0.9, lr=lr, hyper_lr=1.0)
         step(optimizer, p, curvature * p.detach())

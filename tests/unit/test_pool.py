@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from helpers import random
 from torch import Tensor
 
-from metarun.nets.pool import max_pool
+from metarun.kernels.ops.max_pool import max_pool
 
 Pooling = Callable[[Tensor], Tensor]
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from helpers import engine, in_float64, regression, small
 
-from metarun.algos.pretrain import CosineHead
+from metarun.algos.gradient.pretrain import CosineHead
 from metarun.engine import adapt
 from metarun.run import Run
 from metarun.task import select

@@ -10,12 +10,12 @@ import pytest
 import torch
 from helpers import TIMING, classification
 
-from metarun.run import train
+from metarun.experiment import train
 
 
 def test_a_profiled_run_leaves_a_trace_and_the_same_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     plain, words = train(classification("protonet"), tmp_path / "plain"), ("trainer.profile=true",)
-    with caplog.at_level(logging.INFO, "metarun.profiling"):
+    with caplog.at_level(logging.INFO, "metarun.runtime.profiling"):
         profiled = train(classification("protonet", *words), tmp_path / "profiled")
     assert {key: plain[key] for key in plain.keys() - TIMING} == {key: profiled[key] for key in plain.keys() - TIMING}
     events = json.loads((tmp_path / "profiled" / "profile" / "training.pt.trace.json").read_text())["traceEvents"]
@@ -34,7 +34,7 @@ def test_the_threads_that_work_on_chunks_are_profiled_too(tmp_path: Path, caplog
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        with caplog.at_level(logging.INFO, "metarun.profiling"):
+        with caplog.at_level(logging.INFO, "metarun.runtime.profiling"):
             train(classification("protonet", "trainer.profile=true", "engine.chunk=1", "net.hidden=16"), tmp_path)
     finally:
         torch.set_num_threads(threads)

@@ -7,7 +7,7 @@ import torch
 from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
-from metarun.algos.r2d2 import R2D2
+from metarun.algos.heads.r2d2 import R2D2
 from metarun.run import Run
 
 F64 = torch.float64

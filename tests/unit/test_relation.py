@@ -9,7 +9,7 @@ import torch
 from helpers import engine, in_float64, small
 from torch import Tensor
 
-from metarun.algos.relation import Relation
+from metarun.algos.metric.relation import Relation
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from metarun.compose import compose, resolve
+from metarun.config.compose import compose, resolve
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 WORDS = ["experiment=omniglot_small_maml", "algo=mtl", "init_from=here/pretrained", "data.root=here"]

@@ -11,11 +11,11 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.utils._pytree import tree_leaves
 
-from metarun.algos.reptile import Reptile
-from metarun.compose import compose, resolve
-from metarun.config import without_meta
+from metarun.algos.gradient.reptile import Reptile
+from metarun.config.compose import compose, resolve
+from metarun.config.schema import without_meta
 from metarun.engine import adapt
-from metarun.optim import Outer
+from metarun.optim import MetaOptimizer
 from metarun.task import Task, select
 
 LR = 0.05
@@ -56,7 +56,7 @@ def test_two_sgd_steps_add_the_gradient_where_the_first_one_led() -> None:
 def test_interpolating_all_the_way_ends_at_the_adapted_weights(optimizer: str) -> None:
     algorithm, tasks = reptile(3, f"algo.optimizer={optimizer}", tasks=1)
     *_, state = adapt(algorithm, select(tasks, 0).context, 3)
-    outer = Outer(algorithm.parameters(), **without_meta(resolve(compose(["optim=interpolate"]))["optim"]))
+    outer = MetaOptimizer(algorithm.parameters(), **without_meta(resolve(compose(["optim=interpolate"]))["optim"]))
     meta_gradient(algorithm, tasks, engine())
     before = parameters_to_vector(algorithm.parameters()).detach()
     outer.step(0.0)

@@ -10,8 +10,8 @@ import torch
 from helpers import Identity, classification, engine, in_float64, meta_gradient, relative_error, same, slopes, small, vectors
 from torch import Tensor
 
-from metarun.algos.protonet import ProtoNet
-from metarun.algos.semiprotonet import SemiProtoNet
+from metarun.algos.metric.protonet import ProtoNet
+from metarun.algos.metric.semiprotonet import SemiProtoNet
 from metarun.run import Run
 from metarun.task import Batch, Context, select
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
-from metarun.algos.siamese import Siamese
+from metarun.algos.metric.siamese import Siamese
 from metarun.task import Batch, Context, Task
 
 

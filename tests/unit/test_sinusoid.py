@@ -10,7 +10,8 @@ import yaml
 
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.task import EpisodeSpec, select
+from metarun.problem import EpisodeSpec
+from metarun.task import select
 
 SPEC = EpisodeSpec(way=1, shot=5, query=10)
 DEFAULTS = {"amplitude": [0.1, 5.0], "phase": [0.0, math.pi], "domain": [-5.0, 5.0], "noise": 0.0}

@@ -8,7 +8,8 @@ import pytest
 import torch
 from helpers import same
 
-from metarun.task import Batch, Context, EpisodeSpec, Problem, Task, count, select, stack
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Batch, Context, Task, count, select, stack
 
 SPEC = EpisodeSpec(way=2, shot=1, query=2)
 CLASSIFICATION = Problem("classification", (3,), 2, 9, SPEC, SPEC)

@@ -15,14 +15,14 @@ import pytest
 import torch
 from helpers import TIMING, metrics_of, regression, same, small
 
-from metarun import checkpoint
-from metarun.algos.protonet import ProtoNet
+from metarun.algos.metric.protonet import ProtoNet
+from metarun.data.episodes import ClassEpisodes
 from metarun.engine import Engine
-from metarun.episodes import ClassEpisodes
 from metarun.errors import RunError
-from metarun.optim import Outer
-from metarun.run import Run, train
-from metarun.tracker import Tracker
+from metarun.experiment import train
+from metarun.run import Run
+from metarun.storage import checkpoint
+from metarun.tracking.tracker import Tracker
 from metarun.trainer import Interrupted, Trainer, statistics
 
 PROTONET = ["algo=protonet", "net.hidden=8", "net.down=stride"]
@@ -57,9 +57,9 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
 
     def make(script: Script, values: dict[str, Any] | None = None, **settings: Any) -> Trainer:
         run = Run(values or small(*PROTONET))
-        outer = Outer(run.algorithm.parameters(), **run.valid["optim"])
+        outer = run.valid.optim.build(run.algorithm.parameters())
         trackers.append(Tracker(tmp_path, every=2, tensorboard=False, progress=False))
-        settings = {**run.valid["trainer"], "iterations": 6, "val_every": 2, "val_episodes": 4, **settings}
+        settings = {**run.valid.trainer.values, "iterations": 6, "val_every": 2, "val_episodes": 4, **settings}
         return Trainer(run.algorithm, outer, script, trackers[-1], tmp_path, run.episodes("train"), run.episodes("val"), **settings)
 
     yield make

@@ -10,7 +10,8 @@ import pytest
 import torch
 from helpers import engine, small
 
-from metarun.run import Run, train
+from metarun.experiment import train
+from metarun.run import Run
 from metarun.trainer import results
 from metarun.verification import BLOCKS, MEASURES, measure, pairs, roc, statistics
 

@@ -12,11 +12,13 @@ import pytest
 import torch
 from helpers import LEARNERS, SIDE, Builder, classification, metrics_of, regression, same
 
-from metarun import checkpoint, model
-from metarun.algos.mamlpp import MAMLPP
+from metarun.algos.gradient.mamlpp import MAMLPP
 from metarun.errors import UserError
-from metarun.optim import Outer
-from metarun.run import Run, evaluate, read_config, train
+from metarun.experiment import evaluate, train
+from metarun.optim import MetaOptimizer
+from metarun.predict import trained
+from metarun.run import Run, read_config
+from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
 SOURCES = {"classification": ("protonet", classification), "regression": ("maml", regression)}
@@ -68,12 +70,12 @@ def test_norm_weights_of_later_steps_begin_as_those_of_the_other_run(sources: di
 @pytest.mark.parametrize("algo", ["protonet", "mtl"])
 def test_filters_of_mtl_come_with_their_scales(algo: str, tmp_path: Path) -> None:
     train(classification("mtl", "net.norm=running", "optim.lr=0.1"), tmp_path)
-    trained, warm = model.load(tmp_path).algorithm.net, Run(starts_from(classification(algo, "net.norm=running"), tmp_path)).algorithm.net
-    scales = [weight for name, weight in trained.named_parameters() if name.endswith(".scale")]
+    source, warm = trained.load(tmp_path).algorithm.net, Run(starts_from(classification(algo, "net.norm=running"), tmp_path)).algorithm.net
+    scales = [weight for name, weight in source.named_parameters() if name.endswith(".scale")]
     assert scales
     assert all(float((scale - 1).abs().max()) > 0.1 for scale in scales)
     x = torch.rand(4, 2, SIDE, SIDE)
-    torch.testing.assert_close(warm.eval()(x), trained(x))
+    torch.testing.assert_close(warm.eval()(x), source(x))
 
 
 def said(values: dict[str, Any], caplog: pytest.LogCaptureFixture) -> str:
@@ -135,16 +137,16 @@ def test_resume_eval_and_load_do_not_need_the_other_run_any_more(
     source = shutil.copytree(sources["classification"], tmp_path / "source")
     values = starts_from(classification(algo), source)
     straight = train(values, tmp_path / "straight")
-    step, done = Outer.step, []
+    step, done = MetaOptimizer.step, []
 
-    def interrupting(self: Outer, progress: float) -> dict[str, float]:
+    def interrupting(self: MetaOptimizer, progress: float) -> dict[str, float]:
         done.append(progress)
         if len(done) == 3:
             signal.raise_signal(signal.SIGINT)
         return step(self, progress)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Outer, "step", interrupting)
+        patch.setattr(MetaOptimizer, "step", interrupting)
         with pytest.raises(Interrupted):
             train(values, tmp_path / "cut")
     shutil.rmtree(source)
@@ -152,11 +154,11 @@ def test_resume_eval_and_load_do_not_need_the_other_run_any_more(
     assert metrics_of(tmp_path / "cut") == metrics_of(tmp_path / "straight")
     assert resumed["test"] == straight["test"]
     assert evaluate(read_config(tmp_path / "cut"), tmp_path / "cut", "best", tmp_path / "eval")["test"] == straight["test"]
-    assert model.load(tmp_path / "cut").algo == algo
+    assert trained.load(tmp_path / "cut").algo == algo
 
 
 def test_run_folders_from_before_the_key_can_be_used(tmp_path: Path) -> None:
     values = classification("maml", "trainer.iterations=1")
     del values["init_from"]
     train(values, tmp_path)
-    assert model.load(tmp_path).algo == "maml"
+    assert trained.load(tmp_path).algo == "maml"

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 import metarun
-from metarun import pictures
-from metarun import run as runs
+from metarun import experiment
 from metarun.algorithm import Algorithm
+from metarun.drawing import figures
 from metarun.errors import UserError
 from metarun.run import Run
 from metarun.task import Task, select
@@ -145,7 +145,7 @@ def test_augmentation_changes_images_alone() -> None:
 @pytest.mark.parametrize("algo", BOTH)
 def test_a_trained_run_learns_new_classes_from_their_attributes(algo: str, tmp_path: Path) -> None:
     values = small(f"algo={algo}", "net=mlp", "net.norm=running", "trainer.iterations=1")
-    runs.train(values, tmp_path / "run")
+    experiment.train(values, tmp_path / "run")
     model = metarun.load(tmp_path / "run", device="cpu")
     split = Run(values).data.splits["test"]
     fitted = model.adapt(split.attributes[:4].numpy(), ["a", "b", "c", "d"])
@@ -164,9 +164,9 @@ def test_pictures_show_queries_alone(tmp_path: Path) -> None:
     words += ["augment=characters", "logger.pictures=true", "logger.tensorboard=true"]
     values = small("algo=protonet_zeroshot", "data=glyphs", "net.hidden=8", *words)
     run = Run(values)
-    for figure, titles in ((pictures.episode(run, "val", 0), ["query"]), (pictures.augmentation(run, "train", 0), ["image", "augmented"])):
+    for figure, titles in ((figures.episode(run, "val", 0), ["query"]), (figures.augmentation(run, "train", 0), ["image", "augmented"])):
         assert [axes.get_title(loc="left") for axes in figure.axes] == titles
-    runs.train(values, tmp_path / "run")
+    experiment.train(values, tmp_path / "run")
     assert len(list((tmp_path / "run" / "tb").rglob("metadata.tsv"))) == 1
     parts = [line.split("\t")[1] for line in next((tmp_path / "run" / "tb").rglob("metadata.tsv")).read_text().splitlines()]
     assert set(parts[1:]) == {"query"}

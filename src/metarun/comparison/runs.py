@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from metarun.config import legacy
 from metarun.errors import UserError, nearest
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times the speed of the pure Python one
@@ -186,7 +187,7 @@ def read(folder: Path) -> Run | None:
     """
     if not any(folder.iterdir()):
         raise DamagedError("the folder is empty")
-    config = flatten(_yaml(folder / "config.yaml"))
+    config = flatten(legacy.updated(_yaml(folder / "config.yaml")))
     if not (folder / "summary.json").exists():
         return None
     try:

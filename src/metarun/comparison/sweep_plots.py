@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from metarun.comparison.figures import INK, MARKERS, PALETTE, PANELS, Look, Picture, bars, figure_of, legend, named
 from metarun.comparison.groups import BLOCK, Group, higher_is_better, short, text
-from metarun.comparison.plots import INK, MARKERS, PALETTE, PANELS, Look, Picture, bars, figure_of, legend, named
 from metarun.comparison.view import View
 
 TICKS = 6  # values of a setting that are all named on its axis

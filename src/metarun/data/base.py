@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
+from metarun.data.episodes import ClassEpisodes, Episodes, Split
 from metarun.data.picture import Pictures
-from metarun.episodes import ClassEpisodes, Episodes, Split
 from metarun.errors import UserError, nearest
-from metarun.task import EpisodeSpec, Kind
+from metarun.problem import EpisodeSpec, Kind
 
 
 class Dataset(ABC):

@@ -19,8 +19,8 @@ from PIL import Image, ImageOps
 from metarun.data.attributes import read_attributes
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
+from metarun.data.episodes import CLASSES, Split, draws, episode_keys
 from metarun.data.picture import Pictures, class_folders, subfolders, upright
-from metarun.episodes import CLASSES, Split, draws, episode_keys
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)

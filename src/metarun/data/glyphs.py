@@ -10,8 +10,8 @@ import torch
 from annotated_types import Ge, Le
 
 from metarun.data.base import ImageDataset
+from metarun.data.episodes import Split, draws, episode_keys
 from metarun.data.picture import Pictures, handwriting
-from metarun.episodes import Split, draws, episode_keys
 
 SEED = 2015  # the data's own: every run sees the same characters
 ALPHABET = 25  # characters that share a style

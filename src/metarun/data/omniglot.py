@@ -17,8 +17,8 @@ from PIL import Image, ImageOps
 from metarun.data.archive import Source, damaged, locate, obtain, read
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint
+from metarun.data.episodes import CLASSES, Split, draws, episode_keys
 from metarun.data.picture import Pictures, handwriting
-from metarun.episodes import CLASSES, Split, draws, episode_keys
 from metarun.errors import UserError, nearest
 
 SplitName = Literal["small", "minimal1", "minimal2", "vinyals", "lake", "random"]

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from metarun.data.archive import Source, damaged, obtain, read
 from metarun.data.base import Dataset
+from metarun.data.episodes import Episodes, episode_keys, task_keys
 from metarun.data.omniglot import URL, Size, drawing
-from metarun.episodes import Episodes, episode_keys, task_keys
 from metarun.errors import UserError
-from metarun.task import Batch, Context, EpisodeSpec, Task
+from metarun.problem import EpisodeSpec
+from metarun.task import Batch, Context, Task
 
 RUNS = WAY = 20
 SOURCE = Source(

@@ -13,9 +13,10 @@ from annotated_types import Ge, Len
 from torch import Tensor
 
 from metarun.data.base import Dataset
-from metarun.episodes import Episodes, draws, episode_keys, task_keys
+from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
 from metarun.errors import UserError, nearest
-from metarun.task import Batch, Context, EpisodeSpec, Kind, Task
+from metarun.problem import EpisodeSpec, Kind
+from metarun.task import Batch, Context, Task
 
 # Streams of draws, apart from those of the class sampler.
 WAVE, POINTS, NOISE = 11, 12, 13

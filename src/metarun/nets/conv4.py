@@ -7,11 +7,14 @@ from itertools import pairwise
 from math import prod
 from typing import Annotated, Literal
 
+import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from metarun.kernels.ops.max_pool import max_pool
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
+from metarun.nets.fusion import conv_norm, conv_norm_relu_pool
 from metarun.nets.norm import Norm, NormKind
 
 
@@ -27,7 +30,12 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, n_support: int | None) -> Tensor:
         """[n, channels_in, h, w] -> [n, channels_out, h/2, w/2]."""
-        return self.norm.rectified(x, n_support, self.conv, self.down == "pool")
+        pool = self.down == "pool"
+        fused = conv_norm_relu_pool(self.conv, self.norm, x, n_support, pool)
+        if fused is not None:
+            return fused
+        x = F.relu(conv_norm(self.conv, self.norm, x, n_support))
+        return max_pool(x) if pool else x
 
 
 class Conv4(Net):

@@ -6,13 +6,9 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.inner import widen
-from metarun.nets import fused
-from metarun.nets.conv import Conv, linear, matrix
-from metarun.nets.pool import max_pool
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -44,71 +40,14 @@ class Norm(nn.Module):
             self.register_buffer("var", torch.ones(channels))
         self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
 
-    def forward(self, x: Tensor, n_support: int | None = None, conv: Conv | None = None) -> Tensor:
-        """Normalise x [n, channels, *space], or what ``conv`` makes of x; a narrow one is not called if both are one linear map.
-
-        ``n_support``: that many leading rows are the support (kind ``support`` only).
-        """
-        if conv is not None:
-            if self._folds(conv):
-                return linear(*self._folded(x, conv, n_support))
-            x = conv(x)
+    def forward(self, x: Tensor, n_support: int | None = None) -> Tensor:
+        """Normalise x [n, channels, *space]; ``n_support``: that many leading rows are the support (kind ``support`` only)."""
         dtype, x = x.dtype, x.movedim(1, -1)  # as it lies in memory, so that what is spread over it will lie there alike
         if self.kind == "none":
             return (x * self.weight.to(dtype) + self.bias.to(dtype)).movedim(-1, 1)
         centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), n_support)
         # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
         return (centred * (scale * self.weight) + self.bias).to(dtype).movedim(-1, 1)
-
-    def rectified(self, x: Tensor, n_support: int | None, conv: Conv, pool: bool) -> Tensor:
-        """ReLU, behind 2x2 max-pooling where ``pool`` says so, of ``forward``."""
-        if fused.here(x) and not (self._forward_hooks or self._forward_pre_hooks):  # which want to see the norm alone
-            window = 2 if pool else 1
-            if self._folds(conv):
-                if not fused.derived(x):
-                    return fused.lifted(*self._folded(x, conv, n_support), window)
-            elif self.kind == "batch" or (self.kind == "running" and self.training):
-                y, *moments = fused.normed(conv(x), self.weight, self.bias, self.eps, window)
-                if self.tally is not None:
-                    self.tally.append((moments[0], moments[1]))
-                return y
-        x = self(x, n_support, conv)
-        # The largest before the positive part is the same as after it, on a quarter of the values.
-        return F.relu(max_pool(x) if pool else x)
-
-    def _folds(self, conv: Conv) -> bool:
-        return conv.narrow and self.kind in ("batch", "support", "running")
-
-    def _folded(self, x: Tensor, conv: Conv, n_support: int | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Norm and convolution as one linear map of patches p: the moments of w·p are w·mean(p) and wᵀ cov(p) w.
-
-        Returns patches [n, h, w, k], weight [channels, k] and bias [channels].
-
-        The moments of few input channels cost next to nothing, while a first layer's output is the largest thing a net passes over.
-        """
-        weight = matrix(conv.weight)
-        if self.kind == "running" and not self.training:
-            seen, mean, var = conv.patches(x), self.mean, self.var
-        else:
-            # Less what neighbours in an image agree in: the variance behind a filter of differences would be a difference of large
-            # numbers, as would the outcome, which bfloat16 could not tell. For the variance even then in float64.
-            common = (x[:n_support] if self.kind == "support" else x).mean((0, 2, 3))
-            seen = conv.patches(x, common)
-            source, rows = (seen[:n_support] if self.kind == "support" else seen).flatten(0, -2), weight.double()
-            if x.device.type == "cpu" and fused.here(x) and not fused.derived(x):
-                centre, covariance = fused.Covariance.apply(source)
-            else:
-                source = source.double()
-                centre = source.mean(0)
-                # By images: a single product of so few rows and so many columns would keep little of a GPU busy.
-                images = source.unflatten(0, (-1, seen.shape[1] * seen.shape[2]))
-                covariance = (images.mT @ images).sum(0) / source.shape[0] - centre[:, None] * centre
-            mean = (rows @ centre).to(weight.dtype)
-            var = ((rows @ covariance) * rows).sum(1).to(weight.dtype)
-            if self.tally is not None:
-                self.tally.append((mean + weight @ common.repeat(conv.kernel**2), var))
-        scale = torch.rsqrt(var + self.eps) * self.weight
-        return seen, scale[:, None] * weight, self.bias - scale * mean
 
     def _by_example(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, *space, channels] less its mean and 1 / standard deviation, over the groups of channels of each example alone."""

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from annotated_types import Ge, MinLen
 from torch import Tensor, nn
 
+from metarun.kernels.ops.max_pool import max_pool
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
+from metarun.nets.fusion import conv_norm
 from metarun.nets.norm import Norm, NormKind
-from metarun.nets.pool import max_pool
 
 
 class ResidualBlock(nn.Module):
@@ -33,10 +34,10 @@ class ResidualBlock(nn.Module):
         """[n, channels_in, h, w] -> [n, channels_out, ceil(h/2), ceil(w/2)]."""
         out = x
         for i, (conv, norm) in enumerate(zip(self.convs, self.norms)):
-            out = norm(out, n_support, conv)
+            out = conv_norm(conv, norm, out, n_support)  # type: ignore[arg-type]  # a ModuleList does not say of what
             if i < 2:
                 out = F.leaky_relu(out, 0.1)
-        out = F.leaky_relu(out + self.skip_norm(x, n_support, self.skip), 0.1)
+        out = F.leaky_relu(out + conv_norm(self.skip, self.skip_norm, x, n_support), 0.1)
         return max_pool(out, ceil=True)
 
 

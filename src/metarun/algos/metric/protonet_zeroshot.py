@@ -1,0 +1,50 @@
+"""Zero-shot prototypical networks: the prototype of a class is an embedding of its attributes.
+Snell, Swersky, Zemel 2017, arXiv:1703.05175, section 2.7."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from metarun import inner
+from metarun.algorithm import ZeroShotLearner
+from metarun.nets.base import Net
+from metarun.problem import Problem
+from metarun.task import Context
+
+
+class ClassPoints(NamedTuple):
+    """One prototype per class of the episode."""
+
+    prototypes: Tensor  # [way, width], of length 1
+
+
+class ZeroShotProtoNet(ZeroShotLearner):
+    """Prototypical networks for zero-shot classification.
+
+        p_c = g(a_c) / ‖g(a_c)‖,   logit_c(x) = −‖W f(x) − p_c‖²
+
+    a_c: attributes of class c; g: linear, or a multilayer perceptron.
+
+    Deviation: (1) In the paper f is a net that was trained before, and only the linear maps W and g are learned; here all three are.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        sizes: widths of g's hidden layers; none for the paper's linear g.
+        width: numbers in a prototype.
+    """
+
+    def __init__(self, net: Net, problem: Problem, *, width: Annotated[int, Ge(1)], **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
+        self.of_class = nn.Linear(self.encoder.features, width)
+        self.of_image = nn.Linear(net.features, width)
+
+    def begin(self, context: Context) -> ClassPoints:
+        attributes, y = context.support
+        embedded = inner.directions(self.of_class(self.encoder(attributes)))
+        return ClassPoints(inner.class_means(embedded, y, context.classes.shape[0]))
+
+    def predict(self, state: ClassPoints, x: Tensor) -> Tensor:
+        return -inner.squared_distances(inner.widen(self.of_image(self.net(x))), state.prototypes)

@@ -1,0 +1,91 @@
+"""What a finished run says on stdout: a table for people.
+Accuracies are fractions, and every ± is 1.96 standard errors over episodes, as the table says."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.padding import Padding
+from rich.table import Table
+
+from metarun.storage.run_folder import outputs_root, relative
+from metarun.verification import MEASURES
+
+
+def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
+    """One run's summary: results on ``splits``, adaptation curve, how they came about, and where everything lies."""
+    out = _console()
+    if "accuracy" in summary["val"]:
+        task = f"{summary['way']}-way {summary['shot']}-shot, {summary['query']} queries a class"
+    else:
+        task = f"{summary['shot']} support and {summary['query']} query points"
+    out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
+    found = {**summary["val"], **(summary["test"] or {})}
+    verified = [name for name in MEASURES if name in found]
+    out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")
+    if verified:
+        out.print(" same class or not, over the pairs of query and class of all episodes")
+        out.print(_results(summary, splits, verified), end="")
+    out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
+    curve = (summary["test"] or {}).get("curve", [])
+    if len(curve) > 1:
+        out.print(Padding(_curve(curve), (0, 0, 0, 1)))
+        out.print()
+    norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
+    facts = [
+        norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
+        f"best at iteration {summary['best_step']:,} of {summary['iterations']:,}",
+        f"{summary['parameters']:,} parameters",
+        f"{summary['wall_s']:.0f} s"
+        + (f", {summary['tasks_per_s']:,.0f} training tasks/s" if summary["tasks_per_s"] else "")
+        + f", {summary['peak_memory_mb']:,.0f} MB at most",
+    ]
+    out.print(f" {facts[0]}   {facts[1]}\n {facts[2]}   {facts[3]}", style="dim")
+    out.print(f"\n run folder   {relative(folder)}", soft_wrap=True)
+    if (folder / "tb").is_dir():
+        out.print(f" TensorBoard  tensorboard --logdir {relative(outputs_root(folder))}", soft_wrap=True)
+    out.print()
+
+
+def _console() -> Console:
+    """stdout as wide as the terminal; off one, wide enough for every table."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
+def _results(summary: dict[str, Any], splits: tuple[str, ...], metrics: list[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("split")
+    for metric in metrics:
+        table.add_column(metric, justify="right")
+    table.add_column("episodes", justify="right")
+    for split in splits:
+        result = summary[split]
+        if result:
+            style = "bold" if split == "test" else ""
+            table.add_row(split, *(_mean_ci(result.get(metric)) for metric in metrics), str(next(iter(result.values()))["n"]), style=style)
+    return table
+
+
+def _curve(curve: list[dict[str, Any]]) -> Table:
+    """The adaptation curve; a long one is thinned to about seven points, which fit 80 columns."""
+    stride = -(-(len(curve) - 1) // 6)
+    shown = [point for point in curve if point["step"] % stride == 0 or point is curve[-1]]
+    table = Table(box=None, pad_edge=False, padding=(0, 1))
+    table.add_column("inner step", style="bold")
+    for point in shown:
+        table.add_column(str(point["step"]), justify="right")
+    table.add_row("test mean", *(_number(point["mean"]) for point in shown))
+    return table
+
+
+def _mean_ci(value: dict[str, Any] | None) -> str:
+    return f"{_number(value['mean'])} ± {_number(value['ci95'])}" if value else "–"
+
+
+def _number(value: float | None) -> str:
+    """Four decimals; null is what a summary has for a loss that diverged."""
+    return "nan" if value is None else f"{value:.4f}"

@@ -1,0 +1,235 @@
+"""The episode sampler: (seed, split, index) -> Task, a pure function and nothing else.
+Batch size, chunking, device, worker count and history cannot change an episode, so resume needs one integer."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.errors import UserError
+from metarun.problem import EpisodeSpec
+from metarun.task import Batch, Context, Task
+
+# Streams keep the draws of one episode independent of each other.
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP = 1, 2, 3, 4, 5, 6, 7
+
+_U64 = np.uint64
+
+
+def mix(x: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): a bijection of uint64 that scatters all bits."""
+    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return x ^ (x >> _U64(31))
+
+
+def episode_keys(seed: int, split: str, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+    """One uint64 key per episode [B], determined by the seed, the split's name and the episode's index."""
+    with np.errstate(over="ignore"):
+        base = mix(np.array(seed, dtype=np.int64).astype(_U64) * _U64(0x9E3779B97F4A7C15) + _U64(zlib.crc32(split.encode())))
+        return mix(mix(base + np.asarray(indices, dtype=np.int64).astype(_U64)) + base)
+
+
+def draws(keys: np.ndarray, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Uniform numbers in [0, 1), [B, *shape] float64: a counter-based generator, no state."""
+    with np.errstate(over="ignore"):
+        size = int(np.prod(shape))
+        counter = np.arange(1, size + 1, dtype=_U64) * _U64(0x9E3779B97F4A7C15)
+        start = mix(keys + _U64(stream) * _U64(0xD1342543DE82EF95))
+        bits = mix(start[:, None] + counter)
+        return ((bits >> _U64(11)) * 2.0**-53).reshape(len(keys), *shape)
+
+
+def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
+    """``k`` distinct integers of 0..n-1 in random order, for every leading index at once.
+
+    Floyd's algorithm (Bentley & Floyd, CACM 1987) picks the set in k steps whatever n is, a sort of random keys
+    puts it in order: every ordered sample is equally likely. ``uniform`` is [..., 2k], ``n`` broadcasts to [...];
+    returns int64 [..., k]. Needs k <= n.
+    """
+    last = np.broadcast_to(np.asarray(n, dtype=np.int64), uniform.shape[:-1])
+    chosen = np.empty((*uniform.shape[:-1], k), dtype=np.int64)
+    for i in range(k):
+        top = last - k + i
+        pick = (uniform[..., i] * (top + 1)).astype(np.int64)
+        taken = (chosen[..., :i] == pick[..., None]).any(-1)
+        chosen[..., i] = np.where(taken, top, pick)
+    order = np.argsort(uniform[..., k:], axis=-1)
+    return np.take_along_axis(chosen, order, axis=-1)
+
+
+def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.ndarray) -> np.ndarray:
+    """As ``choose``, but none of ``taken`` [..., t], which are distinct integers of 0..n-1; needs k + t <= n."""
+    chosen = choose(uniform, n - taken.shape[-1], k)
+    for other in np.moveaxis(np.sort(taken, axis=-1), -1, 0):
+        chosen += chosen >= other[..., None]  # in ascending order, so that each gap is jumped once
+    return chosen
+
+
+class Split(NamedTuple):
+    """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
+
+    images: Tensor  # [n, channels, height, width] uint8, 0..255
+    starts: np.ndarray  # [classes] int64
+    counts: np.ndarray  # [classes] int64
+    names: list[str]  # [classes], for reports and pictures
+    attributes: Tensor = torch.empty(0, 0)  # [classes, attributes] float32, what is known of a class without its images; [0, 0]: nothing
+    groups: np.ndarray | None = None  # [classes] int64; an episode takes all its classes from one group. None: from all classes
+
+    @property
+    def classes(self) -> int:
+        return len(self.names)
+
+
+class Episodes(ABC):
+    """The endless list of episodes of one split."""
+
+    length: int | None = None  # how many there are; None: endless
+
+    @property
+    def plain(self) -> Episodes:
+        """The same episodes without augmentation."""
+        return self
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> Task:
+        """The episodes of these indices, stacked, on the data's device."""
+
+    @abstractmethod
+    def identity(self, indices: Sequence[int]) -> bytes:
+        """Bytes that determine these episodes (class and sample indices), one after the other, for ``sha256``."""
+
+    def sha256(self, n: int, block: int = 256) -> str:
+        """SHA-256 over the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
+        digest = hashlib.sha256()
+        for first in range(0, n, block):
+            digest.update(self.identity(range(first, min(first + block, n))))
+        return digest.hexdigest()
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
+    return images if images.is_floating_point() else images.float().div_(255)
+
+
+def task_keys(keys: np.ndarray) -> Tensor:
+    """The random key handed to the learner, [B] int64, independent of the draws that made the episode."""
+    with np.errstate(over="ignore"):
+        return torch.from_numpy(mix(keys + _U64(KEY) * _U64(0xD1342543DE82EF95)).astype(np.int64))
+
+
+class ClassEpisodes(Episodes):
+    """N-way K-shot episodes over a ``Split``: distinct classes in random label order, disjoint support, query and unlabelled images.
+
+    Where the data have ``groups``, each one with enough classes is as likely as another, and an episode's classes, distractors too, are
+    of one of them. With ``shot`` 0 the support is the attribute vectors of the classes. Unlabelled images are in random order; asking
+    for them leaves support and query of an episode as they are.
+
+    Args:
+        data: the split's images.
+        split: its name, part of every episode's identity.
+        spec: way and distractors (classes), shot, query and unlabelled (images per class).
+        seed: any integer.
+        device: where the images lie once, and where tasks appear.
+
+    Raises:
+        UserError: more classes or images per class are asked for than there are.
+    """
+
+    def __init__(self, data: Split, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> None:
+        if spec.distractors and not spec.unlabelled:
+            raise UserError(f"distractors={spec.distractors} are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1")
+        asked, what, classes = _sum(spec, "way", "distractors")
+        members = [np.arange(data.classes)] if data.groups is None else [np.flatnonzero(data.groups == g) for g in np.unique(data.groups)]
+        most = max(map(len, members))
+        if classes > most:
+            where = f"the {split} split" if data.groups is None else f"the largest group of classes in the {split} split"
+            raise UserError(f"{asked} is larger than the {most} classes of {where}; choose {what} <= {most}")
+        members = [found for found in members if len(found) >= classes]
+        self.group_sizes = np.array([len(found) for found in members])
+        self.group_members = np.stack([np.pad(found, (0, most - len(found))) for found in members])  # [groups, most]
+        asked, what, need = _sum(spec, "shot", "query", "unlabelled")
+        if need > data.counts.min():
+            short = int(data.counts.argmin())
+            raise UserError(
+                f"{asked} images per class, but class '{data.names[short]}' of the {split} split "
+                f"has {data.counts[short]}; choose {what} <= {data.counts[short]}"
+            )
+        self.data, self.split, self.spec, self.seed = data, split, spec, seed
+        self.images, self.attributes = data.images.to(device), data.attributes.to(device)
+        spread = torch.arange(spec.way, device=device)
+        self.support_y = spread.repeat_interleave(spec.shot or 1)
+        self.query_y = spread.repeat_interleave(spec.query)
+
+    def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes."""
+        way, need = self.spec.way, self.spec.shot + self.spec.query
+        keys = episode_keys(self.seed, self.split, indices)
+        group = self.group(keys)
+        members = choose(draws(keys, CLASSES, (2 * way,)), self.group_sizes[group], way)
+        classes = self.group_members[group[:, None], members]
+        samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.counts[classes], need)
+        return keys, classes, self.data.starts[classes][..., None] + samples
+
+    def group(self, keys: np.ndarray) -> np.ndarray:
+        """The group of classes of every episode, [B]."""
+        return (draws(keys, GROUP, ()) * len(self.group_sizes)).astype(np.int64)
+
+    def unlabelled(self, keys: np.ndarray, classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Image rows [B, (way + distractors) * unlabelled] in random order, beside what ``indices`` says of these episodes."""
+        further, each = self.spec.distractors, self.spec.unlabelled
+        group = self.group(keys)
+        taken = (self.group_members[group][:, None] == classes[..., None]).argmax(-1)
+        others = choose_others(draws(keys, DISTRACTORS, (2 * further,)), self.group_sizes[group], further, taken)
+        others = self.group_members[group[:, None], others]
+        uniform = draws(keys, UNLABELLED, (self.spec.way + further, 2 * each))
+        known, unknown = np.split(uniform, [self.spec.way], axis=1)
+        starts, counts = self.data.starts, self.data.counts
+        own = choose_others(known, counts[classes], each, rows - starts[classes][..., None]) + starts[classes][..., None]
+        foreign = choose(unknown, counts[others], each) + starts[others][..., None]
+        found = np.concatenate([own, foreign], 1).reshape(len(keys), -1)
+        return np.take_along_axis(found, draws(keys, ORDER, found.shape[1:]).argsort(-1), axis=-1)
+
+    def of_features(self, features: Tensor) -> ClassEpisodes:
+        """The same episodes with features [n, d] in place of the n images they were computed from."""
+        other = copy.copy(self)
+        other.images = features
+        return other
+
+    def batch(self, indices: Sequence[int]) -> Task:
+        keys, classes, rows = self.indices(indices)
+        n, device = len(keys), self.images.device
+
+        def gather(part: np.ndarray) -> Tensor:
+            flat = torch.from_numpy(np.ascontiguousarray(part).reshape(-1)).to(device)
+            return to_float(self.images.index_select(0, flat)).reshape(n, -1, *self.images.shape[1:])
+
+        known = torch.from_numpy(classes).to(device)
+        support_x = gather(rows[..., : self.spec.shot]) if self.spec.shot else self.attributes[known]
+        query_x = gather(rows[..., self.spec.shot :])
+        extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
+        context = Context(Batch(support_x, self.support_y.expand(n, -1)), known, task_keys(keys).to(device), extras)
+        return Task(context, Batch(query_x, self.query_y.expand(n, -1)))
+
+    def identity(self, indices: Sequence[int]) -> bytes:
+        keys, classes, rows = self.indices(indices)
+        parts = [classes, rows.reshape(len(rows), -1)]
+        if self.spec.unlabelled:
+            parts.append(self.unlabelled(keys, classes, rows))
+        return np.concatenate(parts, 1).astype("<i8").tobytes()
+
+
+def _sum(spec: EpisodeSpec, *names: str) -> tuple[str, str, int]:
+    """What a message says of keys that add up: ``way=5 + distractors=2 = 7``, ``way + distractors``, and the sum; zeros are left out."""
+    values = {name: value for name in names if (value := getattr(spec, name))}
+    total = sum(values.values())
+    asked = " + ".join(f"{name}={value}" for name, value in values.items())
+    return f"{asked} = {total}" if len(values) > 1 else asked, " + ".join(values), total

@@ -1,0 +1,274 @@
+"""Pictures of what a learner gets: an episode, support on the left and queries on the right, the classes of a split, augmentation.
+Images are rows of classes; a regression task is its points in the plane. A trained learner's answers can be drawn in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from torch import Tensor
+
+from metarun import verification
+from metarun.data.base import ImageDataset
+from metarun.engine import adapt
+from metarun.errors import UserError
+from metarun.problem import Gaussian, best_guess
+from metarun.run import Run
+from metarun.storage.checkpoint import replace_file
+from metarun.task import Batch, Task, select
+
+COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
+INCH = 0.5  # side of an image
+CURVE = 500  # points that show the curve behind a regression task
+GAP = 0.12  # between images, as a fraction of their side
+SUPPORT, QUERY, RIGHT, WRONG = "#c8553d", "#2f6690", "#7fb69a", "#d1495b"
+
+
+class Block(NamedTuple):
+    """Images of the same classes, to be drawn side by side."""
+
+    title: str
+    colour: str
+    batch: Batch
+    guesses: Tensor | None = None  # [n] int64, the labels that a learner gave them
+
+
+def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
+    """An episode of a split; ``answered``: with what the learner, as it is, makes of its queries.
+
+    Raises:
+        UserError: there is no such episode, or its examples are neither images nor points of one coordinate.
+    """
+    episodes = run.episodes(split)
+    if episodes.length is not None and index >= episodes.length:
+        raise UserError(f"--index {index} is not possible: these data have {episodes.length} {split} episodes, 0 to {episodes.length - 1}")
+    task = select(episodes.batch([index]), 0)
+    spec = run.spec["train" if split == "train" else "eval"]
+    where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
+    if is_image(task.query.x.shape[1:]):
+        blocks = [Block("support", SUPPORT, task.context.support)] if spec.shot else []
+        blocks.append(Block("query", QUERY, task.query))
+        if answered:
+            guesses = best_guess(_answers(run, task, task.query.x)).argmax(-1)
+            right = int((guesses == task.query.y).sum())
+            blocks[-1] = Block(
+                f"query: {right} of {len(guesses)} right; red: taken for the class of that number", QUERY, task.query, guesses
+            )
+        rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
+        return _images(blocks, rows, f"{spec.way}-way {spec.shot}-shot:  {where}")
+    if task.query.x.shape[1:] == (1,) and task.query.y.shape[1:] == (1,):
+        curve = select(run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device).batch([index]), 0).query
+        fitted = _answers(run, task, curve.x) if answered else None
+        return _points(task, curve, fitted, f"{spec.shot}-shot regression:  {where}")
+    raise UserError(
+        f"only grey or colour images and curves of one variable are drawn; these examples have shape {list(task.query.x.shape[1:])}"
+    )
+
+
+def classes(run: Run, split: str, index: int) -> Figure:
+    """Sheet ``index`` of a split's classes, a row of samples each; every sheet is spread over the whole split.
+
+    Raises:
+        UserError: there is no such sheet, or these data are not images in classes.
+    """
+    if not (isinstance(run.data, ImageDataset) and is_image(run.data.input_shape)):
+        raise UserError(f"data={run.values['data']['name']} has no classes of images to show; leave --what out for an episode")
+    if split not in run.data.splits:
+        raise UserError(f"these data have no {split} split, only {', '.join(run.data.splits)}")
+    data = run.data.splits[split]
+    sheets = -(-data.classes // ROWS)
+    if index >= sheets:
+        raise UserError(f"--index {index} is not possible: the {data.classes} {split} classes fill sheets 0 to {sheets - 1}")
+    shown = range(index, data.classes, sheets)
+    rows = [np.arange(data.starts[c], data.starts[c] + data.counts[c]) for c in shown]
+    labels = torch.arange(len(shown)).repeat_interleave(torch.tensor([len(row) for row in rows]))
+    batch = Batch(data.images[torch.from_numpy(np.concatenate(rows))].float() / 255, labels)
+    title = f"{run.values['data']['name']}, {split}:  {len(shown)} of {data.classes:,} classes"
+    return _images([Block("images", QUERY, batch)], [_short(data.names[c]) for c in shown], title)
+
+
+def augmentation(run: Run, split: str, index: int) -> Figure:
+    """The support of a training episode (zero-shot: a query of each class), and beside every image what the augmentation makes of it.
+
+    Raises:
+        UserError: the run has no augmentation, or these are not episodes of training.
+    """
+    if not run.augment:
+        raise UserError("augment=none changes no image; choose one, for example augment=characters or augment=photos")
+    if split != "train":
+        raise UserError(f"--split {split} is not augmented: only training episodes are")
+    plain = run.data.episodes(split, run.spec["train"], run.valid.root.seed, run.device)
+    task, spec = select(plain.batch([index]), 0), run.spec["train"]
+    x, y = task.context.support.x[:: spec.shot] if spec.shot else task.query.x[:: spec.query], torch.arange(spec.way)
+    copies = x.repeat_interleave(COLUMNS, 0)
+    noise = run.augment.noise(task.context.key, len(copies))
+    blocks = [
+        Block("image", SUPPORT, Batch(x, y)),
+        Block("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),
+    ]
+    title = f"{run.values['data']['name']}, {split} episode {index}, augment={run.values['augment']['name']}"
+    return _images(blocks, [_short(name) for name in names(run, split, task)], title)
+
+
+def roc(run: Run, same: np.ndarray, different: np.ndarray) -> Figure:
+    """The ROC curve of the pairs of a test, whole and magnified where few are accepted falsely; scores as for ``verification.roc``."""
+    curve = verification.roc(same, different)
+    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+    spec, name = run.spec["eval"], run.values
+    figure.suptitle(f"same class or not?  {name['algo']['name']} on {name['data']['name']}, {spec.way}-way {spec.shot}-shot test episodes")
+    lowest = 1 / different.size
+    rates = np.concatenate([[0.0], np.geomspace(lowest, 1, CURVE)])
+    low, eer = verification.FALSE_ACCEPTS, curve.eer
+    whole, magnified = figure.subplots(1, 2)
+    whole.plot(curve.far, curve.tar, color=QUERY, label=f"area {curve.auc:.4f}")
+    whole.plot([0, 1], [0, 1], color="#b9c6d0", linewidth=1, label="chance")
+    whole.plot(eer, 1 - eer, "o", color=SUPPORT, label=f"equal error rate {eer:.4f}")
+    magnified.step(rates, curve.tar_at(rates), where="post", color=QUERY)
+    magnified.plot(low, curve.tar_at(low), "o", color=SUPPORT, label=f"{float(curve.tar_at(low)):.4f} at {low:g}")
+    magnified.set_xscale("log")
+    magnified.set_xlim(max(lowest, 1e-5), 1)
+    for axes in (whole, magnified):
+        axes.set_xlabel("false-accept rate")
+        axes.set_ylabel("true-accept rate")
+        axes.set_ylim(-0.02, 1.02)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as a PNG file."""
+    FigureCanvasAgg(figure)
+    replace_file(path, lambda handle: figure.savefig(handle, format="png", dpi=160, facecolor="white"))
+
+
+def pixels(figure: Figure) -> np.ndarray:
+    """A figure as an image [height, width, 3] uint8."""
+    figure.set_dpi(100)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def is_image(shape: Sequence[int]) -> bool:
+    """Whether examples of this shape are grey or colour images."""
+    return len(shape) == 3 and shape[0] in (1, 3)
+
+
+def has_ink(x: np.ndarray) -> bool:
+    """Whether images [n, channels, height, width] in 0..1 are handwriting, ink 1 on paper 0, which is to be seen dark on light."""
+    return x.shape[1] == 1 and float(np.median(x)) < 0.1
+
+
+@torch.no_grad()
+def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian:
+    """What the learner, adapted as in a test, answers to ``x``."""
+    run.algorithm.eval()
+    *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
+    return run.algorithm.predict(state, x)
+
+
+def names(run: Run, split: str, task: Task) -> list[str]:
+    """What the classes of the episode are called, in the order of their labels."""
+    numbers = task.context.classes.tolist()
+    if isinstance(run.data, ImageDataset):
+        return [run.data.splits[split].names[i] for i in numbers]
+    return [f"class {i}" for i in numbers]
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else "…" + name[-39:]
+
+
+def _images(blocks: list[Block], names: list[str], title: str) -> Figure:
+    names = names[:ROWS]
+    mosaics = [_mosaic(block.batch, len(names)) for block in blocks]
+    step = INCH * (1 + GAP)
+    widths = [max(shown * step, 0.062 * len(block.title)) for block, (_, shown, _) in zip(blocks, mosaics)]
+    left = 0.07 * max(map(len, names)) + 0.2
+    width, height = max(left + sum(widths) + 0.45, 0.085 * len(title) + 0.4), len(names) * step + 0.8
+    figure = Figure(figsize=(width, height))
+    figure.text(0.15 / width, 1 - 0.22 / height, title, fontsize=11, fontweight="bold", va="center")
+    x = left
+    for block, (mosaic, shown, most), room in zip(blocks, mosaics, widths):
+        axes = figure.add_axes((x / width, 0.1 / height, shown * step / width, len(names) * step / height))
+        ink = has_ink(block.batch.x.cpu().numpy())
+        axes.imshow(mosaic.squeeze(-1) if mosaic.shape[-1] == 1 else mosaic, cmap="gray_r" if ink else "gray", vmin=0, vmax=1)
+        axes.set_title(
+            block.title if shown == most else f"{block.title} ({shown} of {most})", fontsize=10, color=block.colour, loc="left", pad=4
+        )
+        first = block is blocks[0]
+        rows = (np.arange(len(names)) + 0.5) * mosaic.shape[0] / len(names)
+        axes.set_yticks(rows, names if first else [""] * len(names), fontsize=8, color="#444444")
+        axes.set_xticks([])
+        axes.tick_params(length=0)
+        for spine in axes.spines.values():
+            spine.set(color=block.colour, linewidth=1.4)
+        if block.guesses is not None:
+            _judge(axes, block.batch, block.guesses, len(names))
+        x += room + 0.25
+    return figure
+
+
+def _judge(axes: Axes, batch: Batch, guesses: Tensor, way: int) -> None:
+    """Frame every image of a mosaic: right, or wrong with the number of the class it was taken for."""
+    height, width = batch.x.shape[-2:]
+    gap = max(1, round(GAP * height))
+    y = batch.y.cpu()
+    for label in range(way):
+        for column, guess in enumerate(guesses.cpu()[y == label][:COLUMNS].tolist()):
+            left, top = column * (width + gap) + gap // 2, label * (height + gap) + gap // 2
+            colour = RIGHT if guess == label else WRONG
+            axes.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.4))
+            if guess != label:
+                axes.text(
+                    left + width - 1, top, guess, fontsize=7, color="white", ha="right", va="top",
+                    bbox={"facecolor": WRONG, "edgecolor": "none", "pad": 1},
+                )  # fmt: skip
+
+
+def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
+    """Rows of classes as one image [height, width, channels] in 0..1 (NaN between), the columns shown, and how many there are."""
+    x, y = batch.x.cpu().numpy(), batch.y.cpu().numpy()
+    rows = [x[y == label] for label in range(way)]
+    most = max(map(len, rows))
+    shown = min(most, COLUMNS)
+    channels, height, width = x.shape[1:]
+    gap = max(1, round(GAP * height))
+    canvas = np.full((way * (height + gap), shown * (width + gap), channels), np.nan, np.float32)
+    for i, row in enumerate(rows):
+        for j, image in enumerate(row[:shown]):
+            top, left = i * (height + gap) + gap // 2, j * (width + gap) + gap // 2
+            canvas[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
+
+
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: str) -> Figure:
+    """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them, with their uncertainty."""
+    figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
+    axes.scatter(curve.x.cpu(), curve.y.cpu(), s=2, color="#b9c6d0", zorder=1)
+    if fitted is not None:
+        order = curve.x[:, 0].argsort()
+        x, mean = curve.x[order].cpu(), best_guess(fitted)[order].cpu()
+        axes.plot(x, mean, color="#444444", linewidth=1.4, label="answers", zorder=1)
+        if isinstance(fitted, Gaussian):
+            wide = 2 * fitted.variance[order].sqrt().cpu()
+            axes.fill_between(x[:, 0], (mean - wide)[:, 0], (mean + wide)[:, 0], color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
+    for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", task.context.support, 70, SUPPORT)):
+        axes.scatter(x.cpu(), y.cpu(), s=size, color=colour, label=f"{label} ({len(x)})", edgecolor="white", linewidth=0.8, zorder=2)
+    axes.set_title(title, fontsize=11, fontweight="bold", loc="left")
+    axes.set_xlabel("x")
+    axes.set_ylabel("y")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9)
+    return figure

@@ -1,0 +1,1 @@
+"""Operations with derivatives of any order under torch.vmap, over the kernels of ``select``."""

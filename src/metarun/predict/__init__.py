@@ -1,0 +1,1 @@
+"""A trained learner put to use: from Python, and by ``metarun predict``."""

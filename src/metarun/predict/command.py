@@ -1,0 +1,215 @@
+"""``metarun predict``: classify a folder of pictures after adapting a trained run to class folders of other pictures.
+Tables, picture sheet and export of one call; what happens in between is model.py's."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+
+from metarun.data.picture import SUFFIXES, Pictures, class_folders, pictures_in
+from metarun.errors import UserError, nearest
+from metarun.predict.contact_sheet import Answer, draw
+from metarun.predict.trained import load
+from metarun.storage.checkpoint import replace_file
+
+log = logging.getLogger(__name__)
+
+SUPPORT = "one folder of pictures per class"
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One readable picture file."""
+
+    path: Path
+    folder: str  # its folder below the one that was given; "" for that one itself
+    image: np.ndarray  # [channels, height, width] uint8, as the net will see it
+
+
+def command(words: Sequence[str]) -> dict[str, Any]:
+    """``metarun predict RUN --support DIR --query DIR …``: adapt, classify, write, and tell on stdout; returns the result for ``--json``.
+
+    Raises:
+        UserError, RunError: whatever is wrong with options, folders or pictures; see also ``model.load`` and ``Model.adapt``.
+    """
+    options = _options(words)
+    table, sheet = _targets(options)
+    model = load(options.run, options.checkpoint)
+    if model.pictures is None:
+        raise UserError(
+            f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
+            "metarun.load(RUN).adapt(x, y).predict(x)"
+        )
+    if model.algorithm.zero_shot:
+        raise UserError(
+            f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
+            "metarun.load(RUN).adapt(attributes, names).predict(files)"
+        )
+    support, broken = _read(model.pictures, _support(Path(options.support)))
+    query, broken_too = _read(model.pictures, _query(Path(options.query)))
+    for path in broken + broken_too:
+        log.warning("%s is not a readable picture and is skipped", path)
+    shots = {name: 0 for name in class_folders(Path(options.support))} | Counter(picture.folder for picture in support)
+    for name, count in shots.items():
+        if not count:
+            raise UserError(f"class '{name}' of {options.support} has no readable picture: add some, or remove the folder")
+    if not query:
+        raise UserError(f"{options.query} has no readable picture ({', '.join(sorted(SUFFIXES))})")
+
+    fitted = model.adapt(np.stack([picture.image for picture in support]), [picture.folder for picture in support], options.steps)
+    rows = fitted.probabilities(np.stack([picture.image for picture in query])).tolist()
+    answers = [
+        Answer(
+            picture.path.relative_to(options.query).as_posix(),
+            picture.image,
+            dict(zip(fitted.classes, row)),
+            picture.folder if picture.folder in shots else None,
+        )
+        for picture, row in zip(query, rows)
+    ]
+    judged = [answer.guess == answer.truth for answer in answers if answer.truth is not None]
+    accuracy = sum(judged) / len(judged) if judged else None
+
+    if options.export:
+        fitted.export(options.export)
+    text = _csv(answers, fitted.classes) if table.suffix == ".csv" else _json(answers)
+    replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
+    few, many = min(shots.values()), max(shots.values())
+    each = f"{few if few == many else f'{few} to {many}'} pictures each"
+    told = {
+        "learner": f"{model.algo} trained on {model.data}, adapted to {len(shots)} classes with {each}",
+        "pictures": f"{len(answers)} classified" + (f", {len(broken_too)} skipped" if broken_too else ""),
+        "accuracy": f"{accuracy:.4f} on the {len(judged)} pictures in folders named like a class" if judged else "",
+        "norm": "batch (transductive): pictures are normalised together, so an answer depends on the others" if fitted.transductive else "",
+        "predictions": str(table),
+        "sheet": str(sheet or ""),
+        "export": (options.export or "") + (" (normalises every batch by itself, too)" if options.export and fitted.transductive else ""),
+    }
+    if sheet:
+        lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers)
+    for key, value in told.items():
+        if value:
+            print(f"{key:12} {value}")
+    return {
+        "run": options.run,
+        "classes": fitted.classes,
+        "shots": shots,
+        "pictures": len(answers),
+        "skipped": [str(path) for path in broken + broken_too],
+        "transductive": fitted.transductive,
+        "accuracy": accuracy,
+        "predictions": str(table),
+        "sheet": sheet and str(sheet),
+        "export": options.export,
+    }
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"predict: {message} (see metarun predict --help)")
+
+
+def _options(words: Sequence[str]) -> argparse.Namespace:
+    parser = _Parser(
+        prog="metarun predict",
+        description="Adapt a trained run to your own pictures and classify others.",
+        allow_abbrev=False,
+        argument_default=None,
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder, such as outputs/DATE/TIME_NAME")
+    parser.add_argument("--support", metavar="DIR", required=True, help=f"{SUPPORT}, any number of pictures in each")
+    parser.add_argument("--query", metavar="DIR", required=True, help="pictures to classify; in folders named like the classes: accuracy")
+    parser.add_argument("--steps", metavar="K", type=int, help="inner steps of adaptation (default: as in the run's test)")
+    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best on development tasks (default), or last")
+    parser.add_argument("--out", metavar="DIR|FILE", help="folder for table and sheet, or a .csv or .json file (default: RUN/predict/<n>)")
+    parser.add_argument("--format", choices=("csv", "json"), help="of the table (default: csv, or as FILE ends)")
+    parser.add_argument("--sheet", metavar="FILE.png", help="where to draw the pictures with their answers (default: in the folder)")
+    parser.add_argument("--export", metavar="FILE.pt2", help="write the adapted classifier as a torch.export program")
+    options, unknown = parser.parse_known_args(words)
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        raise UserError(f"predict takes no '{unknown[0]}'{nearest(unknown[0], known)} (see metarun predict --help)")
+    return options
+
+
+def _targets(options: argparse.Namespace) -> tuple[Path, Path | None]:
+    """Where the table and the sheet go; no sheet beside a table that was asked for as a file."""
+    sheet = Path(options.sheet) if options.sheet else None
+    if sheet and sheet.suffix != ".png":
+        raise UserError(f"--sheet {sheet} is not possible: give a file that ends in .png")
+    if options.out:
+        out = Path(options.out)
+        if out.suffix in (".csv", ".json") and not out.is_dir():
+            if options.format and out.suffix != f".{options.format}":
+                raise UserError(f"--out {out} and --format {options.format} contradict each other: leave one out")
+            return out, sheet
+        if out.suffix or out.is_file():
+            raise UserError(f"--out {out} is not possible: give a folder, or a file that ends in .csv or .json")
+    else:
+        kept = Path(options.run) / "predict"
+        out = kept / str(1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1))
+    return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
+
+
+def _support(base: Path) -> dict[str, list[Path]]:
+    """The pictures by class.
+
+    Raises:
+        UserError: not a folder of class folders.
+    """
+    if not base.is_dir():
+        raise UserError(f"--support {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder with {SUPPORT}")
+    classes = class_folders(base)
+    if not classes:
+        raise UserError(f"--support {base} has no class folders: it should hold {SUPPORT}")
+    if loose := pictures_in(base):
+        raise UserError(f"--support {base} has pictures outside its class folders, such as {loose[0].name}: move them into one")
+    return classes
+
+
+def _query(base: Path) -> dict[str, list[Path]]:
+    """The pictures by the folder they lie in, those in ``base`` itself first."""
+    if not base.is_dir():
+        raise UserError(f"--query {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder of pictures")
+    return {"": pictures_in(base), **class_folders(base)}
+
+
+def _read(pictures: Pictures, folders: dict[str, list[Path]]) -> tuple[list[Picture], list[Path]]:
+    """The readable pictures in order, and the paths of the others."""
+    files = [(path, folder) for folder, paths in folders.items() for path in paths]
+    with ThreadPoolExecutor() as pool:
+        images = list(pool.map(lambda file: pictures.read(file[0]), files))
+    found = [Picture(path, folder, image) for (path, folder), image in zip(files, images) if image is not None]
+    return found, [path for (path, _), image in zip(files, images) if image is None]
+
+
+def _csv(answers: list[Answer], classes: list[str]) -> str:
+    """One line per picture: file, class, its probability, then the probability of every class; ``truth`` where any is known."""
+    truth = any(answer.truth is not None for answer in answers)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "class", "probability", *["truth"] * truth, *(f"p_{name}" for name in classes)])
+    for answer in answers:
+        numbers = [f"{p:.6f}" for p in (answer.confidence, *answer.probabilities.values())]
+        writer.writerow([answer.file, answer.guess, numbers[0], *[answer.truth or ""] * truth, *numbers[1:]])
+    return out.getvalue()
+
+
+def _json(answers: list[Answer]) -> str:
+    """A list with one object per picture; ``truth`` is null where it is not known."""
+    records = [
+        {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities} for a in answers
+    ]
+    return json.dumps(records, indent=1, ensure_ascii=False)

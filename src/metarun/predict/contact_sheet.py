@@ -1,0 +1,137 @@
+"""The picture sheet of a prediction: the support by class on top, the classified pictures with answer and probability below.
+Pictures are shown as the net sees them, pixels kept square."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from metarun.storage.checkpoint import replace_file
+
+TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
+CAPTION = 56  # pixels below a classified picture: bar, answer, probability, truth
+SHOTS, ANSWERS = 5, 120  # how many pictures of a class, and of those classified, are shown
+WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
+TEXT, FAINT, RULE, RIGHT, WRONG, OPEN = "#1c1c1c", "#6b6b6b", "#d9d9d9", "#1f6fb4", "#d1495b", "#6b6b6b"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One classified picture."""
+
+    file: str  # its path below the query folder
+    image: np.ndarray  # [channels, height, width] uint8, as the net sees it
+    probabilities: dict[str, float]  # by class
+    truth: str | None  # the class its folder is named after, if there is one
+
+    @property
+    def guess(self) -> str:
+        """The most probable class."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+    @property
+    def confidence(self) -> float:
+        """Its probability, 0..1."""
+        return self.probabilities[self.guess]
+
+
+def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarray]], answers: Sequence[Answer]) -> None:
+    """Write the sheet as a PNG.
+
+    Args:
+        path: where to.
+        lines: what is said on top, a title first.
+        support: class and picture [channels, height, width] uint8 of every labelled example; at most 5 of a class are drawn.
+        answers: in the order of the sheet; the first 120 are drawn.
+    """
+    blocks = _blocks(support)
+    shown = answers[:ANSWERS]
+    place = _flow([len(images[:SHOTS]) for images in blocks.values()])
+    top = MARGIN + 30 + 20 * (len(lines) - 1) + 42
+    middle = top + (1 + max(row for row, _ in place)) * (TILE + 32) + 44
+    rows = -(-len(shown) // COLUMNS)
+    sheet = Image.new("RGB", (WIDTH, middle + rows * (TILE + CAPTION + GAP) + MARGIN - GAP), "white")
+    pen = ImageDraw.Draw(sheet)
+
+    for i, line in enumerate(lines):
+        font, y, color = (_font(13), MARGIN + 10 + 20 * i, FAINT) if i else (_font(18), MARGIN, TEXT)
+        pen.text((MARGIN, y), _fit(line, font, WIDTH - 2 * MARGIN), color, font)
+    _heading(pen, top - 30, "support")
+    for (name, images), (row, column) in zip(blocks.items(), place):
+        x, y = MARGIN + column * (TILE + GAP), top + row * (TILE + 32)
+        room = len(images[:SHOTS]) * (TILE + GAP) - GAP
+        label = f"{name} ({len(images)})" if len(images) > SHOTS else name
+        pen.text((x, y), _fit(label, _font(13), room), TEXT, _font(13))
+        for i, image in enumerate(images[:SHOTS]):
+            sheet.paste(_tile(image), (x + i * (TILE + GAP), y + 18))
+    heading = f"the first {len(shown)} of {len(answers)} pictures" if len(shown) < len(answers) else "pictures"
+    colors = "; frame: blue if the answer is the name of its folder, red if it is another class" if any(a.truth for a in shown) else ""
+    _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
+    for i, answer in enumerate(shown):
+        _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer)
+    replace_file(path, lambda handle: sheet.save(handle, "PNG"))
+
+
+def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer: Answer) -> None:
+    color = OPEN if answer.truth is None else RIGHT if answer.guess == answer.truth else WRONG
+    sheet.paste(_tile(answer.image), (x, y))
+    if answer.truth is not None:
+        pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=color, width=3)
+    pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
+    pen.rectangle((x, y + TILE + 5, x + max(1, round(answer.confidence * (TILE - 1))), y + TILE + 8), color)
+    pen.text((x, y + TILE + 11), _fit(answer.guess, _font(13), TILE), color if color == WRONG else TEXT, _font(13))
+    pen.text((x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, _font(11))
+    if color == WRONG:
+        pen.text((x, y + TILE + 41), f"is {_fit(str(answer.truth), _font(11), TILE - 14)}", FAINT, _font(11))
+
+
+def _heading(pen: ImageDraw.ImageDraw, y: int, text: str) -> None:
+    pen.text((MARGIN, y), text, FAINT, _font(13))
+    pen.line((MARGIN, y + 19, WIDTH - MARGIN, y + 19), RULE)
+
+
+def _blocks(support: Sequence[tuple[str, np.ndarray]]) -> dict[str, list[np.ndarray]]:
+    """The pictures by class."""
+    blocks: dict[str, list[np.ndarray]] = {}
+    for name, image in support:
+        blocks.setdefault(name, []).append(image)
+    return blocks
+
+
+def _flow(widths: Sequence[int]) -> list[tuple[int, int]]:
+    """Row and column of blocks so many tiles wide, set like words in a line."""
+    place, row, column = [], 0, 0
+    for width in widths:
+        if column + width > COLUMNS:
+            row, column = row + 1, 0
+        place.append((row, column))
+        column += width
+    return place
+
+
+def _tile(image: np.ndarray) -> Image.Image:
+    """[channels, height, width] uint8 as a square of ``TILE`` pixels."""
+    channels, height, _ = image.shape
+    picture = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)).convert("RGB")
+    return picture.resize((TILE, TILE), Image.Resampling.NEAREST if height < TILE else Image.Resampling.LANCZOS)
+
+
+@cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    """DejaVu, which comes with matplotlib and covers most alphabets."""
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+    """The text, cut to ``width`` pixels with an ellipsis; of a path the end says more than the beginning."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"…{text}") > width:
+        text = text[1:]
+    return f"…{text}"

@@ -1,0 +1,327 @@
+"""A trained meta-learner put to use from Python: ``metarun.load(RUN).adapt(images, labels).predict(images)``, and its export.
+Works without the data it was trained on; predict.py is the command on top of it."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+
+from metarun.algorithm import Algorithm, State
+from metarun.config import schema
+from metarun.data.episodes import episode_keys, task_keys
+from metarun.data.picture import Pictures
+from metarun.engine import adapt
+from metarun.errors import RunError, UserError, nearest
+from metarun.problem import Gaussian, Problem, best_guess
+from metarun.run import build_algorithm, pick_device, read_config
+from metarun.storage.checkpoint import load as load_checkpoint
+from metarun.storage.checkpoint import replace_file
+from metarun.task import Batch, Context
+
+Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[float]
+CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
+
+
+def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: str = "auto") -> Model:
+    """The trained meta-learner of a run's folder. The data it was trained on are not needed.
+
+    Args:
+        run: the folder, as in ``outputs/2026-01-31/12-00-00_protonet-omniglot-5w1s``.
+        checkpoint: ``best`` on the development tasks, or ``last``.
+        device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
+
+    Raises:
+        UserError: no such run, checkpoint or device.
+        RunError: the checkpoint is damaged.
+    """
+    folder = Path(run)
+    values = read_config(folder) | {"device": device}
+    valid = schema.validate(values)
+    if checkpoint not in ("best", "last"):
+        raise UserError(f"there is no checkpoint '{checkpoint}'{nearest(checkpoint, ('best', 'last'))} (best or last)")
+    trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
+    data, seed = valid.data, valid.root.seed
+    pictures: Pictures | None = data.target.pictures(**data.values)
+    shape = pictures.shape if pictures else data.build(seed).input_shape
+    problem = Problem(data.target.kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
+    with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
+        algorithm = build_algorithm(valid, problem, trained)
+    chosen = pick_device(device)
+    algorithm.to(chosen).eval().requires_grad_(False)
+    key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
+    return Model(algorithm, values["algo"]["name"], values["data"]["name"], pictures, key)
+
+
+class Model:
+    """A trained meta-learner, by ``load``; ``adapt`` fits it to a task as often as you like, and it stays as it is.
+
+    Attributes:
+        algorithm: the meta-learner itself, its weights frozen, in fp32 whatever the precision of the run.
+        algo, data: their names in the run's configuration.
+        pictures: how a picture file becomes an input; None where the data are not pictures.
+        key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
+    """
+
+    def __init__(self, algorithm: Algorithm, algo: str, data: str, pictures: Pictures | None, key: Tensor) -> None:
+        self.algorithm, self.algo, self.data, self.pictures, self.key = algorithm, algo, data, pictures, key
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.key.device
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer to one query depends on the queries beside it (``net.norm=batch``)."""
+        return self.algorithm.net.transductive
+
+    def adapt(
+        self,
+        images: Images,
+        labels: Sequence[Any] | np.ndarray | Tensor,
+        steps: int | None = None,
+        unlabelled: Images | None = None,
+    ) -> Fitted:
+        """Learn a new task from labelled examples.
+
+        Args:
+            images: files; or [n, channels, height, width] or (grey) [n, height, width], uint8 0..255 or floats 0..1, of the run's size
+                and polarity (handwriting: ink = 1). Regression: inputs [n, *input_shape], or [n] where an input is one number.
+                Zero-shot: no images but attribute vectors [n, attributes].
+            labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
+            steps: inner steps, 0 or more; None: as many as in the run's test.
+            unlabelled: further images, in any of the forms of ``images``, for semi-supervised methods; the others ignore them.
+
+        Raises:
+            UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
+        """
+        steps = self._steps(steps)
+        x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
+        classes: list[Any] = []
+        if self.algorithm.problem.kind == "regression":
+            y = self._targets(labels, len(x))
+        else:
+            classes, y = self._labels(labels, len(x))
+            order = y.argsort(stable=True)  # learners are promised a support that is grouped by class
+            x, y = x[order], y[order]
+        ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
+        extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
+        context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
+        with torch.no_grad():
+            for last in adapt(self.algorithm, context, steps):
+                state = last
+        return Fitted(self, state, classes)
+
+    def inputs(self, images: Images) -> Tensor:
+        """What the net is given for ``images`` (see ``adapt``): [n, *input_shape] float32 in 0..1 on the model's device.
+
+        Raises:
+            UserError: files that cannot be read, shapes or values that do not fit.
+        """
+        if isinstance(images, (str, Path)):
+            raise UserError(f"'{images}' is one file: give a list of files")
+        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path)) for image in images):
+            images = self._files([Path(str(image)) for image in images])
+        x, shape = _tensor(images, "images"), self.algorithm.problem.input_shape
+        if shape[0] == 1 and x.shape[1:] == shape[1:]:
+            x = x.unsqueeze(1)
+        if x.dim() == 0 or x.shape[1:] != shape or len(x) == 0:
+            wanted = ", ".join(map(str, ("n", *shape)))
+            mend = "; resize them, or give files instead" if self.pictures else ""
+            raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
+        if len(shape) == 3:
+            x = _unit_range(x)
+        return x.float().to(self.device)
+
+    def _attributes(self, vectors: Any) -> Tensor:
+        """[n, attributes] float32 on the model's device."""
+        x, length = _tensor(vectors, "attributes"), self.algorithm.problem.attributes
+        if x.dim() != 2 or x.shape[1] != length:
+            raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
+        return x.float().to(self.device)
+
+    def _files(self, paths: list[Path]) -> np.ndarray:
+        if self.pictures is None:
+            raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
+        images = [self.pictures.read(path) for path in paths]
+        for path, image in zip(paths, images):
+            if image is None:
+                raise UserError(f"{path} {'is not a readable picture' if path.exists() else 'does not exist'}")
+        return np.stack([image for image in images if image is not None])
+
+    def _steps(self, steps: int | None) -> int:
+        if steps is None:
+            return self.algorithm.test_steps
+        if steps < 0:
+            raise UserError(f"steps={steps} is out of range: 0 or more")
+        if type(self.algorithm).step is Algorithm.step:
+            raise UserError(f"algo={self.algo} takes no inner steps: leave steps out")
+        return steps
+
+    def _targets(self, targets: Any, n: int) -> Tensor:
+        """[n, outputs] float32."""
+        y, outputs = _tensor(targets, "targets").float(), self.algorithm.problem.outputs
+        y = y.unsqueeze(-1) if outputs == 1 and y.dim() == 1 else y
+        if y.shape != (n, outputs):
+            raise UserError(f"the targets have shape {list(y.shape)}, but {n} inputs with {outputs} numbers each need [{n}, {outputs}]")
+        return y
+
+    def _labels(self, labels: Any, n: int) -> tuple[list[Any], Tensor]:
+        """The classes in sorted order, and every label as an index into them, [n] int64."""
+        names = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
+        if len(names) != n:
+            raise UserError(f"there are {n} images but {len(names)} labels: give one label per image")
+        if not all(isinstance(name, Hashable) for name in names):
+            raise UserError("labels must be hashable, such as strings or numbers: one per image, not a list of lists")
+        try:
+            classes = sorted(set(names))
+        except TypeError:  # of several types
+            classes = sorted(set(names), key=lambda name: (type(name).__name__, str(name)))
+        if len(classes) < 2:
+            raise UserError(f"all {n} images are of the class {classes[0]!r}: telling classes apart needs two at least")
+        trained = self.algorithm.problem.outputs
+        if self.algorithm.fixed_way and len(classes) != trained:
+            raise UserError(
+                f"this run was trained for {trained} ways, but the support has {len(classes)} classes; algo={self.algo} has one output per "
+                f"class: give {trained} classes, train with way={len(classes)}, or use a method for any number, such as algo=protonet"
+            )
+        index = {name: i for i, name in enumerate(classes)}
+        return classes, torch.tensor([index[name] for name in names])
+
+
+class Fitted:
+    """A learner that has adapted to one task, by ``Model.adapt``.
+
+    With ``net.norm=batch`` queries are normalised together: the answer to one depends on which others are asked with it, so all that are
+    given at once are answered in one batch (``transductive``). With other norms every query is answered for itself.
+
+    Attributes:
+        model: where it comes from.
+        state: the algorithm's own task state.
+        classes: the labels in sorted order (by type and text if they cannot be compared); empty for regression.
+    """
+
+    def __init__(self, model: Model, state: State, classes: list[Any]) -> None:
+        self.model, self.state, self.classes = model, state, classes
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer to one query depends on the queries beside it."""
+        return self.model.transductive
+
+    def predict(self, images: Images) -> Any:
+        """The label of every image as a list of n; regression: predictions, a tensor [n, outputs] on the CPU.
+
+        Args:
+            images: n queries, in any of the forms that ``Model.adapt`` takes.
+
+        Raises:
+            UserError: shapes or values that do not fit.
+            RunError: the adapted net does not answer with numbers.
+        """
+        outputs = best_guess(self._outputs(images))
+        return [self.classes[i] for i in outputs.argmax(-1).tolist()] if self.classes else outputs
+
+    def probabilities(self, images: Images) -> Tensor:
+        """Softmax probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.
+
+        They are the net's own confidence, which is calibrated no better than the net.
+        """
+        if not self.classes:
+            raise UserError("regression has no probabilities: use predict")
+        return best_guess(self._outputs(images)).softmax(-1)
+
+    def deviations(self, inputs: Images) -> Tensor:
+        """The standard deviation of every prediction, [n, outputs] on the CPU; raises as ``predict`` does, and where the method has none.
+
+        They are the method's own; targets lie within two of them of the prediction 19 times in 20 if it is calibrated.
+        """
+        outputs = self._outputs(inputs)
+        if not isinstance(outputs, Gaussian):
+            raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
+        return outputs.variance.sqrt()
+
+    def export(self, path: str | Path) -> None:
+        """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
+
+        It maps x [n, *input_shape] float32 on the CPU, any n >= 1 (pictures 0..1, prepared as ``Model.inputs`` does), to probabilities
+        [n, way], or to predictions [n, outputs]. The extra file ``metarun.json`` in it names classes, input shape and norm: with
+        ``net.norm=batch`` the program, too, normalises its queries together.
+
+        Raises:
+            UserError: the path does not end in .pt2, or is a folder.
+        """
+        path = Path(path)
+        if path.suffix != ".pt2" or path.is_dir():
+            raise UserError(f"cannot export to {path}: give a file that ends in .pt2")
+        net, problem = self.model.algorithm.net, self.model.algorithm.problem
+        facts = {
+            "algo": self.model.algo,
+            "classes": self.classes,
+            "input_shape": problem.input_shape,
+            "transductive": self.transductive,
+            "norm": net.norm,
+        }
+        batch = torch.export.Dim("n", min=1, max=2**20)
+        program = torch.export.export(Network(self), (torch.rand(3, *problem.input_shape),), dynamic_shapes=({0: batch},), strict=False)
+        extra = {"metarun.json": json.dumps(facts, default=str)}
+        replace_file(path, lambda handle: torch.export.save(program, handle, extra_files=extra))
+
+    @torch.no_grad()
+    def _outputs(self, images: Images) -> Tensor | Gaussian:
+        """Logits or predictions on the CPU."""
+        x = self.model.inputs(images)
+        parts = [x] if self.transductive else x.split(CHUNK)
+        answers = [self.model.algorithm.predict(self.state, part) for part in parts]
+        outputs = tree_map(lambda *leaves: torch.cat(leaves).float().cpu(), *answers)
+        if not all(leaf.isfinite().all() for leaf in tree_leaves(outputs)):
+            raise RunError("the adapted net answers with numbers that are not finite: adaptation diverged; take fewer steps")
+        return outputs
+
+
+class Network(nn.Module):
+    """An adapted learner as one net on the CPU: [n, *input_shape] to probabilities [n, way] or predictions [n, outputs].
+
+    Learner and state are no submodules: what the answer does not need (weights from before adaptation) then stays out of the export.
+    """
+
+    def __init__(self, fitted: Fitted) -> None:
+        super().__init__()
+        algorithm = copy.deepcopy(fitted.model.algorithm).cpu()
+        # Contiguous: weights lie in another order in memory, of which saving warns.
+        for parameter in algorithm.parameters():
+            parameter.data = parameter.data.contiguous()
+        state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
+        self.answer = lambda x: best_guess(algorithm.predict(state, x))
+        self.classify = bool(fitted.classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x).softmax(-1) if self.classify else self.answer(x)
+
+
+def _tensor(values: Any, what: str) -> Tensor:
+    """Numbers of any kind as a tensor."""
+    try:
+        return torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"the {what} are not an array of numbers: {' '.join(str(error).split())}") from None
+
+
+def _unit_range(x: Tensor) -> Tensor:
+    """Images as floats in 0..1."""
+    if x.dtype == torch.uint8:
+        return x.float() / 255
+    if not x.is_floating_point():
+        raise UserError(f"the images are {str(x.dtype).removeprefix('torch.')}: give uint8 in 0..255 or floats in 0..1")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):  # written so that NaN is refused as well
+        raise UserError(f"the images have values from {low:g} to {high:g}: give floats in 0..1, or uint8 in 0..255")
+    return x

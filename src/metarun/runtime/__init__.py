@@ -1,0 +1,1 @@
+"""How it runs: recordings, threads, memory, processes, profiles."""

@@ -1,0 +1,129 @@
+"""Where a run's numbers go: metrics.jsonl and TensorBoard, kept in its folder, and the progress display."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from annotated_types import Ge
+from torch import Tensor
+
+from metarun.tracking.console import Display
+
+
+class Tracker:
+    """Keeps the numbers of one run.
+
+    Args:
+        folder: the run's folder; None keeps nothing (an evaluation, a process beside the first).
+        start: first iteration of this process (> 0 when a run is resumed); later points of an earlier process are dropped.
+        every: training iterations between two logged points, each the mean over what lies between.
+        tensorboard: write TensorBoard events to ``folder/tb``.
+        pictures: want pictures, in the run's folder and in TensorBoard, and embeddings there.
+        progress: show a live bar when on a terminal, a plain line now and then elsewhere.
+    """
+
+    def __init__(
+        self,
+        folder: Path | None,
+        start: int = 0,
+        *,
+        every: Annotated[int, Ge(1)],
+        tensorboard: bool,
+        pictures: bool = True,
+        progress: bool,
+    ) -> None:
+        self.every, self.display = every, Display(progress)
+        self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
+        self.writer: Any = None
+        if tensorboard and folder:
+            from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
+
+            # Of a new run, too: TensorBoard takes the second such mark for a restart, not the first.
+            self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1)
+        self.draws = pictures
+        self.pictures = pictures and self.writer is not None
+
+    def layout(self, metric: str) -> None:
+        """TensorBoard's Custom Scalars: learning and adaptation with 95 % bands, and the two losses."""
+        if self.writer:
+            charts = {f"development {metric}": _margin(f"val/{metric}"), "loss": ["Multiline", ["^train/loss$", "^val/loss$"]]}
+            adaptation = {f"test {metric} over inner steps": _margin("test/adaptation_curve")}
+            self.writer.add_custom_scalars({"learning": charts, "adaptation": adaptation})
+
+    def position(self) -> int:
+        """Length of metrics.jsonl in bytes, for the checkpoint."""
+        self.metrics.flush()
+        return os.fstat(self.metrics.fileno()).st_size
+
+    def rewind(self, position: int) -> None:
+        """Cut metrics.jsonl back to a checkpoint's position: what came after is computed again."""
+        if position < self.position():
+            self.metrics.truncate(position)
+
+    def log(self, step: int, split: str, values: dict[str, float]) -> None:
+        """Record named numbers of a split at a training iteration; ``ci95`` among them belongs to the first."""
+        self.metrics.write(json.dumps({"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}) + "\n")
+        self.metrics.flush()
+        if self.writer:
+            for name, value in values.items():
+                self.writer.add_scalar(f"{split}/{name}", value, step)
+            if "ci95" in values:
+                name = next(iter(values))
+                self._band(f"{split}/{name}", values[name], values["ci95"], step)
+
+    def curve(self, split: str, curve: list[dict[str, float]]) -> None:
+        """The adaptation curve as TensorBoard scalars over inner steps."""
+        if self.writer:
+            tag = f"{split}/adaptation_curve"
+            for point in curve:
+                self.writer.add_scalar(tag, point["mean"], int(point["step"]))
+                self._band(tag, point["mean"], point["ci95"], int(point["step"]))
+
+    def _band(self, tag: str, mean: float, ci95: float, step: int) -> None:
+        for edge, value in zip(_margin(tag)[1][1:], (mean - ci95, mean + ci95)):
+            self.writer.add_scalar(edge, value, step)
+
+    def image(self, tag: str, image: np.ndarray, step: int) -> None:
+        """A picture [height, width, 3] uint8; ask for ``pictures`` first."""
+        self.writer.add_image(tag, image, step, dataformats="HWC")
+
+    def embedding(self, tag: str, features: Tensor, header: list[str], rows: list[list[str]], thumbnails: Tensor, step: int) -> None:
+        """Points [n, features] for the projector with a row of words each and pictures [n, channels, height, width] in 0..1."""
+        clean = [[" ".join(word.split()) for word in row] for row in rows]  # they become a table with tabs
+        self.writer.add_embedding(features, clean, thumbnails, step, tag, metadata_header=header)
+
+    def hparams(self, values: dict[str, Any], results: dict[str, float]) -> None:
+        """Hyperparameters and final results, in the run's own event file (``add_hparams`` would open a sub-run)."""
+        if self.writer:
+            from torch.utils.tensorboard.summary import hparams
+
+            simple = {key: value if isinstance(value, (int, float, str, bool)) else str(value) for key, value in values.items()}
+            for summary in hparams(simple, results):
+                self.writer.file_writer.add_summary(summary)
+            for name, value in results.items():
+                self.writer.add_scalar(name, value)
+
+    def show(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
+        """Move the progress display: ``done`` of ``total``, and a few numbers."""
+        self.display.show(label, done, total, values)
+
+    def close(self) -> None:
+        """Flush and close everything; safe to call twice."""
+        self.display.close()
+        if self.writer:
+            self.writer.close()
+        self.metrics.close()
+
+
+def _margin(tag: str) -> list[Any]:
+    """A Custom Scalars chart of a mean with its band, whose edges are kept in a section of their own."""
+    return ["Margin", [tag, f"band/{tag}/low", f"band/{tag}/high"]]
+
+
+def _plain(value: float) -> float | None:
+    """JSON has no NaN: it becomes null."""
+    return value if value == value and abs(value) != float("inf") else None

@@ -1,0 +1,325 @@
+"""A recorded step is the step itself: the same bits for every algorithm, whatever changes between calls."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, meta_gradient, small
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.hooks import RemovableHandle
+
+from metarun.algorithm import Algorithm
+from metarun.engine import Engine
+from metarun.kernels import numba_conv, select
+from metarun.run import Run
+from metarun.runtime import recording
+from metarun.runtime.recording import EAGER, MOST, CannotRepeat, Entry, Graph, Recordings, Watch, record, settings
+
+NEVER = {"maml_learn2learn"}  # runs task by task
+
+
+def entries(how: Engine) -> Iterator[Entry]:
+    assert how.executor.recordings
+    return (entry for known in how.executor.recordings.entries.values() for entry in known.values())
+
+
+def steps(run: Run, how: Engine, calls: int = EAGER + 3) -> list[Tensor]:
+    """Meta-gradients of several steps on other episodes each, with weights that move in between."""
+    algorithm, episodes, found = run.algorithm, run.episodes("train"), []
+    for i in range(calls):
+        algorithm.zero_grad(set_to_none=True)
+        how.meta_gradient(algorithm, episodes.batch(range(2 * i, 2 * i + 2)), i / calls)
+        for parameter in algorithm.parameters():
+            if parameter.grad is not None:
+                found.append(parameter.grad.clone())
+                parameter.data.sub_(parameter.grad, alpha=0.01)
+    return found
+
+
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+def test_a_replayed_step_has_the_bits_of_the_step(algo: str, problem: Builder) -> None:
+    run, recorder = Run(problem(algo)), engine()
+    now, eager = steps(run, recorder), steps(Run(problem(algo)), engine(record=False))
+    assert len(now) == len(eager)
+    assert all(map(torch.equal, now, eager))
+    programs = [entry.program for entry in entries(recorder) if entry.calls > EAGER]
+    if algo not in NEVER:
+        assert programs
+        assert all(programs), [entry.why_not for entry in entries(recorder)]
+
+
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_a_replayed_evaluation_has_the_bits_of_the_evaluation(algo: str) -> None:
+    run, recorder = Run(classification(algo)), engine(chunk=2)
+    run.algorithm.eval()
+    for i in range(EAGER):
+        tasks = run.episodes("test").batch(range(4 * i, 4 * i + 4))
+        now, eager = (how.evaluate(run.algorithm, tasks, curve=True) for how in (recorder, engine(chunk=2, record=False)))
+        assert now.keys() == eager.keys()
+        assert all(torch.equal(now[name], eager[name]) for name in eager)
+    if algo not in NEVER:
+        assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
+
+
+@pytest.mark.parametrize("words", [["precision=bf16"], ["algo.mode=mixed"], ["algo.first_order=true"], ["net.norm=support"]])
+def test_ways_to_compute_are_replayed(words: list[str]) -> None:
+    values = small("algo=maml", "net.hidden=8", *words)
+    run, other = Run(values), Run({**values, "engine": {**values["engine"], "record": False}})
+    assert all(map(torch.equal, steps(run, run.engine), steps(other, other.engine)))
+    assert all(entry.program for entry in entries(run.engine))
+
+
+def test_a_setting_that_changes_between_steps_is_heeded() -> None:
+    run, recorder = Run(small("algo=maml", "net.hidden=8")), engine()
+    tasks = run.episodes("train").batch(range(2))
+    for _ in range(EAGER + 2):
+        recorder.meta_gradient(run.algorithm, tasks, 0.0)
+    for name, value in (("inner_lr", 0.0), ("inner_steps", 1), ("mode", "none")):
+        setattr(run.algorithm, name, value)
+        found, expected = [], []
+        for how, kept in ((recorder, found), (engine(record=False), expected)):
+            run.algorithm.zero_grad(set_to_none=True)
+            how.meta_gradient(run.algorithm, tasks, 0.0)
+            kept += [p.grad for p in run.algorithm.parameters()]
+        assert all(map(torch.equal, found, expected))
+
+
+class PretendedGraph:
+    """What stands in for a CUDA graph where there is none: what was done once is not done again."""
+
+    def replay(self) -> None: ...
+
+
+@pytest.fixture
+def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's way to record, on tensors of the CPU, for which torch's operators do all the work."""
+    monkeypatch.setattr(select, "loops", lambda device: None)
+    monkeypatch.setattr(numba_conv, "covers", lambda *_: False)
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name, stand_in in {"Stream": lambda: stream, "current_stream": lambda: stream, "CUDAGraph": PretendedGraph}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
+
+
+@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+def test_what_a_gpu_records_is_the_step(algo: str, problem: Builder, pretended: None) -> None:
+    run, how = Run(problem(algo)), engine()
+    tasks, seen = run.episodes("train").batch(range(2)), list[Any]()
+    assert how.executor.recordings
+
+    def keep(algorithm: Algorithm, name: Hashable, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(module: Algorithm, item: Any) -> Any:
+            graph = Graph(function, module, item, None)
+            seen.append((graph, item))
+            return graph([leaf for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+
+        return call
+
+    how.executor.recordings.of = keep  # type: ignore[method-assign]
+    made, eager = (meta_gradient(run.algorithm, tasks, how) for how in (how, engine(record=False)))
+    assert torch.equal(made, eager)
+    assert bool(seen) == (algo not in NEVER)
+    for graph, item in seen:
+        graph([leaf + 1 for leaf in tree_leaves(item) if isinstance(leaf, Tensor)])
+        assert all(torch.equal(mine, leaf + 1) for mine, leaf in zip(graph.places, tree_leaves(item)))
+
+
+def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
+    with Watch():
+        assert torch.ones(2)[torch.tensor([0, 1])].sum().shape == ()
+        with pytest.raises(CannotRepeat, match="looks into the data"):
+            torch.ones(2).sum().item()
+        with pytest.raises(CannotRepeat, match="looks into the data"):
+            torch.ones(2)[torch.tensor([True, False])]
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda net, hook: net.register_forward_hook(hook),
+        lambda net, hook: next(net.parameters()).register_hook(hook),
+        lambda net, hook: torch.nn.modules.module.register_module_forward_hook(hook),
+    ],
+    ids=["of a module", "of a tensor", "of all modules"],
+)
+def test_hooks_see_every_call(register: Callable[..., RemovableHandle], request: pytest.FixtureRequest) -> None:
+    seen: list[int] = []
+    run, recorder = Run(small("algo=protonet", "net.hidden=8")), engine()
+    handle = register(run.algorithm.net, lambda *_: seen.append(1))
+    request.addfinalizer(handle.remove)
+    for _ in range(EAGER + 3):
+        recorder.meta_gradient(run.algorithm, run.episodes("train").batch(range(2)), 0.0)
+    assert len(seen) >= EAGER + 3
+
+
+def test_a_module_with_a_hook_for_the_way_back_is_not_replayed() -> None:
+    module = nn.Linear(2, 2)
+    assert settings(module) is not None
+    module.register_full_backward_pre_hook(lambda *_: None)
+    assert settings(module) is None
+
+
+class Affine(nn.Module):
+    """A function to record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, 3.0]))
+        self.apart = torch.tensor(5.0)  # neither parameter nor buffer
+
+
+def recorded(function: object, *items: Tensor) -> tuple[Entry, list[Tensor]]:
+    module, replay = Affine(), Recordings(torch.device("cpu"))
+    call = replay.of(module, "name", function)  # type: ignore[arg-type]
+    found = [call(module, item) for item in items]
+    (entry,) = replay.entries[module].values()
+    return entry, found
+
+
+def test_views_changes_in_place_and_constants() -> None:
+    def function(module: Affine, x: Tensor) -> dict[str, Tensor]:
+        y = (x * module.weight).reshape(2, 1, 2).transpose(0, 2)
+        y[0].add_(torch.tensor(1.5))
+        y[1].mul_(2)
+        return {"y": torch.cat(y.unbind(0)), "same": x, "n": 3}
+
+    items = [torch.arange(8.0).view(2, 4)[:, start : start + 2] for start in (0, 1, 2, 1, 0, 2)]  # other places in memory, same strides
+    entry, found = recorded(function, *items)
+    for item, result in zip(items, found):
+        expected = function(Affine(), item)
+        assert torch.equal(result["y"], expected["y"])
+        assert torch.equal(result["same"], item)
+        assert result["n"] == 3
+    assert entry.program
+
+
+@pytest.mark.parametrize(
+    ("function", "why"),
+    [
+        (lambda module, x: x * 2 if x.sum() > 0 else x * 3, "looks into the data"),
+        (lambda module, x: x[x > 0].sum(), "looks into the data"),
+        (lambda module, x: x * module.apart, "neither an argument"),
+        (lambda module, x: x * (1 + 0 * random.random()), "global generator"),
+        (lambda module, x: x + 0 * np.random.normal(), "global generator"),  # noqa: NPY002
+        (lambda module, x: x * float(module.weight.detach().numpy()[0]), "looks into the data"),
+        (lambda module, x: x * sum(x.tolist()), "looks into the data"),
+        (lambda module, x: x * np.asarray(x)[0], "looks into the data"),
+    ],
+)
+def test_what_depends_on_more_than_shapes_is_called_every_time(function: object, why: str) -> None:
+    items = [torch.tensor([1.0, -3.0]), torch.tensor([3.0, 1.0])] * 3
+    entry, found = recorded(function, *items)
+    assert all(torch.equal(result, function(Affine(), item)) for item, result in zip(items, found))  # type: ignore[operator]
+    assert entry.program is None
+    assert why in entry.why_not
+    with pytest.raises(CannotRepeat, match=why):
+        record(function, Affine(), items[0])  # type: ignore[arg-type]
+
+
+def test_a_tensor_among_the_attributes_is_known_by_its_place() -> None:
+    module = Affine()
+    before = settings(module)
+    module.apart += 1  # where it lay: a GPU reads it there
+    assert settings(module) == before
+    module.apart = module.apart + 1
+    assert settings(module) != before
+
+
+@pytest.mark.parametrize("values", [(math.sin, math.cos), (np.float32(1), np.float32(2)), (np.zeros(2), np.ones(2)), (1, 2), ("a", "b")])
+def test_settings_are_known_by_what_they_are(values: tuple[object, object]) -> None:
+    module, found = Affine(), []
+    for value in (*values, values[0]):
+        module.setting = value  # type: ignore[assignment]
+        found.append(settings(module))
+    assert found[0] == found[2] != found[1]
+
+
+def test_a_number_may_be_passed_on_but_not_computed_with() -> None:
+    def function(module: Affine, item: tuple[Tensor, float]) -> Tensor:
+        return item[0] * module.weight if module.training else item[0] * module.weight.sum() * (1 - item[1])
+
+    for trains, ever in ((True, ""), (False, "number that changes")):
+        module, replay = Affine().train(trains), Recordings(torch.device("cpu"))
+        call, x = replay.of(module, "name", function), torch.tensor([2.0, 3.0])
+        for i in range(EAGER + 3):
+            made = call(module, (x, 0.1 * i))
+            assert made.dtype == torch.float32
+            assert torch.equal(made, function(module, (x, 0.1 * i)))
+        (entry,) = replay.entries[module].values()
+        assert ever in entry.why_not
+        assert bool(entry.program) == trains
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda module, x: (z := torch.fft.fft(x * module.weight)) * z.conj(),
+        lambda module, x: torch.fft.fft(x * module.weight).real[1:],
+        lambda module, x: torch.autograd.grad(torch.fft.rfft2(x[None] * module.weight).abs().square().sum(), module.weight)[0],
+        lambda module, x: (x * module.weight).view(torch.int32)[1:].float(),
+        lambda module, x: torch.fft.fft(x * module.weight).conj().imag[1:] * 2,
+    ],
+    ids=["conjugate", "real part", "derivative of an absolute value", "bits", "part of a conjugate"],
+)
+def test_views_that_read_memory_in_another_way(function: object) -> None:
+    items = [torch.tensor([1.0 + i, -3.0]) for i in range(EAGER + 3)]
+    entry, found = recorded(function, *items)
+    assert entry.program, entry.why_not
+    assert all(torch.equal(result, function(Affine(), item)) for item, result in zip(items, found))  # type: ignore[operator]
+
+
+def test_an_error_of_the_functions_own_is_raised_as_ever() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        return x @ torch.ones(3)
+
+    for _ in range(EAGER + 2):
+        with pytest.raises(RuntimeError, match="size"):
+            recorded(function, *[torch.ones(2)] * (EAGER + 2))
+
+
+def test_dead_operations_are_left_out_and_memory_is_given_back() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        (x * 5).exp()
+        return (x + 1).cos()
+
+    program, _ = record(function, Affine(), torch.ones(2))
+    _taken, *operations, _returned = program.lines
+    assert len(operations) == 2
+    assert sum("; del " in line for line in operations) == 1
+
+
+def test_settings_that_change_with_every_call_are_not_remembered_for_ever() -> None:
+    run, how = Run(small("algo=maml", "net.hidden=8")), engine()
+    tasks = run.episodes("train").batch(range(2))
+    for i in range(MOST + 3):
+        run.algorithm.inner_lr = 0.1 + 0.001 * i
+        how.evaluate(run.algorithm, tasks, curve=False)
+    assert len(list(entries(how))) == MOST
+
+
+def test_a_long_program_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recording, "LONGEST", 5)
+    entry, found = recorded(lambda module, x: sum(x * i for i in range(9)), *[torch.ones(2)] * (EAGER + 2))
+    assert all(torch.equal(result, torch.full((2,), 36.0)) for result in found)
+    assert "more than 5 operations" in entry.why_not
+
+
+def test_an_algorithm_that_is_gone_takes_its_programs_along() -> None:
+    how = engine()
+    run = Run(small("algo=protonet", "net.hidden=8"))
+    for _ in range(EAGER + 2):
+        how.meta_gradient(run.algorithm, run.episodes("train").batch(range(2)), 0.0)
+    assert isinstance(run.algorithm, Algorithm)
+    assert len(list(entries(how))) == 1
+    del run
+    assert not list(entries(how))
