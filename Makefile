@@ -27,10 +27,11 @@ test: $(READY) ## the tests, without the slow ones
 test-all: $(READY) ## all tests, minutes longer
 	$(PYTEST) $(ARGS)
 
-lint: $(READY) ## style, formatting, types
+lint: $(READY) ## style, formatting, types, imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 peers: $(PEERS)/learn2learn/.built $(PEERS)/metalearn/.built ## build the libraries that the benchmark compares with, in environments of their own
 
