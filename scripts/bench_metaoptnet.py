@@ -16,7 +16,7 @@ from metarun.config.compose import compose, resolve
 from metarun.config.schema import without_meta
 from metarun.engine import Engine
 from metarun.nets.base import Net
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.task import Batch, Context, Task
 
 FEATURES, QUERY, ROUNDS = 64, 15, 30
@@ -55,7 +55,7 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(options.threads)
     spec = EpisodeSpec(way=options.way, shot=options.shot, query=QUERY)
-    problem = Problem("classification", (FEATURES,), options.way, 1, spec, spec)
+    problem = Problem(Classification(), (FEATURES,), options.way, 1, spec, spec)
     engine = Engine(torch.device("cpu"), "fp32", map="vmap", chunk="auto")
     batch = tasks(options.way, options.shot, options.meta_batch)
     settings = without_meta(resolve(compose(["algo=metaoptnet"]))["algo"])

@@ -27,7 +27,7 @@ from metarun.nets.conv import Conv
 from metarun.nets.conv4 import Block
 from metarun.nets.norm import Norm, NormKind
 from metarun.optim import MetaOptimizer
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.run import Run
 from metarun.task import Batch, Context, Task
 
@@ -185,7 +185,7 @@ def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -
         return Batch(centres[y] + torch.randn(way * n, features, generator=generator, dtype=torch.float64), y)
 
     context = Context(batch(shot), torch.arange(way), torch.tensor(seed), {})
-    return Problem("classification", (features,), way, way, spec, spec), Task(context, batch(query))
+    return Problem(Classification(), (features,), way, way, spec, spec), Task(context, batch(query))
 
 
 def double(tasks: Any) -> Any:

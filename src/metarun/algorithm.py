@@ -17,11 +17,20 @@ from torch.func import functional_call
 from metarun import inner
 from metarun.nets.base import Net
 from metarun.nets.mlp import MLP
-from metarun.problem import Kind, Problem
+from metarun.problem import Problem
 from metarun.task import Context, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
 Metrics = dict[str, Tensor]
+
+
+class Footprint(NamedTuple):
+    """What one task takes in memory: what ``engine.chunk=auto`` reckons with."""
+
+    examples: int  # that pass the net, their activations being held at a time
+    bytes: int = 0  # held beside these
+    states: int = 0  # inner steps whose states are held for the way back
+    flat: bool = False  # memory is to grow with steps by the states alone: tasks are taken in smaller chunks the more steps there are
 
 
 class Algorithm(nn.Module, ABC):
@@ -33,31 +42,32 @@ class Algorithm(nn.Module, ABC):
     Attributes:
         inner_steps: inner steps K of meta-training (>= 0).
         test_steps: inner steps of validation and test (>= 0); the adaptation curve shows 0 .. test_steps.
-        kinds: the kinds of problem that the method can be asked to solve.
+        kinds: names of the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         zero_shot: the support is an attribute vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
-        class_ordered: the method's answer may depend on which class got which label (a learned head does, prototypes do not).
+        unrolls: meta-updates per training task, with ``inner_steps`` steps in each: more than 1 where the inner loop is too long for one,
+            and is cut (truncated back-propagation). States are then handed on from one meta-update to the next, without their graph.
+        label_dependent: the answer may depend on which class got which label (a learned head does, prototypes do not).
+        ordered: the answer may depend on the order of the support's examples, minibatches included, though the key stays the same.
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: validation and test then verify, too (same class or not, see ``verification``).
-        query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
-        saves_memory: what is kept of many inner steps is little and to stay so: tasks are taken in smaller chunks the more steps there are.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
-    kinds: frozenset[Kind] = frozenset({"classification", "regression"})
+    kinds: frozenset[str] = frozenset({"classification", "regression"})
     inner_steps: int = 0
     test_steps: int = 0
     fixed_way: bool = False
     every_state: bool = False
     zero_shot: bool = False
-    class_ordered: bool = False
+    unrolls: int = 1
+    label_dependent: bool = False
+    ordered: bool = False
     pairwise: bool = False
-    query_bytes: int = 0
     encodes: bool = False
-    saves_memory: bool = False
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -93,6 +103,12 @@ class Algorithm(nn.Module, ABC):
         prediction = self.predict(states[-1], task.query.x)
         loss = self.problem.loss(prediction, task.query.y)
         return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, task.query.y)}
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
+        context, steps = task.context, self.inner_steps * train
+        images = context.support.y.shape[0] * (1 + steps) + task.query.y.shape[0] + context.unlabelled.shape[0]
+        return Footprint(images, states=steps)
 
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
@@ -132,7 +148,7 @@ class GradientLearner(Algorithm):
 
     parts: tuple[str, ...] = ("net.", "head.")
     fixed_way = True
-    class_ordered = True
+    label_dependent = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
         super().__init__(net, problem)
@@ -200,7 +216,9 @@ class InnerLoop(StepLearner):
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.mode: inner.Mode = "none" if first_order else mode
-        self.saves_memory = self.mode == "mixed"
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        return super().footprint(task, train)._replace(flat=self.mode == "mixed")
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))

@@ -194,7 +194,7 @@ class Engine:
         learner = replica(algorithm)
         learner.net = Encoded(net)
         # What a method does with features takes memory, too: the chunks stay as small as with images.
-        self._activations[learner.net] = self._activation_bytes(net, select(episodes.batch([0]), 0).query.x[:2])
+        self._activations[learner.net] = self._activation_bytes(algorithm)
         return learner, found
 
     def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
@@ -219,22 +219,23 @@ class Engine:
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; with ``auto`` by ``memory.chunk_size``.
 
-        A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
-        says of its queries.
+        What one task takes is the method's to say (``Algorithm.footprint``).
         """
         if self.chunk != "auto":
             return self.chunk
         one = select(tasks, 0)
-        queries = one.query.y.shape[0]
-        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
-        size = images * self._activation_bytes(algorithm.net, one.query.x[:2]) + queries * algorithm.query_bytes
-        kept = train and algorithm.inner_steps and (self.device.type == "cpu" or algorithm.saves_memory)
-        states = algorithm.inner_steps * self._state_bytes(algorithm, one) if kept else 0
+        held = algorithm.footprint(one, train)
+        size = held.examples * self._activation_bytes(algorithm) + held.bytes
+        kept = held.states and (self.device.type == "cpu" or held.flat)
+        states = held.states * self._state_bytes(algorithm, one) if kept else 0
         return memory.chunk_size(count(tasks), size, states, self.device)
 
-    def _activation_bytes(self, net: Net, x: Tensor) -> int:
+    def _activation_bytes(self, algorithm: Algorithm) -> int:
+        net = algorithm.net
         if net not in self._activations:
-            self._activations[net] = memory.activations(net, x)
+            dtype = next((p.dtype for p in net.parameters()), torch.float32)
+            examples = torch.zeros(2, *algorithm.problem.input_shape, dtype=dtype, device=self.device)
+            self._activations[net] = memory.activations(net, examples)
         return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:

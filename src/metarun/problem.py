@@ -1,20 +1,21 @@
 """What is to be solved: the shape of its episodes, the kind of answers, and how they are judged.
-A problem knows nothing of data sets, methods or devices."""
+A problem knows nothing of data sets, methods or devices. Nobody outside asks which kind it is: a kind answers for itself."""
 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.errors import UserError
 from metarun.inner import widen
-
-Kind = Literal["classification", "regression"]
 
 
 class Gaussian(NamedTuple):
@@ -24,14 +25,63 @@ class Gaussian(NamedTuple):
     variance: Tensor  # [n, outputs], > 0
 
 
-def best_guess(prediction: Tensor | Gaussian) -> Tensor:
-    """Logits as they are, or the mean of predictions [n, outputs]."""
+class Samples(NamedTuple):
+    """The answers of several members: of an ensemble, of particles, of samples of a posterior.
+
+    For regression the members are Gaussian: one that predicts points alone says with which noise.
+    """
+
+    members: Tensor | Gaussian  # logits [members, n, way], or a Gaussian of [members, n, outputs]
+
+
+class Trajectories(NamedTuple):
+    """What a policy did in n episodes of an environment."""
+
+    observations: Tensor  # [n, horizon, observations], before each action
+    actions: Tensor  # [n, horizon, actions]
+    rewards: Tensor  # [n, horizon]
+
+    @property
+    def returns(self) -> Tensor:
+        """The sum of rewards of every episode, [n]."""
+        return self.rewards.sum(-1)
+
+
+Prediction = Tensor | Gaussian | Samples | Trajectories
+
+
+def best_guess(prediction: Tensor | Gaussian | Samples) -> Tensor:
+    """One answer: logits as they are, a mean, or of several members the logarithm of the mean probability or the mean; [n, outputs]."""
+    if isinstance(prediction, Samples):
+        members = prediction.members
+        return members.mean.mean(0) if isinstance(members, Gaussian) else _log_mean(F.log_softmax(widen(members), -1))
     return prediction.mean if isinstance(prediction, Gaussian) else prediction
+
+
+def spread(prediction: Gaussian | Samples) -> Tensor:
+    """The variance of a regression's answer [n, outputs]: of a mixture, the members' mean variance plus the variance of their means."""
+    if isinstance(prediction, Gaussian):
+        return prediction.variance
+    members = prediction.members
+    if not isinstance(members, Gaussian):
+        raise TypeError("logits have no variance")
+    return members.variance.mean(0) + members.mean.var(0, unbiased=False)
+
+
+def _log_mean(logs: Tensor) -> Tensor:
+    """The logarithm of the mean over the first axis of numbers that come as logarithms."""
+    return torch.logsumexp(logs, 0) - math.log(logs.shape[0])
+
+
+def _log_density(prediction: Gaussian, y: Tensor) -> Tensor:
+    """Of every target y [n, outputs] under its own Gaussian."""
+    mean, variance = map(widen, prediction)
+    return -0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance))
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
-    """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1.
+    """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1; for control they count trajectories.
 
     With ``shot`` 0 the support is one attribute vector per class.
     ``unlabelled`` images per class come from the ``way`` classes and from ``distractors`` classes more, of which there is nothing else.
@@ -56,12 +106,175 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True)
+class Kind(ABC):
+    """A kind of problem: how long an answer is, and how answers are judged.
+
+    Attributes:
+        name: what algorithms declare in ``kinds``.
+        metric: name of the score.
+        higher_is_better: whether a larger score is the better one.
+        labelled: whether targets are classes, 0..way-1.
+    """
+
+    name: ClassVar[str]
+    higher_is_better: ClassVar[bool]
+    labelled: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def metric(self) -> str: ...
+
+    @abstractmethod
+    def outputs(self, spec: EpisodeSpec) -> int:
+        """How many numbers an answer has in episodes of this shape."""
+
+    @abstractmethod
+    def loss(self, prediction: Any, y: Tensor) -> Tensor:
+        """What a method minimises by default, a scalar."""
+
+    @abstractmethod
+    def score(self, prediction: Any, y: Tensor) -> Tensor:
+        """The metric of one batch, a scalar."""
+
+    def describe(self, spec: EpisodeSpec) -> str:
+        """An episode of this shape in a few words."""
+        return f"{spec.shot} support and {spec.query} query points"
+
+    def check(self, spec: EpisodeSpec, key: Callable[[str], str], data: str) -> None:
+        """Is this a shape of episodes that such problems have?
+
+        Args:
+            key: of a field of the spec, what the user calls it.
+            data: the name of the data.
+
+        Raises:
+            UserError: it is not.
+        """
+        if spec.unlabelled:
+            raise UserError(f"{key('unlabelled')}={spec.unlabelled} is not possible: data={data} has no images")
+
+
+@dataclass(frozen=True)
+class Classification(Kind):
+    """Telling ``way`` classes apart: predictions are logits [n, way], y [n] int64; the score is the accuracy, a fraction."""
+
+    name = "classification"
+    metric = "accuracy"
+    higher_is_better = True
+    labelled = True
+
+    def outputs(self, spec: EpisodeSpec) -> int:
+        return spec.way
+
+    def describe(self, spec: EpisodeSpec) -> str:
+        return f"{spec.way}-way {spec.shot}-shot, {spec.query} queries a class"
+
+    def loss(self, prediction: Tensor | Samples, y: Tensor) -> Tensor:
+        """Mean cross-entropy; of several members, −log of their mean probability."""
+        if isinstance(prediction, Samples):
+            return F.nll_loss(best_guess(prediction), y)
+        return F.cross_entropy(widen(prediction), y)
+
+    def score(self, prediction: Tensor | Samples, y: Tensor) -> Tensor:
+        return (best_guess(prediction).argmax(-1) == y).float().mean()
+
+    def check(self, spec: EpisodeSpec, key: Callable[[str], str], data: str) -> None:
+        if spec.way < 2:
+            raise UserError(f"{key('way')}={spec.way} is out of range: telling classes apart needs way >= 2")
+
+
+@dataclass(frozen=True)
+class Regression(Kind):
+    """Predicting numbers: predictions [n, size] or a ``Gaussian``, or Gaussian ``Samples``; y [n, size].
+
+    Args:
+        size: numbers per target.
+        summed: the squared error is summed over examples, as of the loss of a training problem, in place of their mean.
+    """
+
+    name = "regression"
+    higher_is_better = False
+    size: int = 1
+    summed: bool = False
+
+    @property
+    def metric(self) -> str:
+        return "sse" if self.summed else "mse"
+
+    def outputs(self, spec: EpisodeSpec) -> int:
+        return self.size
+
+    def loss(self, prediction: Tensor | Gaussian | Samples, y: Tensor) -> Tensor:
+        """Squared error, or −log density a number: of several members, of their mixture."""
+        if isinstance(prediction, Gaussian):
+            return -_log_density(prediction, y).mean()
+        if isinstance(prediction, Samples):
+            members = prediction.members
+            if not isinstance(members, Gaussian):
+                raise TypeError("members of a regression are Gaussian: those that predict points name their noise")
+            return -_log_mean(_log_density(members, y).sum(-1)).mean() / self.size
+        return self._error(prediction, y)
+
+    def score(self, prediction: Tensor | Gaussian | Samples, y: Tensor) -> Tensor:
+        return self._error(best_guess(prediction), y)
+
+    def _error(self, guess: Tensor, y: Tensor) -> Tensor:
+        squares = (widen(guess) - y).square()
+        return squares.sum() if self.summed else squares.mean()
+
+
+@dataclass(frozen=True)
+class Control(Kind):
+    """Acting: x [n] int64 are keys of episodes of an environment, y [n, 0] is empty; the score is the mean return.
+
+    Args:
+        size: numbers per action.
+    """
+
+    name = "control"
+    metric = "return"
+    higher_is_better = True
+    size: int = 1
+
+    def outputs(self, spec: EpisodeSpec) -> int:
+        return self.size
+
+    def describe(self, spec: EpisodeSpec) -> str:
+        return f"{spec.shot} trajectories to adapt by, {spec.query} to be judged by"
+
+    def loss(self, prediction: Trajectories, y: Tensor) -> Tensor:
+        """Minus the mean return, a value to look at: through it no gradient reaches a policy whose actions are drawn."""
+        return -prediction.returns.mean()
+
+    def score(self, prediction: Trajectories, y: Tensor) -> Tensor:
+        return prediction.returns.mean()
+
+
+Policy = Callable[[Tensor, Tensor, int], Tensor]  # observations [n, observations], keys [n] and time 0, 1, … to actions [n, actions]
+
+
+class Simulator(Protocol):
+    """An environment in pure tensor functions of n episodes at once; what tells one task from another is in ``params``."""
+
+    horizon: int  # actions of an episode
+
+    def reset(self, params: dict[str, Tensor], keys: Tensor) -> Tensor:
+        """First states [n, state], for the keys [n] int64 of episodes."""
+
+    def observe(self, params: dict[str, Tensor], state: Tensor) -> Tensor:
+        """What an actor sees of states [n, state]: [n, observations]."""
+
+    def step(self, params: dict[str, Tensor], state: Tensor, action: Tensor, keys: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """Next states [n, state] and rewards [n], for actions [n, actions]."""
+
+
+@dataclass(frozen=True)
 class Problem:
     """What a net and an algorithm need to know of the data, and how a prediction is judged.
 
-    ``outputs`` is the number of classes of an episode (classification) or the size of a target (regression);
-    ``classes`` the number of training classes (0 for regression); ``input_shape`` one example's shape, no batch axis;
-    ``attributes`` the length of a class's attribute vector (0: the data have none).
+    ``outputs`` is the length of an answer, see ``Kind.outputs``; ``classes`` the number of training classes (0 where there are none);
+    ``input_shape`` one example's shape, no batch axis, for control an observation's; ``attributes`` the length of a class's attribute
+    vector (0: the data have none); ``simulator`` the environment of control.
     """
 
     kind: Kind
@@ -71,6 +284,7 @@ class Problem:
     train: EpisodeSpec
     eval: EpisodeSpec
     attributes: int = 0
+    simulator: Simulator | None = None
 
     @property
     def most_classes(self) -> int:
@@ -84,25 +298,34 @@ class Problem:
 
     @property
     def metric(self) -> str:
-        """Name of the score: ``accuracy`` (a fraction, higher is better) or ``mse`` (lower is better)."""
-        return "accuracy" if self.kind == "classification" else "mse"
+        return self.kind.metric
 
     @property
     def higher_is_better(self) -> bool:
-        return self.kind == "classification"
+        return self.kind.higher_is_better
 
-    def loss(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
-        """A scalar: mean cross-entropy of logits [n, way], squared error of predictions [n, outputs], or −log density under a Gaussian."""
-        if isinstance(prediction, Gaussian):
-            mean, variance = map(widen, prediction)
-            return 0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance)).mean()
-        if self.kind == "classification":
-            return F.cross_entropy(widen(prediction), y)
-        return (widen(prediction) - y).square().mean()
+    def loss(self, prediction: Any, y: Tensor) -> Tensor:
+        """See the kind's."""
+        return self.kind.loss(prediction, y)
 
-    def score(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
-        """The metric of one batch, a scalar."""
-        guess = best_guess(prediction)
-        if self.kind == "classification":
-            return (guess.argmax(-1) == y).float().mean()
-        return (widen(guess) - y).square().mean()
+    def score(self, prediction: Any, y: Tensor) -> Tensor:
+        """See the kind's."""
+        return self.kind.score(prediction, y)
+
+    def simulate(self, params: dict[str, Tensor], policy: Policy, keys: Tensor) -> Trajectories:
+        """The trajectories of n episodes of the environment, one for each of the keys [n] int64.
+
+        Args:
+            params: of the task, its ``Context.extras``.
+            policy: draws actions by the keys that it is given, so that the same keys give the same episodes.
+        """
+        if self.simulator is None:
+            raise TypeError("this problem has no environment to act in")
+        state = self.simulator.reset(params, keys)
+        observations, actions, rewards = [], [], []
+        for time in range(self.simulator.horizon):
+            observations.append(self.simulator.observe(params, state))
+            actions.append(policy(observations[-1], keys, time))
+            state, reward = self.simulator.step(params, state, actions[-1], keys, time)
+            rewards.append(reward)
+        return Trajectories(torch.stack(observations, 1), torch.stack(actions, 1), torch.stack(rewards, 1))

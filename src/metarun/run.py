@@ -50,17 +50,19 @@ class Run:
         self.device = pick_device(root.device)
         self.data: Dataset = valid.data.build(root.seed)
         self.spec: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
-        outputs = valid.train.way if self.data.kind == "classification" else self.data.target_size
+        outputs = self.data.kind.outputs(valid.train)
         shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
         if trained:
             shape |= trained["problem"]
-        self.problem = Problem(self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], **shape)
+        self.problem = Problem(
+            self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], simulator=self.data.simulator, **shape
+        )
         if valid.algo.target.zero_shot:
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
         self.algorithm = build_algorithm(valid, self.problem, trained).to(self.device)
         way = self.spec["eval"].way
-        if self.algorithm.fixed_way and self.problem.kind == "classification" and way != self.problem.outputs:
+        if self.algorithm.fixed_way and self.problem.kind.labelled and way != self.problem.outputs:
             raise UserError(
                 f"algo={values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
                 f"episode.eval.way={way} must be {self.problem.outputs} as well"
@@ -151,7 +153,7 @@ def _refuse_other_kinds(values: dict[str, Any], valid: Valid) -> None:
     Raises:
         UserError: it cannot.
     """
-    kind, kinds = valid.data.target.kind, valid.algo.target.kinds
+    kind, kinds = valid.data.target.kind.name, valid.algo.target.kinds
     if kind not in kinds:
         algo, data = values["algo"]["name"], values["data"]["name"]
         raise UserError(

@@ -1,7 +1,7 @@
 """Run folders of earlier versions keep working: tests/stored holds two, made when every algorithm lay in algos/ itself, the outer optimizer
 was called ``Outer`` and recordings ``engine.replay``.
 
-    metarun experiment=tutorial net.hidden=4 algo=maml trainer.iterations=8 trainer.val_every=4 trainer.val_episodes=4 trainer.test_episodes=4
+    metarun experiment=tutorial net.hidden=4 algo=maml trainer.iterations=8 trainer.val_every=4 …
     metarun experiment=sinusoid algo=maml optim=hypergradient net.sizes=[8] (the same trainer settings)
 """
 

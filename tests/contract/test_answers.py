@@ -1,5 +1,5 @@
 """What an answer may depend on: the support set and the one query, nothing else unless declared.
-The declarations (transductive, class_ordered) are checked in both directions, so that they stay honest."""
+The declarations (transductive, label_dependent) are checked in both directions, so that they stay honest."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(
     relabelled = Context(Batch(x[regrouped], new_label[y][regrouped]), task.context.classes[torch.argsort(new_label)], *task.context[2:])
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, relabelled, task.query.x))
     change = max(float((after[:, new_label] - before).abs().max()) for before, after in pairs)
-    assert change > 1e-6 if algorithm.class_ordered else change < 1e-9
+    assert change > 1e-6 if algorithm.label_dependent else change < 1e-9
 
 
 @pytest.mark.parametrize("algo", CLASSIFIERS)

@@ -14,7 +14,7 @@ from metarun.algos.heads.alpaca import ALPaCA
 from metarun.drawing import figures
 from metarun.errors import UserError
 from metarun.experiment import train
-from metarun.problem import EpisodeSpec, Gaussian, Problem
+from metarun.problem import EpisodeSpec, Gaussian, Problem, Regression
 from metarun.run import Run
 from metarun.task import Batch, Context
 
@@ -25,7 +25,7 @@ FEATURES, OUTPUTS = 3, 2
 def alpaca(prior: float = 1.0) -> ALPaCA:
     """On plain vectors, with any mean and covariance of the prior."""
     spec = EpisodeSpec(way=1, shot=4, query=5)
-    model = ALPaCA(Identity(FEATURES), Problem("regression", (FEATURES,), OUTPUTS, 0, spec, spec), noise=0.3, prior=1.0).double()
+    model = ALPaCA(Identity(FEATURES), Problem(Regression(), (FEATURES,), OUTPUTS, 0, spec, spec), noise=0.3, prior=1.0).double()
     model.mean.data = random(FEATURES + 1, OUTPUTS, seed=5)
     model.factor.data = prior * (torch.eye(FEATURES + 1, dtype=F64) + random(FEATURES + 1, FEATURES + 1, seed=6) / 2)
     model.log_noise.data = torch.tensor([0.3, 0.7], dtype=F64).log()

@@ -13,7 +13,7 @@ from metarun.algos.gradient.anil import ANIL
 from metarun.algos.gradient.maml import MAML
 from metarun.engine import adapt
 from metarun.errors import UserError
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
@@ -24,7 +24,7 @@ WORDS = ["net=mlp", "net.activation=tanh", "algo.inner_lr=0.3"]
 @pytest.mark.parametrize("mode", ["unroll", "mixed", "none"])
 def test_on_a_linear_model_it_is_maml(mode: inner.Mode) -> None:
     spec = EpisodeSpec(way=3, shot=2, query=2)
-    problem = Problem("classification", (4,), 3, 10, spec, spec)
+    problem = Problem(Classification(), (4,), 3, 10, spec, spec)
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randn(2, 2, 6, 4, generator=generator, dtype=F64), torch.tensor([0, 0, 1, 1, 2, 2]).repeat(2, 1)
     tasks = Task(Context(Batch(x[0], y), torch.arange(3).repeat(2, 1), torch.arange(2), {}), Batch(x[1], y))

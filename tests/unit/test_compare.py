@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from metarun.comparison import plots
-from metarun.comparison.groups import differences, group, higher_is_better
+from metarun.comparison.groups import differences, group
 from metarun.comparison.paired import UnpairedError, pair
-from metarun.comparison.runs import DamagedError, collect, read
+from metarun.comparison.runs import DamagedError, Run, collect, read
 from metarun.comparison.tables import duration, number
 from metarun.comparison.view import view
 from metarun.errors import UserError
@@ -199,7 +199,10 @@ def test_a_lone_group_is_not_called_the_best(tmp_path):
     ("metric", "higher"), [("accuracy", True), ("mse", False), ("loss", False), ("query_loss", False), ("return", True)]
 )
 def test_which_way_is_better(metric, higher):
-    assert higher_is_better(metric) is higher
+    run = Run(Path(), {}, {})
+    assert run.higher_is_better(metric) is higher
+    said = Run(Path(), {}, {"metric": metric, "higher_is_better": not higher})
+    assert said.higher_is_better(metric) is not higher, "a summary knows its own score"
 
 
 def test_group_by_averages_over_everything_else(tmp_path):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.algos.metric.hausdorff import Hausdorff, Ink
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.task import Batch, Context
 
 SPEC = EpisodeSpec(way=2, shot=1, query=1)
@@ -16,7 +16,7 @@ SIDE = 12
 
 
 def hausdorff(points: int = SIDE * SIDE) -> Hausdorff:
-    return Hausdorff(nn.Identity(), Problem("classification", (1, SIDE, SIDE), 2, 10, SPEC, SPEC), threshold=0.5, points=points)
+    return Hausdorff(nn.Identity(), Problem(Classification(), (1, SIDE, SIDE), 2, 10, SPEC, SPEC), threshold=0.5, points=points)
 
 
 def drawings(n: int, seed: int, share: float = 0.2) -> Tensor:

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from metarun.algos.gradient.imaml import IMAML
 from metarun.engine import adapt
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task, select
 
 F64 = torch.float64
@@ -24,7 +24,7 @@ def quadratic(**values: Any) -> tuple[IMAML, Task]:
     """iMAML on linear regression, no hidden layer, and one task."""
     torch.manual_seed(0)
     spec = EpisodeSpec(way=1, shot=5, query=4)
-    problem = Problem("regression", (3,), 1, 0, spec, spec)
+    problem = Problem(Regression(), (3,), 1, 0, spec, spec)
     settings = {"inner_lr": 0.2, "inner_steps": 200, "test_steps": 200, "proximal": 0.5, "cg_steps": 4, "damping": 0.0, **values}
     support, query = torch.randn(1, 5, 4, dtype=F64), torch.randn(1, 4, 4, dtype=F64)
     context = Context(Batch(support[..., :3], support[..., 3:]), torch.zeros(1, 1, dtype=torch.int64), torch.arange(1), {})

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from metarun.algos.metric.imp import IMP
 from metarun.algos.metric.protonet import ProtoNet
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.task import Batch, Context
 
 F64 = torch.float64
 SPEC = EpisodeSpec(way=3, shot=3, query=2)
-PROBLEM = Problem("classification", (4,), 3, 10, SPEC, SPEC)
+PROBLEM = Problem(Classification(), (4,), 3, 10, SPEC, SPEC)
 Y = torch.arange(3).repeat_interleave(3)
 
 

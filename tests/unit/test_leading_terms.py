@@ -14,7 +14,7 @@ from metarun import inner
 from metarun.algorithm import StepLearner
 from metarun.algos.gradient.maml import MAML
 from metarun.algos.gradient.reptile import Reptile
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task
 
 F64 = torch.float64
@@ -31,7 +31,7 @@ def minibatches(n: int) -> Pair:
 def build(method: type[StepLearner], **settings: Any) -> StepLearner:
     torch.manual_seed(0)
     spec = EpisodeSpec(way=1, shot=1, query=1)
-    return method(Identity(3), Problem("regression", (3,), 1, 0, spec, spec), test_steps=1, **settings).double()
+    return method(Identity(3), Problem(Regression(), (3,), 1, 0, spec, spec), test_steps=1, **settings).double()
 
 
 def tasks(supports: list[Batch], queries: list[Batch], keys: list[int]) -> Task:

@@ -10,7 +10,7 @@ from helpers import Identity, engine, in_float64, meta_gradient, relative_error,
 from torch import Tensor
 
 from metarun.algos.gradient.maml import MAML
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task
 
 F64 = torch.float64
@@ -20,7 +20,7 @@ SPEC = EpisodeSpec(way=1, shot=5, query=4)
 def linear_maml(problem_class: type[Problem] = Problem, **values: Any) -> tuple[MAML, Task]:
     """MAML on linear regression, no hidden layer, and two tasks."""
     torch.manual_seed(0)
-    problem = problem_class("regression", (3,), 1, 0, SPEC, SPEC)
+    problem = problem_class(Regression(), (3,), 1, 0, SPEC, SPEC)
     settings = {"inner_lr": 0.1, "inner_steps": 3, "test_steps": 3, "first_order": False, "mode": "unroll", **values}
     support, query = torch.randn(2, 5, 4, dtype=F64), torch.randn(2, 4, 4, dtype=F64)
     context = Context(Batch(support[..., :3], support[..., 3:]), torch.zeros(2, 1, dtype=torch.int64), torch.arange(2), {})

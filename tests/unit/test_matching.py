@@ -12,12 +12,12 @@ from torch import Tensor
 
 from metarun.algos.metric.matching import Matching
 from metarun.algos.metric.protonet import ProtoNet
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.task import Batch, Context
 
 F64 = torch.float64
 SPEC = EpisodeSpec(way=3, shot=2, query=2)
-PROBLEM = Problem("classification", (4,), 3, 10, SPEC, SPEC)
+PROBLEM = Problem(Classification(), (4,), 3, 10, SPEC, SPEC)
 Y = torch.tensor([0, 0, 1, 1, 2, 2])
 
 

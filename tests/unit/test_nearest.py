@@ -10,7 +10,7 @@ from helpers import classification, engine, small, vectors
 from metarun.algos.metric.nearest import Nearest
 from metarun.data.episodes import ClassEpisodes, Split
 from metarun.data.glyphs import Glyphs
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.run import Run
 
 GLYPHS = ["data=glyphs", "data.train_classes=2", "data.val_classes=2", "data.test_classes=20", "shot=1"]
@@ -37,7 +37,7 @@ def test_noise_is_at_chance(algo: str) -> None:
     images = torch.randint(0, 256, (200, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     noise = Split(images, torch.arange(10).numpy() * 20, torch.full((10,), 20).numpy(), [str(i) for i in range(10)])
     spec = EpisodeSpec(way=5, shot=1, query=10)
-    problem = Problem("classification", (1, 8, 8), 5, 10, spec, spec)
+    problem = Problem(Classification(), (1, 8, 8), 5, 10, spec, spec)
     model = type(run.algorithm)(run.algorithm.net, problem, **run.valid.algo.values)
     scores = engine().evaluate(model, ClassEpisodes(noise, "test", spec, 0).batch(range(60)), curve=False)["score"]
     assert abs(float(scores.mean()) - 0.2) < 5 * 0.4 / (60 * 50) ** 0.5

@@ -7,7 +7,7 @@ from helpers import Identity
 from torch import Tensor
 
 from metarun.algos.metric.protonet import ProtoNet
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.task import Batch, Context
 
 F64 = torch.float64
@@ -16,7 +16,7 @@ Y = torch.tensor([0, 0, 1, 1, 2, 2])
 
 
 def protonet() -> ProtoNet:
-    return ProtoNet(Identity(4), Problem("classification", (4,), 3, 10, SPEC, SPEC))
+    return ProtoNet(Identity(4), Problem(Classification(), (4,), 3, 10, SPEC, SPEC))
 
 
 def context(x: Tensor, y: Tensor = Y) -> Context:

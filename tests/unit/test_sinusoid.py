@@ -10,7 +10,7 @@ import yaml
 
 from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
-from metarun.problem import EpisodeSpec
+from metarun.problem import EpisodeSpec, Regression
 from metarun.task import select
 
 SPEC = EpisodeSpec(way=1, shot=5, query=10)
@@ -30,7 +30,7 @@ def test_shapes_and_types():
     assert task.context.classes.eq(0).all()
     assert task.context.key.shape == (4,)
     assert task.context.extras == {}
-    assert (Sinusoid.kind, Sinusoid.input_shape, Sinusoid.target_size, Sinusoid.classes) == ("regression", (1,), 1, 0)
+    assert (Sinusoid.kind, Sinusoid.input_shape, Sinusoid.classes) == (Regression(size=1), (1,), 0)
     assert Sinusoid.splits == ("train", "val", "test")
 
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from helpers import same
 
-from metarun.problem import EpisodeSpec, Problem
+from metarun.problem import Classification, EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task, count, select, stack
 
 SPEC = EpisodeSpec(way=2, shot=1, query=2)
-CLASSIFICATION = Problem("classification", (3,), 2, 9, SPEC, SPEC)
-REGRESSION = Problem("regression", (3,), 1, 0, SPEC, SPEC)
+CLASSIFICATION = Problem(Classification(), (3,), 2, 9, SPEC, SPEC)
+REGRESSION = Problem(Regression(), (3,), 1, 0, SPEC, SPEC)
 
 
 def task(seed: int) -> Task:

@@ -19,11 +19,7 @@ from metarun.verification import MEASURES
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
     """One run's summary: results on ``splits``, adaptation curve, how they came about, and where everything lies."""
     out = _console()
-    if "accuracy" in summary["val"]:
-        task = f"{summary['way']}-way {summary['shot']}-shot, {summary['query']} queries a class"
-    else:
-        task = f"{summary['shot']} support and {summary['query']} query points"
-    out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {task}, seed {summary['seed']}")
+    out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**summary["val"], **(summary["test"] or {})}
     verified = [name for name in MEASURES if name in found]
     out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from metarun.comparison.groups import Group, Statistic, higher_is_better
+from metarun.comparison.groups import Group, Statistic
 from metarun.comparison.view import View
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -54,7 +54,7 @@ def _best_of(view: View, members: list[Group]) -> list[Group]:
         statistic = member.statistic(view.by, view.metric)
         if statistic is None:
             return float("inf")
-        return -statistic.mean if higher_is_better(view.metric or member.metric) else statistic.mean
+        return -member.merit(statistic.mean, view.metric)
 
     return sorted(members, key=merit)[:DRAWN]
 

@@ -12,7 +12,6 @@ import numpy as np
 from metarun.comparison.runs import Run
 
 BLOCK = ("data", "way", "shot")  # scores are comparable within one block
-LOWER_IS_BETTER = {"loss", "mse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer"}
 HOUSEKEEPING = (
     "run",
     "name",
@@ -55,6 +54,10 @@ class Group:
         """The runs' own score."""
         return self.runs[0].metric
 
+    def merit(self, mean: float, metric: str | None) -> float:
+        """A mean of the metric (None: the runs' own), turned round where lower is better: the larger, the better."""
+        return mean if self.runs[0].higher_is_better(metric or self.metric) else -mean
+
     def statistic(self, split: str, metric: str | None = None) -> Statistic | None:
         """Mean, std over runs and ci95 over episodes; None when no run has the metric."""
         found = [run.statistics[split][metric or self.metric] for run in self.runs if (metric or self.metric) in run.statistics[split]]
@@ -70,11 +73,6 @@ class Group:
         """For legends: the algorithm and what else tells it apart inside a block."""
         rest = [f"{short(name)} {text(value)}" for name, value in self.key.items() if name not in (*BLOCK, "algo") and value is not None]
         return ", ".join([*([str(self.key["algo"])] if "algo" in self.key else []), *rest]) or "all runs"
-
-
-def higher_is_better(metric: str) -> bool:
-    """True for accuracy and the like, false for losses and errors."""
-    return not LOWER_IS_BETTER & set(metric.lower().split("_"))
 
 
 def latest(runs: list[Run]) -> list[Run]:
@@ -189,6 +187,5 @@ def best(groups: Iterable[Group], split: str, metric: str | None) -> dict[tuple[
     for candidate in groups:
         statistic = candidate.statistic(split, metric)
         if statistic:
-            merit = statistic.mean if higher_is_better(metric or candidate.metric) else -statistic.mean
-            blocks.setdefault(candidate.block, []).append((merit, candidate))
+            blocks.setdefault(candidate.block, []).append((candidate.merit(statistic.mean, metric), candidate))
     return {block: max(rivals, key=lambda rival: rival[0])[1] for block, rivals in blocks.items() if len(rivals) > 1}

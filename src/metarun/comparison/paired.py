@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.comparison.groups import higher_is_better
 from metarun.comparison.runs import DamagedError, Run, shown
 
 EPISODE_KEYS = ("seed", "data", "way", "shot", "query", "trainer.test_episodes")  # what determines the test episodes
@@ -25,6 +24,7 @@ class Paired(NamedTuple):
     ci95: float  # 1.96 * std / sqrt(n) of the differences
     n: int  # episodes
     metric: str
+    higher_is_better: bool
 
     @property
     def significant(self) -> bool:
@@ -36,7 +36,7 @@ class Paired(NamedTuple):
         """``+`` the first is better, ``-`` it is worse, ``=`` no significant difference."""
         if not self.significant:
             return "="
-        return "+" if (self.difference > 0) == higher_is_better(self.metric) else "-"
+        return "+" if (self.difference > 0) == self.higher_is_better else "-"
 
 
 def pair(first: list[Run], second: list[Run]) -> Paired:
@@ -57,7 +57,7 @@ def pair(first: list[Run], second: list[Run]) -> Paired:
     except DamagedError as error:
         raise UnpairedError(str(error)) from None
     n = len(difference)
-    return Paired(float(difference.mean()), float(1.96 * difference.std() / math.sqrt(n)), n, metric)
+    return Paired(float(difference.mean()), float(1.96 * difference.std() / math.sqrt(n)), n, metric, first[0].higher_is_better(metric))
 
 
 def _scores(runs: list[Run]) -> dict[str, list[Run]]:

@@ -27,6 +27,7 @@ REQUIRED: dict[str, tuple[type, ...]] = {
     "wall_s": (int, float), "val": (dict, type(None)), "test": (dict, type(None)),
 }  # fmt: skip
 FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
+LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer"}
 HUGE = 4_000_000  # bytes; no config or summary comes near it
 
 
@@ -56,9 +57,16 @@ class Run:
 
     @cached_property
     def metric(self) -> str:
-        """The run's own score: accuracy for classification, mse for regression."""
+        """The run's own score, as its summary says; the first summaries did not, and had accuracies and squared errors."""
         names = [*self.statistics["test"], *self.statistics["val"]]
-        return next((name for name in ("accuracy", "mse") if name in names), names[0])
+        return next((name for name in (self.summary.get("metric"), "accuracy", "mse") if name in names), names[0])
+
+    def higher_is_better(self, metric: str) -> bool:
+        """What the summary says of its own score; of any other, by its name: true but for losses and errors."""
+        said = self.summary.get("higher_is_better")
+        if metric == self.summary.get("metric") and isinstance(said, bool):
+            return said
+        return not LOWER_IS_BETTER & set(metric.lower().split("_"))
 
     def scores(self) -> np.ndarray:
         """The score of each test episode, [n].

@@ -11,7 +11,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 
 from metarun.comparison.figures import INK, MARKERS, PALETTE, PANELS, Look, Picture, bars, figure_of, legend, named
-from metarun.comparison.groups import BLOCK, Group, higher_is_better, short, text
+from metarun.comparison.groups import BLOCK, Group, short, text
 from metarun.comparison.view import View
 
 TICKS = 6  # values of a setting that are all named on its axis
@@ -92,7 +92,7 @@ def _heat_maps(view: View, names: list[str], scored: list[Group]) -> Picture:
             grid[rows.index(member.key[second]), columns.index(member.key[first])] = _val(view, member)
         metric = view.metric or members[0].metric
         low, high = min(scales[block]), max(scales[block])  # one scale for all algorithms of a block
-        palette = "cividis" if higher_is_better(metric) else "cividis_r"
+        palette = "cividis" if members[0].merit(1.0, view.metric) > 0 else "cividis_r"
         image = axis.imshow(grid, cmap=palette, vmin=low, vmax=high, aspect="auto", origin="lower")
         figure.colorbar(image, ax=axis, label=f"val {metric}")
         axis.grid(False)
@@ -124,8 +124,8 @@ def _parallel(view: View, names: list[str], scored: list[Group]) -> Picture:
         metric = view.metric or members[0].metric
         scores = np.array([_val(view, member) for member in members])
         scales = [_scale([member.key[name] for member in members]) for name in names] + [_scale(scores.tolist(), spread=True)]
-        merit = (scores - scores.min()) / max(float(np.ptp(scores)), 1e-12)
-        merit = merit if higher_is_better(metric) else 1 - merit
+        merit = np.array([member.merit(score, view.metric) for member, score in zip(members, scores)])
+        merit = (merit - merit.min()) / max(float(np.ptp(scores)), 1e-12)
         for i in np.argsort(merit):  # the best on top
             heights = [scale[0](value) for scale, value in zip(scales, [*(members[i].key[name] for name in names), scores[i]])]
             color = colormaps["viridis"](0.95 * merit[i])

@@ -121,7 +121,7 @@ def duration(seconds: float) -> str:
 
 def describe(paired: Paired, first: str, second: str) -> str:
     """A paired comparison in one line."""
-    sense = "" if paired.metric == "accuracy" else f" (lower {paired.metric} is better)" if paired.metric == "mse" else ""
+    sense = "" if paired.higher_is_better else f" (lower {paired.metric} is better)"
     verdict = {"+": f"{first} is better", "-": f"{first} is worse", "=": "no significant difference"}[paired.sign]
     reason = "the interval excludes 0" if paired.significant else "the interval includes 0"
     return (f"{first} − {second}: {paired.metric} {signed(paired)} (ci95 over {paired.n} identical test "

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from metarun.comparison.groups import BLOCK, Group, best, differing, group, higher_is_better, latest, short
+from metarun.comparison.groups import BLOCK, Group, best, differing, group, latest, short
 from metarun.comparison.paired import Paired, UnpairedError, pair
 from metarun.comparison.runs import Run
 from metarun.errors import UserError, nearest
@@ -103,7 +103,7 @@ def _sort(groups: list[Group], sort: str | None, runs: list[Run], by: str, metri
         statistic = member.statistic(split, metric)
         if statistic is None:
             return True, 0.0
-        return False, -statistic.mean if higher_is_better(metric or member.metric) else statistic.mean
+        return False, -member.merit(statistic.mean, metric)
 
     if sort is None:
         return sorted(groups, key=lambda member: ([_orderly(member.runs[0].values[name]) for name in BLOCK], merit(member, by)))

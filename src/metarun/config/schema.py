@@ -7,7 +7,7 @@ import importlib
 import inspect
 import re
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
 
 from annotated_types import Ge, Le
@@ -107,13 +107,8 @@ def validate(config: dict[str, Any]) -> Valid:
         shots = {"shot": root.shot, **{f"episode.{part}.shot": spec.shot for part, spec in specs.items()}}
         if key := next((key for key, shot in shots.items() if shot == 0), None):
             raise UserError(f"{key}=0 is not possible: it should be 1 or more, unless algo is a zero-shot method such as protonet_zeroshot")
-    kind = sections["data"].target.kind
     for part, spec in specs.items():
-        if kind == "classification" and spec.way < 2:
-            key = "way" if spec.way == root.way else f"episode.{part}.way"
-            raise UserError(f"{key}={spec.way} is out of range: telling classes apart needs way >= 2")
-        if kind == "regression" and spec.unlabelled:
-            raise UserError(f"episode.{part}.unlabelled={spec.unlabelled} is not possible: data={config['data']['name']} has no images")
+        sections["data"].target.kind.check(spec, partial(_key, root, part, spec), config["data"]["name"])
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", root.device):
         raise UserError(
             f"device={root.device} is not a device: use auto, cpu, cuda or cuda:N{nearest(root.device, ['auto', 'cpu', 'cuda'])}"
@@ -121,6 +116,11 @@ def validate(config: dict[str, Any]) -> Valid:
     if not re.fullmatch(r"[^/\x00-\x1f]{1,150}", root.name):
         raise UserError(f"name={root.name!r} is not possible: it names the run's folder, so it has 1 to 150 characters and no slash")
     return Valid(root=root, train=specs["train"], eval=specs["eval"], **sections)
+
+
+def _key(root: Root, part: str, spec: EpisodeSpec, field: str) -> str:
+    """What the user calls a field of an episode's shape: by the root key, where it comes from there."""
+    return field if getattr(spec, field) == getattr(root, field, None) else f"episode.{part}.{field}"
 
 
 def _section(config: dict[str, Any], name: str) -> Section:

@@ -12,18 +12,18 @@ import torch
 from metarun.data.episodes import ClassEpisodes, Episodes, Split
 from metarun.data.picture import Pictures
 from metarun.errors import UserError, nearest
-from metarun.problem import EpisodeSpec, Kind
+from metarun.problem import Classification, EpisodeSpec, Kind, Simulator
 
 
 class Dataset(ABC):
     """A source of episodes. Constructors take the run's seed first, then only keyword arguments, which are the YAML's keys."""
 
-    kind: Kind = "classification"
+    kind: Kind = Classification()
     splits: Collection[str]  # names; what has no ``train`` can only be evaluated on
     input_shape: tuple[int, ...]  # one example, without batch axis
-    target_size: int = 1  # regression: numbers per target; classification: unused
-    classes: int = 0  # training classes; 0 for regression
+    classes: int = 0  # training classes; 0 where there are none
     attributes: int = 0  # length of a class's attribute vector; 0: there are none
+    simulator: Simulator | None = None  # control: the environment
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod
@@ -36,7 +36,7 @@ class Dataset(ABC):
 
     def describe(self, split: str) -> str:
         """What a split holds, in a few words."""
-        return f"{self.kind} tasks"
+        return f"{self.kind.name} tasks"
 
     @classmethod
     def pictures(cls, **values: Any) -> Pictures | None:

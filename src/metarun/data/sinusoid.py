@@ -15,7 +15,7 @@ from torch import Tensor
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
 from metarun.errors import UserError, nearest
-from metarun.problem import EpisodeSpec, Kind
+from metarun.problem import EpisodeSpec, Kind, Regression
 from metarun.task import Batch, Context, Task
 
 # Streams of draws, apart from those of the class sampler.
@@ -90,10 +90,9 @@ class Sinusoid(Dataset):
         UserError: an interval is empty or not finite.
     """
 
-    kind: Kind = "regression"
+    kind: Kind = Regression()
     splits = ("train", "val", "test")  # independent streams of the same distribution
     input_shape = (1,)
-    target_size = 1
     classes = 0
 
     def __init__(self, seed: int, *, amplitude: Interval, phase: Interval, domain: Interval, noise: Annotated[float, Ge(0)]) -> None:

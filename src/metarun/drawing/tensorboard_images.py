@@ -23,7 +23,7 @@ def add(run: Run, tracker: Tracker, step: int, folder: Path) -> None:
         tracker.image("val/episode_0", figures.pixels(figures.episode(run, "val", 0, answered=True)), step)
     if (folder / "roc.png").is_file():
         tracker.image("test/roc", np.asarray(Image.open(folder / "roc.png").convert("RGB")), step)
-    if run.problem.kind == "classification" and figures.is_image(run.problem.input_shape):
+    if run.problem.kind.labelled and figures.is_image(run.problem.input_shape):
         _embed(run, tracker, "test" if "test" in run.data.splits else "val", step)
 
 

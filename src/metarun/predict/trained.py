@@ -106,7 +106,7 @@ class Model:
         steps = self._steps(steps)
         x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
         classes: list[Any] = []
-        if self.algorithm.problem.kind == "regression":
+        if not self.algorithm.problem.kind.labelled:
             y = self._targets(labels, len(x))
         else:
             classes, y = self._labels(labels, len(x))

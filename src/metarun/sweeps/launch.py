@@ -115,14 +115,14 @@ def check(words: list[str]) -> Plan:
     options = compose.choices(space)
     intervals = {_key(word) for word in space if "interval(" in word}
     swept = intervals | {_key(words[0]) for words in options if len(words) > 1}
-    direction = "minimize" if "regression" in kinds else "maximize"
+    direction = "maximize" if all(kind.higher_is_better for kind in kinds) else "minimize"
     plan = Plan(words, cfg, math.prod(map(len, options)), swept, direction)
     if not plan.search:
         if intervals:
             raise UserError(f"{min(intervals)} takes an interval, which is for a search: add hydra/sweeper=tpe, or list values")
         return plan
     if len(kinds) > 1:
-        raise UserError("one search cannot rank accuracies and errors: sweep over classification or regression data, not both")
+        raise UserError("one search cannot rank accuracies and errors: sweep over data of one kind")
     return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)
 
 

@@ -45,7 +45,7 @@ class Pretrain(GradientLearner):
     """
 
     fixed_way = False
-    class_ordered = False
+    label_dependent = False
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Pretrain(GradientLearner):
         self.inner_lr, self.test_steps, self.adapt = inner_lr, test_steps, adapt
         self.encodes = adapt == "head"
         self.decay = decay
-        self.classify = problem.kind == "classification"
+        self.classify = problem.kind.labelled
         if self.classify:
             # Of the joint task; an episode gets a new one.
             cosine, sizes = head == "cosine", (net.features, problem.classes)
