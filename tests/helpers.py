@@ -20,6 +20,7 @@ from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, groups, resolve
 from metarun.data.base import ImageDataset
 from metarun.data.episodes import Split
+from metarun.data.slots import Slots
 from metarun.engine import Engine
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
@@ -230,6 +231,11 @@ def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float
     for parameter, direction in zip(parameters, way):
         parameter.data.add_(direction, alpha=step)
     return float(gradient @ torch.cat([direction.flatten() for direction in way])), (losses[0] - losses[1]) / (2 * step)
+
+
+def places(*indices: int) -> Slots:
+    """A meta-batch of these episodes, each begun and ended in one meta-update."""
+    return Slots(list(indices), [True] * len(indices), [0] * len(indices), 0)
 
 
 def interrupt_after(steps: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from metarun.config.compose import compose, resolve
+from metarun.data.slots import Slots
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError
 from metarun.run import Run
@@ -33,7 +34,9 @@ class Double:
 
 def gradient(engine: Engine, run: Run, tasks: int) -> tuple[torch.Tensor, dict[str, float]]:
     run.algorithm.zero_grad()
-    metrics = engine.train_on(run.algorithm, Double(run.episodes("train")), range(10, 10 + tasks), 0.0)
+    metrics, _ = engine.train_on(
+        run.algorithm, Double(run.episodes("train")), Slots(list(range(10, 10 + tasks)), [True] * tasks, [0] * tasks, 0), (), 0.0
+    )
     return torch.cat([p.grad.flatten() for p in run.algorithm.parameters()]), metrics
 
 

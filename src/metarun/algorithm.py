@@ -85,7 +85,10 @@ class Algorithm(nn.Module, ABC):
         """The task state before any inner step."""
 
     def step(self, state: State, context: Context, k: int) -> State:
-        """Inner step k = 0, 1, …; methods without inner steps leave the state alone."""
+        """Inner step k = 0, 1, …; methods without inner steps leave the state alone.
+
+        With ``unrolls`` > 1 k may be a tensor [] int64, which counts since the task began and decides nothing but numbers.
+        """
         return state
 
     @abstractmethod

@@ -14,11 +14,13 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
 
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes, to_float
+from metarun.data.slots import Slots
+from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.base import Net
@@ -27,20 +29,38 @@ from metarun.runtime import memory
 from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
 from metarun.runtime.threads import replica
-from metarun.task import Context, Task, count, select
+from metarun.task import AXES, Context, Start, Task, count, own, select
 from metarun.verification import pairs
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
 
 
-def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]:
-    """The states of one task after 0, 1, … ``steps`` inner steps."""
+def adapt(algorithm: Algorithm, context: Context, steps: int, start: Start | tuple[()] = ()) -> Iterator[State]:
+    """The states of one task after 0, 1, … ``steps`` inner steps, from its beginning or from ``start`` on."""
     state = algorithm.begin(context)
+    if start and start.state != ():
+        state = resumed(state, start)
     yield state
+    first: Any = start.k if start else 0
     for k in range(steps):
-        state = algorithm.step(state, context, k)
+        state = algorithm.step(state, context, first + k)
         yield state
+
+
+def resumed(begun: State, start: Start) -> State:
+    """The state that a task goes on from: what its learner begins with, or, unless it begins now, where it was.
+
+    Raises:
+        UserError: the learner's steps change the form of its state, which a loop that goes on later cannot have.
+    """
+    (fresh, form), (carried, other) = tree_flatten(begun), tree_flatten(start.state)
+    shapes = [tuple(leaf.shape) for leaf in fresh], [tuple(leaf.shape) for leaf in carried]
+    if form != other or shapes[0] != shapes[1]:
+        raise UserError(
+            f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {shapes[0]}, and goes on with {shapes[1]}"
+        )
+    return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(fresh, carried)], form)
 
 
 def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -51,6 +71,15 @@ def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -
             g = torch.empty_like(p).copy_(g)
         laid.append(g)
     return laid
+
+
+def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
+    """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
+    steps = adapt(learner, task.context, learner.inner_steps, task.start)
+    states = list(steps) if learner.every_state else deque(steps, maxlen=1)
+    loss, metrics = learner.objective(states, task, progress)
+    last = tree_map(torch.detach, states[-1]) if learner.unrolls > 1 else ()
+    return loss, {name: value.detach() for name, value in metrics.items()}, last
 
 
 class Engine:
@@ -85,52 +114,72 @@ class Engine:
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
         self._states: WeakKeyDictionary[Algorithm, int] = WeakKeyDictionary()
 
-    def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
-        """``meta_gradient`` over the episodes of these indices, each rank doing its share; all ranks end with the same."""
-        share = self.world.share(indices)
+    def train_on(
+        self, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: State, progress: float
+    ) -> tuple[dict[str, float], State]:
+        """``meta_gradient`` over the episodes in these places of a meta-batch, each rank doing its share; all ranks end with the same.
+
+        Args:
+            carried: the states that this rank's share returned in the last meta-update, stacked; () for none.
+
+        Returns:
+            the objective's metrics, averaged over all ranks, and the states to carry on with.
+        """
+        share = self.world.share(range(len(slots.indices)))
         sums: dict[str, float] = {}
         if share:
-            means = self.meta_gradient(algorithm, episodes.batch(share), progress, len(indices))
+            tasks = slots.tasks(episodes, share, carried, algorithm.unrolls)
+            means, carried = self.unroll(algorithm, tasks, progress, len(slots.indices))
             sums = {name: mean * len(share) for name, mean in means.items()}
         self.world.sum_gradients(algorithm.parameters())
-        return {name: value / len(indices) for name, value in self.world.sum(sums).items()}
+        return {name: value / len(slots.indices) for name, value in self.world.sum(sums).items()}, carried
 
-    def meta_gradient(self, algorithm: Algorithm, tasks: Task, progress: float, total: int | None = None) -> dict[str, float]:
-        """Add the gradient of the mean objective over tasks to ``.grad``; return the objective's metrics, averaged.
+    def meta_gradient(self, algorithm: Algorithm, tasks: Task, progress: float) -> dict[str, float]:
+        """Add the gradient of the mean objective over tasks to ``.grad``; return the objective's metrics, averaged."""
+        return self.unroll(algorithm, tasks, progress, count(tasks))[0]
+
+    def unroll(self, algorithm: Algorithm, tasks: Task, progress: float, total: int) -> tuple[dict[str, float], State]:
+        """``meta_gradient``, and with ``unrolls`` > 1 the last states without their graph, stacked; else ().
 
         ``total``: size of the meta-batch that these tasks are a part of.
         """
         here = count(tasks)
-        total = total or here
         algorithm.anneal(progress)
-
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
-        def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-            steps = adapt(learner, task.context, learner.inner_steps)
-            states = list(steps) if learner.every_state else deque(steps, maxlen=1)
-            loss, metrics = learner.objective(states, task, progress)
-            return loss, {name: value.detach() for name, value in metrics.items()}
-
-        def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor]]:
+        def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor], State]:
             chunk, progress = item
             with self._arithmetic():
-                losses, metrics = self._map(learner, partial(objective, learner, progress), chunk)
+                losses, metrics, states = self._map(learner, partial(objective, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
-            return laid_out(gradients, parameters), {name: values.sum() for name, values in metrics.items()}
+            return laid_out(gradients, parameters), {name: values.sum() for name, values in metrics.items()}, states
 
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
-        for gradients, metrics in self._each(algorithm, derive, items, ("gradient", total)):
+        carried: list[State] = []
+        for gradients, metrics, states in self._each(algorithm, derive, items, ("gradient", total)):
             for parameter, gradient in zip(parameters, gradients):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0) + value
-        if not sums:
-            return {}
-        means = (torch.stack(list(sums.values())) / here).tolist()  # one wait for a GPU, not one for each
-        return dict(zip(sums, means))
+            carried.append(states)
+        means = (torch.stack(list(sums.values())) / here).tolist() if sums else []  # one wait for a GPU, not one for each
+        return dict(zip(sums, means)), tree_map(lambda *leaves: torch.cat(leaves), *carried)
+
+    def gathered(self, carried: State) -> list[Tensor]:
+        """The leaves of the states that all ranks carry, [meta_batch, …] on the CPU, for a checkpoint; every rank calls it."""
+        parts = self.world.gather([leaf.cpu() for leaf in tree_leaves(carried)])
+        return [torch.cat(leaves) for leaves in zip(*parts)]
+
+    @torch.no_grad()
+    def restored(self, like: State, leaves: list[Tensor]) -> State:
+        """This rank's share of the states whose ``gathered`` leaves a checkpoint holds, in the form of ``like``; () where it holds none."""
+        if not leaves:
+            return ()
+        form = tree_structure(like)
+        share = self.world.share(range(len(leaves[0])))
+        return tree_unflatten([leaf[share.start : share.stop].to(self.device) for leaf in leaves], form)
 
     @torch.no_grad()
     def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
@@ -141,7 +190,7 @@ class Engine:
         """
         problem = algorithm.problem
 
-        def scores(learner: Algorithm, task: Task) -> dict[str, Tensor]:
+        def scores(learner: Algorithm, task: Task, _: float) -> dict[str, Tensor]:
             rows = []
             for k, state in enumerate(adapt(learner, task.context, learner.test_steps)):
                 if curve or k == learner.test_steps:
@@ -151,12 +200,7 @@ class Engine:
             scored = {"score": torch.stack(score), "loss": torch.stack(loss)}
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
 
-        def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
-            with self._arithmetic():
-                return self._map(learner, partial(scores, learner), chunk)
-
-        parts = list(self._each(algorithm, answer, self._chunks(algorithm, tasks, train=False), ("scores", curve)))
-        return {name: torch.cat([part[name] for part in parts]).cpu() for name in parts[0]}
+        return tree_map(Tensor.cpu, self.over(algorithm, scores, tasks, 0.0, ("scores", curve)))
 
     def score(
         self, algorithm: Algorithm, episodes: Episodes, n: int, curve: bool, after_block: Callable[[int], None]
@@ -169,7 +213,7 @@ class Engine:
         was_training = algorithm.training
         algorithm.eval()
         learner, episodes = self.encoded(algorithm, episodes, n)
-        block = max(1, EPISODE_BYTES // memory.size(episodes.batch([0])))
+        block = max(1, EPISODE_BYTES // memory.size(own(episodes.batch([0]))))
         share, parts = self.world.share(range(n)), []
         for first in range(0, -(-n // self.world.size), block):
             indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
@@ -197,6 +241,25 @@ class Engine:
         self._activations[learner.net] = self._activation_bytes(algorithm)
         return learner, found
 
+    def over(
+        self, algorithm: Algorithm, function: Callable[[Algorithm, Task, float], Any], tasks: Task, number: float, name: Hashable
+    ) -> Any:
+        """``function(learner, task, number)`` of every one of the stacked tasks, its tensors stacked.
+
+        Args:
+            function: for one task; nested tensors come of it.
+            number: one for all, such as the progress.
+            name: says all that the function depends on beside these.
+        """
+
+        def answer(learner: Algorithm, item: tuple[Task, float]) -> Any:
+            chunk, number = item
+            with self._arithmetic():
+                return self._map(learner, lambda task: function(learner, task, number), chunk)
+
+        items = [(chunk, number) for chunk in self._chunks(algorithm, tasks, train=torch.is_grad_enabled())]
+        return tree_map(lambda *leaves: torch.cat(leaves), *self._each(algorithm, answer, items, name))
+
     def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
         size = self.chunk_size(algorithm, tasks, train)
         return [select(tasks, slice(first, first + size)) for first in range(0, count(tasks), size)]
@@ -209,7 +272,7 @@ class Engine:
 
     def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
         if self._vmaps(algorithm):
-            return torch.vmap(function)(tasks)
+            return torch.vmap(function, in_dims=(AXES,))(tasks)
         results = [function(select(tasks, i)) for i in range(count(tasks))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 

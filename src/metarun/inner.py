@@ -288,12 +288,12 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None, :] - b[None, :, :]).square().sum(-1)
 
 
-def minibatch(key: Tensor, n: int, size: int, k: int) -> Tensor:
+def minibatch(key: Tensor, n: int, size: int, k: int | Tensor) -> Tensor:
     """Which of n examples form minibatch k = 0, 1, …: indices [size], from one keyed shuffle of all n after another."""
-    first = k * size
-    passes = range(first // n, (first + size - 1) // n + 1)
-    order = torch.cat([uniform(key, (n,), stream).argsort() for stream in passes])
-    return order[first % n :][:size]
+    turn, place = k * size // n, k * size % n
+    last = place + size - 1 if isinstance(place, int) else n + size - 2  # of the places, counted from the first shuffle on
+    order = torch.cat([uniform(key, (n,), turn + ahead).argsort() for ahead in range(last // n + 1)])
+    return order[place + torch.arange(size, device=key.device)]
 
 
 def _mix(x: Tensor) -> Tensor:
@@ -303,17 +303,17 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
-def uniform(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
-    """Uniform numbers in (0, 1), float32 ``shape``, determined by the episode's key [] int64 and the stream's number.
+def uniform(key: Tensor, shape: tuple[int, ...], stream: int | Tensor = 0) -> Tensor:
+    """Uniform numbers in (0, 1), float32 ``shape``, determined by the episode's key [] int64 and the stream's number, 0 or more.
 
     Counter-based and made of tensor operations, so vmap, chunks and ranks do not change a draw.
     """
     counter = torch.arange(1, math.prod(shape) + 1, device=key.device) * -0x61C8864680B583EB
-    bits = _mix(_mix(key + stream * 0x2545F4914F6CDD1D % 2**63) + counter)
+    bits = _mix(_mix(key + (stream * 0x2545F4914F6CDD1D & 2**63 - 1)) + counter)
     return (((bits >> 41) & 0x7FFFFF).float().add(0.5) * 2.0**-23).reshape(shape)
 
 
-def normal(key: Tensor, shape: tuple[int, ...], stream: int = 0) -> Tensor:
+def normal(key: Tensor, shape: tuple[int, ...], stream: int | Tensor = 0) -> Tensor:
     """Standard normal numbers, float32 ``shape``, keyed as ``uniform`` (Box & Muller 1958)."""
     u = uniform(key, (2, *shape), stream)
     return torch.sqrt(-2 * torch.log(u[0])) * torch.cos(2 * math.pi * u[1])

@@ -11,6 +11,12 @@ import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
+from metarun.algorithm import Algorithm
+from metarun.data.episodes import Episodes
+from metarun.data.slots import Slots
+from metarun.engine import Engine
+from metarun.evolution import Evolution
+
 Schedule = Literal["constant", "cosine", "linear"]
 
 
@@ -29,19 +35,24 @@ def lr_scale(schedule: Schedule, progress: float, warmup: float, final: float) -
 
 
 class MetaOptimizer:
-    """The optimizer of the meta-parameters.
+    """The optimizer of the meta-parameters, and how it comes by their gradient.
 
     Args:
-        parameters: the meta-parameters, or torch's groups of them; a group with an ``lr`` of its own keeps that in place of ``lr``.
+        parameters: the meta-parameters, or torch's groups of them, one for each player of a game. A group with an ``lr`` or ``betas`` of
+            its own keeps that in place of the common one; one with ``every`` takes every so many-th step only.
         method: ``adam``, ``adamw`` or ``sgd`` (Nesterov when momentum > 0).
         lr: learning rate at its height.
         momentum: β1 of Adam, or SGD's momentum.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         schedule, warmup, final_lr: see ``lr_scale``; ``final_lr`` is a fraction of ``lr``.
-        clip_norm: largest norm of the whole meta-gradient; null for none.
+        clip_norm: largest norm of the meta-gradient of each group; null for none.
         clip_value: largest absolute value of each element of the meta-gradient; null for none.
         hyper_lr: h, by which the learning rate itself descends: β ← β + h ∇F_t · u, where β u was the last step and ∇F_t is the gradient
             after it, clipped (Baydin et al. 2018, arXiv:1703.04782); β stays above a thousandth of ``lr``; 0 for never.
+        gradient: ``backprop``, through the inner loop; or estimated by ``evolution``, without derivatives: ``es``, or ``pes``, which is
+            unbiased for inner loops that are cut (``Algorithm.unrolls``).
+        sigma: standard deviation of the perturbations of evolution strategies.
+        pairs: antithetic pairs of perturbations for each task.
     """
 
     def __init__(
@@ -58,13 +69,20 @@ class MetaOptimizer:
         clip_norm: Annotated[float, Gt(0)] | None,
         clip_value: Annotated[float, Gt(0)] | None,
         hyper_lr: Annotated[float, Ge(0)] = 0.0,
+        gradient: Literal["backprop", "es", "pes"] = "backprop",
+        sigma: Annotated[float, Gt(0)] = 0.01,
+        pairs: Annotated[int, Ge(1)] = 1,
     ) -> None:
         given: list[Any] = list(parameters)
         groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
         groups = [group for group in groups if group["params"]]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        self.groups = [group["params"] for group in groups]
         self.own_lrs: list[float | None] = [group.get("lr") for group in groups]
+        self.every: list[int] = [group.pop("every", 1) for group in groups]
+        self.steps = 0
+        self.evolution = None if gradient == "backprop" else Evolution(sigma, pairs, persistent=gradient == "pes")
         self.common = [p for group in groups for p in group["params"] if "lr" not in group]
         self.lr, self.least_lr, self.hyper_lr, self.clip_norm, self.clip_value = lr, 1e-3 * lr, hyper_lr, clip_norm, clip_value
         self.way: list[Tensor] = []  # u, if the learning rate is to be learned
@@ -81,6 +99,17 @@ class MetaOptimizer:
             kind = torch.optim.Adam if method == "adam" else torch.optim.AdamW
             self.torch = kind(groups, betas=(momentum, 0.999), **common)
 
+    def estimate(
+        self, engine: Engine, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: Any, progress: float
+    ) -> tuple[dict[str, float], Any]:
+        """Put the meta-gradient of a meta-batch into ``.grad``; arguments and returns are those of ``Engine.train_on``."""
+        how = self.evolution.train_on if self.evolution else Engine.train_on
+        return how(engine, algorithm, episodes, slots, carried, progress)
+
+    def carries(self, algorithm: Algorithm, begun: Any) -> Any:
+        """A tree of the form that ``estimate`` carries on, for a learner whose tasks begin in the state ``begun``."""
+        return self.evolution.carries(algorithm, begun) if self.evolution else begun
+
     def step(self, progress: float) -> dict[str, float]:
         """Update the meta-parameters from their ``.grad``, clear it, and return what to log.
 
@@ -88,7 +117,8 @@ class MetaOptimizer:
         """
         if self.torch is None:
             return {}
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm or math.inf))
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.clip_norm or math.inf) for group in self.groups]
+        norm = float(torch.linalg.vector_norm(torch.stack(norms))) if len(norms) > 1 else float(norms[0])
         if not math.isfinite(norm):
             return {"grad_norm": norm}
         if self.clip_value:
@@ -99,6 +129,11 @@ class MetaOptimizer:
         scale = lr_scale(self.schedule, progress, self.warmup, self.final_lr)
         for group, own in zip(self.torch.param_groups, self.own_lrs):
             group["lr"] = (self.lr if own is None else own) * scale
+        for group, every in zip(self.groups, self.every):
+            if self.steps % every:
+                for p in group:
+                    p.grad = None  # it sits this step out
+        self.steps += 1
         before = [p.detach().clone() for p in self.common] if self.hyper_lr else []
         self.torch.step()
         self.way = [(old - p.detach()) / self.lr for old, p in zip(before, self.common)]
@@ -108,11 +143,13 @@ class MetaOptimizer:
     def state_dict(self) -> dict[str, Any]:
         if self.torch is None:
             return {}
-        return self.torch.state_dict() | ({"learned_lr": self.lr, "way": self.way} if self.hyper_lr else {})
+        learned = {"learned_lr": self.lr, "way": self.way} if self.hyper_lr else {}
+        return self.torch.state_dict() | learned | {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.torch is None:
             return
         if self.hyper_lr:
             self.lr, self.way = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
+        self.steps = state.get("steps", 0)  # the first checkpoints lack it, and had no group that sits steps out
         self.torch.load_state_dict({name: state[name] for name in ("state", "param_groups")})

@@ -1,28 +1,30 @@
 """What a task is: the tensors of one episode, as named tuples.
-Every tuple describes ONE task; stacking tasks adds one leading axis to every tensor."""
+Every tuple describes ONE task; stacking tasks adds one leading axis to every tensor but to what all of them share."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 class Batch(NamedTuple):
     """Examples of one task."""
 
-    x: Tensor  # [n, *input_shape] float
-    y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression
+    x: Tensor  # [n, *input_shape] float; for control int64 keys of episodes [n]
+    y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression, or [n, 0] for control
 
 
 class Context(NamedTuple):
     """All that a learner may see before it is asked: no method can peek at the query."""
 
     support: Batch  # n = way * shot, grouped by class; zero-shot: n = way, and x [way, attributes] describes the classes
-    classes: Tensor  # [way] int64, global class ids (zeros for regression)
+    classes: Tensor  # [way] int64, global class ids (zeros where there are none)
     key: Tensor  # [] int64, the episode's own random key
     extras: dict[str, Tensor]  # what only some episodes have: "unlabelled" images [m, *input_shape], in random order
+    shared: Any = ()  # tensors that all tasks of a run have in common, without an axis of tasks: a training set, a table, a graph
 
     @property
     def unlabelled(self) -> Tensor:
@@ -30,21 +32,41 @@ class Context(NamedTuple):
         return self.extras.get("unlabelled", self.support.x[:0])
 
 
+class Start(NamedTuple):
+    """Where the inner loop of a task goes on that was begun in an earlier meta-update (``Algorithm.unrolls``)."""
+
+    state: Any  # the learner's, after the last step so far; () where no task has been begun
+    fresh: Tensor  # [] bool: the task begins now, so ``state`` is another one's
+    k: Tensor  # [] int64: inner steps taken since the task began
+
+
 class Task(NamedTuple):
     """One episode."""
 
     context: Context
     query: Batch  # n = way * query
+    start: Start | tuple[()] = ()
+
+
+# Where the axis of stacked tasks is, for torch.vmap.
+AXES = Task(Context(Batch(0, 0), 0, 0, 0, None), Batch(0, 0), 0)  # type: ignore[arg-type]
+
+
+def own(task: Task) -> Task:
+    """A task, or stacked tasks, without what all tasks share."""
+    return task._replace(context=task.context._replace(shared=()))
 
 
 def stack(tasks: list[Task]) -> Task:
-    """Single tasks to stacked tasks: one leading axis on every tensor."""
-    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+    """Single tasks to stacked tasks: one leading axis on every tensor that is a task's own."""
+    stacked: Task = tree_map(lambda *leaves: torch.stack(leaves), *map(own, tasks))
+    return stacked._replace(context=stacked.context._replace(shared=tasks[0].context.shared))
 
 
 def select(tasks: Task, index: int | slice) -> Task:
     """One task (an int) or a run of tasks (a slice) out of stacked tasks."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf[index], tasks)
+    chosen: Task = tree_map(lambda leaf: leaf[index], own(tasks))
+    return chosen._replace(context=chosen.context._replace(shared=tasks.context.shared))
 
 
 def count(tasks: Task) -> int:

@@ -17,8 +17,9 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from metarun import verification
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, State
 from metarun.data.episodes import Episodes
+from metarun.data.slots import slots
 from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.optim import MetaOptimizer
@@ -148,6 +149,8 @@ class Trainer:
         self.test_episodes, self.patience, self.max_minutes = test_episodes, patience, max_minutes
         self.profile = folder / "profile" if profile and engine.world.rank == 0 else None
         self.progress = Progress()
+        self.carried: State = ()  # of this rank's places: where inner loops that go on in the next iteration stand
+        self.since = 0  # the iteration before which nothing was begun that could go on
         self.started = time.monotonic()
 
     def fit(self) -> None:
@@ -191,8 +194,9 @@ class Trainer:
         p = self.progress
         begun = time.monotonic()
         done = p.iteration / max(self.iterations, 1)
-        first = p.iteration * self.meta_batch
-        metrics = self.engine.train_on(self.algorithm, self.train, range(first, first + self.meta_batch), done)
+        learner = self.algorithm
+        places = slots(p.iteration, self.meta_batch, learner.unrolls, learner.inner_steps, self.since)
+        metrics, self.carried = self.optimizer.estimate(self.engine, learner, self.train, places, self.carried, done)
         if all(map(math.isfinite, metrics.values())):
             metrics |= self.optimizer.step(done)
         if not all(map(math.isfinite, metrics.values())):
@@ -236,6 +240,10 @@ class Trainer:
 
     def save(self, name: str) -> None:
         """Write ``checkpoints/{name}.pt``: everything that a bit-exact continuation needs; only rank 0 writes."""
+        try:
+            carried = self.engine.gathered(self.carried)
+        except Alone:
+            carried = []  # what the others held is lost: their inner loops begin anew
         if self.engine.world.rank:
             return
         p = self.progress
@@ -247,6 +255,7 @@ class Trainer:
                 "algorithm": self.algorithm.state_dict(),
                 "outer": self.optimizer.state_dict(),
                 "progress": state,
+                "carried": carried,
             },
         )
 
@@ -255,6 +264,10 @@ class Trainer:
         self.algorithm.load_state_dict(state["algorithm"])
         self.optimizer.load_state_dict(state["outer"])
         self.progress = Progress(**state["progress"])
+        if self.algorithm.unrolls > 1:
+            begun = self.algorithm.begin(select(self.train.batch([0]), 0).context)
+            self.carried = self.engine.restored(self.optimizer.carries(self.algorithm, begun), state.get("carried", []))
+        self.since = 0 if self.carried != () else self.progress.iteration
         self.tracker.rewind(self.progress.metrics_bytes)
         self.started = time.monotonic()
 

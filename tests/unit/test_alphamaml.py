@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import engine, in_float64, meta_gradient, same, small
+from helpers import engine, in_float64, meta_gradient, places, same, small
 from torch.func import functional_call
 
 from metarun.algos.gradient.alphamaml import AlphaMAML
@@ -32,7 +32,7 @@ def trained(algo: str, optim: str, steps: int, **changes: Any) -> tuple[Run, Met
     run = Run(values)
     outer = run.valid.optim.build(run.algorithm.groups())
     for i in range(steps):
-        run.engine.train_on(run.algorithm, run.episodes("train"), range(2 * i, 2 * i + 2), i / steps)
+        run.engine.train_on(run.algorithm, run.episodes("train"), places(2 * i, 2 * i + 1), (), i / steps)
         outer.step(i / steps)
     return run, outer
 

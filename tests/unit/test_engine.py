@@ -7,7 +7,7 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from helpers import engine, in_float64, meta_gradient, relative_error, small
+from helpers import engine, in_float64, meta_gradient, places, relative_error, small
 from torch import Tensor, nn
 
 from metarun import engine as engine_module
@@ -55,7 +55,7 @@ def test_training_on_indices_is_the_meta_gradient_of_those_episodes() -> None:
     algorithm, episodes = run.algorithm, run.episodes("train")
     direct = meta_gradient(algorithm, episodes.batch([4, 5, 6]), engine())
     algorithm.zero_grad(set_to_none=True)
-    metrics = engine().train_on(algorithm, episodes, range(4, 7), 0.0)
+    metrics = engine().train_on(algorithm, episodes, places(4, 5, 6), (), 0.0)[0]
     assert torch.equal(torch.cat([p.grad.flatten() for p in algorithm.parameters()]), direct)
     assert set(metrics) == {"loss", "accuracy"}
 

@@ -102,7 +102,7 @@ class Augmented(Episodes):
 
     def batch(self, indices: Sequence[int]) -> Task:
         task = self.plain.batch(indices)
-        context, query = task
+        context, query = task.context, task.query
         parts = {"support": context.support.x, "query": query.x, **context.extras}
         parts = {name: x for name, x in parts.items() if x.shape[2:] == query.x.shape[2:]}
         images = torch.cat(list(parts.values()), 1)
@@ -110,7 +110,8 @@ class Augmented(Episodes):
         images = self.augment(images.flatten(0, 1), noise.flatten(0, 1)).view_as(images)
         changed = dict(zip(parts, images.split([x.shape[1] for x in parts.values()], 1)))
         support_x, query_x = changed.pop("support", context.support.x), changed.pop("query")
-        return Task(context._replace(support=Batch(support_x, context.support.y), extras=changed), Batch(query_x, query.y))
+        support = Batch(support_x, context.support.y)
+        return task._replace(context=context._replace(support=support, extras=changed), query=Batch(query_x, query.y))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         return self.plain.identity(indices)
