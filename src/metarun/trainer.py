@@ -255,8 +255,8 @@ class Trainer:
                 "algorithm": self.algorithm.state_dict(),
                 "outer": self.optimizer.state_dict(),
                 "progress": state,
-                "carried": carried,
-            },
+            }
+            | ({"carried": carried} if carried else {}),
         )
 
     def load(self, state: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@ Heads belong to the algorithms; a backbone maps [n, *input_shape] to [n, feature
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from metarun import inner
 from metarun.nets.norm import Norm, NormKind
 
 T = TypeVar("T")
@@ -25,6 +27,22 @@ def image_shape(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]
         raise ValueError(f"net={name} needs images, these examples have shape {list(input_shape)}; use net=mlp")
     channels, height, width = input_shape
     return channels, height, width
+
+
+def draw(module: nn.Module, key: Tensor) -> dict[str, Tensor]:
+    """Random weights for a module by parameter name, determined by a key [] int64: as torch draws those of linear layers and convolutions.
+
+    Weights and biases are uniform within ± 1 / √(inputs of an output); what is no layer's with inputs, as a norm's scale and shift,
+    begins as it is. In tensor operations, so that every task has weights of its own under torch.vmap.
+    """
+    drawn: dict[str, Tensor] = {}
+    for path, part in module.named_modules():
+        weights = dict(part.named_parameters(recurse=False))
+        inputs = next((w[0].numel() for w in weights.values() if w.dim() > 1), 0)
+        for name, w in weights.items():
+            uniform = inner.uniform(key, tuple(w.shape), len(drawn)).to(w.dtype)
+            drawn[f"{path}.{name}" if path else name] = (2 * uniform - 1) / math.sqrt(inputs) if inputs else w.detach()
+    return drawn
 
 
 class Net(nn.Module, ABC):
@@ -61,6 +79,10 @@ class Net(nn.Module, ABC):
     def transductive(self) -> bool:
         """Whether the answer to one query depends on the other queries."""
         return self.norm == "batch" and any(isinstance(module, Norm) for module in self.modules())
+
+    def draw(self, key: Tensor) -> dict[str, Tensor]:
+        """See ``draw``: random weights of this net, by parameter name."""
+        return draw(self, key)
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[T], forward: Callable[[T], Any] | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, MinLen
+from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun.nets.base import Net
@@ -25,7 +25,7 @@ class MLP(Net):
 
     Args:
         input_shape: any shape; examples are flattened.
-        sizes: width of every hidden layer.
+        sizes: width of every hidden layer; none: features are the flattened example.
         activation: after every hidden layer (and after its norm).
         norm: see ``Norm``; ``none`` has neither statistics nor scale and shift here.
     """
@@ -34,12 +34,12 @@ class MLP(Net):
         self,
         input_shape: tuple[int, ...],
         *,
-        sizes: Annotated[list[Annotated[int, Ge(1)]], MinLen(1)],
+        sizes: list[Annotated[int, Ge(1)]],
         activation: Literal["relu", "tanh", "elu", "gelu"],
         norm: NormKind,
     ) -> None:
         super().__init__()
-        self.norm, self.modulated = norm, "linears.0" if norm == "none" else "norms.0"
+        self.norm, self.modulated = norm, "" if not sizes else "linears.0" if norm == "none" else "norms.0"
         self.activation: Activation = ACTIVATIONS[activation]
         widths = [prod(input_shape), *sizes]
         self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))

@@ -12,6 +12,7 @@ import torch
 from metarun.errors import RunError, UserError
 
 KEYS = {"problem", "algorithm", "outer", "progress"}  # of a checkpoint's content
+OPTIONAL = {"carried"}  # the states of inner loops that go on in the next iteration, where there are such
 
 
 def replace_file(path: Path, write: Any) -> None:
@@ -49,7 +50,7 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(f"no checkpoint at {path}: the run was cut before its first one, or this is not a run folder; start it again")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if not (isinstance(state, dict) and state.keys() == KEYS):
+        if not (isinstance(state, dict) and state.keys() - OPTIONAL == KEYS):
             raise ValueError("another program's")
         return state
     except Exception:  # scrambled bytes make the unpickler raise whatever it stumbles over

@@ -40,6 +40,8 @@ class CAVIA(InnerLoop):
 
     def __init__(self, net: Net, problem: Problem, *, context_size: Annotated[int, Ge(1)], **settings: Any) -> None:
         super().__init__(net, problem, **settings)
+        if not net.modulated:
+            raise ValueError("algo=cavia modulates a layer of the net, and this net has none: give net.sizes one width or more")
         layer = net.get_submodule(net.modulated)
         channels = len(layer.get_parameter("weight"))
         if len(problem.input_shape) == 3:

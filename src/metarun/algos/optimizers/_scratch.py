@@ -1,0 +1,87 @@
+"""What learners from scratch share: keyed random weights, minibatches of the support, gradients that nothing goes back through."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._pytree import tree_map
+
+from metarun import inner
+from metarun.algorithm import GradientLearner
+from metarun.nets.base import Net, draw
+from metarun.problem import Problem
+from metarun.task import Batch, Context
+
+Fast = dict[str, Tensor]
+
+
+class FromScratch(GradientLearner):
+    """A net with a linear head that every task trains from random weights of its own; the net's own weights only tell shapes.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        batch: examples of the support in a minibatch; 0 for all of them.
+        bias: whether the head has one.
+        init: standard deviation of normal initial weights; 0 for those that torch's layers begin with.
+    """
+
+    label_dependent = True
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        batch: Annotated[int, Ge(0)] = 0,
+        bias: bool = True,
+        init: Annotated[float, Ge(0)] = 0.0,
+        test_steps: Annotated[int, Gt(0)],
+    ) -> None:
+        if net.norm in ("support", "running"):
+            raise ValueError(f"net.norm={net.norm} is not for a net that is trained from scratch: choose batch, group, layer or none")
+        super().__init__(net, problem)
+        self.head = nn.Linear(net.features, problem.outputs, bias=bias)
+        for weight in self.learner().values():
+            weight.requires_grad_(False)
+        self.batch, self.init, self.test_steps = batch, init, test_steps
+        self.ordered = batch > 0
+
+    def weights(self, key: Tensor) -> Fast:
+        """Random initial weights by parameter name, determined by a task's key [] int64."""
+        if self.init:
+            return {
+                name: self.init * inner.normal(key, tuple(w.shape), i).to(w.dtype) for i, (name, w) in enumerate(self.learner().items())
+            }
+        return {f"{part}.{name}": w for part in ("net", "head") for name, w in draw(getattr(self, part), key + len(part)).items()}
+
+    def examples(self, context: Context, k: int | Tensor) -> Batch:
+        """The minibatch of step k."""
+        x, y = context.support
+        if not 0 < self.batch < len(y):
+            return context.support
+        chosen = inner.minibatch(context.key, len(y), self.batch, k)
+        return Batch(x[chosen], y[chosen])
+
+    def slope(self, fast: Fast, context: Context, k: int | Tensor) -> Fast:
+        """The gradient of the loss of minibatch k, through which nothing is differentiated."""
+        x, y = self.examples(context, k)
+        grads = inner.gradient(self.support_loss, inner.constant(fast), {}, x, y, mode="none")
+        return tree_map(lambda g: g.detach(), grads)
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return functional_call(self, state.fast, (x, x))
+
+
+def flat(fast: Fast) -> Tensor:
+    """All weights beside each other, [coordinates]."""
+    return torch.cat([w.flatten() for w in fast.values()])
+
+
+def shaped(coordinates: Tensor, like: Fast) -> Fast:
+    """The inverse of ``flat``: [coordinates] as weights of the names and shapes of ``like``."""
+    parts = coordinates.split([w.numel() for w in like.values()])
+    return {name: part.view(w.shape) for (name, w), part in zip(like.items(), parts)}
