@@ -164,9 +164,10 @@ LEARNERS = [param for param in PROBLEMS if getattr(TRIED[param.values], "learns"
 LEARNING_CLASSIFIERS = [param.values[0] for param in LEARNERS if param.values[1] is classification]
 
 
+@cache
 def suits(algo: str, norm: str) -> bool:
-    """Whether a classifier goes with a norm: one that sees no image of a class has nothing to go by for ``support``."""
-    return norm != "support" or not getattr(TRIED[algo, classification], "zero_shot", False)
+    """Whether a classifier goes with a norm; ``support`` and ``running`` are not for every method."""
+    return norm not in ("support", "running") or accepts(classification(algo, f"net.norm={norm}"))
 
 
 def with_nets(algos: list[str]) -> list[Any]:

@@ -47,7 +47,11 @@ def test_its_file_is_short(algo: str) -> None:
 def test_it_is_abstract_or_final(algo: str) -> None:
     own, *parents = class_of(algo).__mro__[:-1]
     assert not inspect.isabstract(own)
-    concrete = [c.__name__ for c in parents if issubclass(c, Algorithm) and c.__module__.startswith(metarun.algos.__name__)]
+    concrete = [
+        c.__name__
+        for c in parents
+        if issubclass(c, Algorithm) and c.__module__.startswith(metarun.algos.__name__) and not inspect.isabstract(c)
+    ]
     assert not concrete, f"{own.__name__} subclasses {concrete}: make it a flag, or share an abstract class"
 
 

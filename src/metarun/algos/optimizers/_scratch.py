@@ -41,8 +41,8 @@ class FromScratch(GradientLearner):
         init: Annotated[float, Ge(0)] = 0.0,
         test_steps: Annotated[int, Gt(0)],
     ) -> None:
-        if net.norm in ("support", "running"):
-            raise ValueError(f"net.norm={net.norm} is not for a net that is trained from scratch: choose batch, group, layer or none")
+        if net.norm == "running":
+            raise ValueError("net.norm=running is not for nets that every task trains from scratch: choose support, batch, group or layer")
         super().__init__(net, problem)
         self.head = nn.Linear(net.features, problem.outputs, bias=bias)
         for weight in self.learner().values():
@@ -73,7 +73,7 @@ class FromScratch(GradientLearner):
         return tree_map(lambda g: g.detach(), grads)
 
     def predict(self, state: Any, x: Tensor) -> Tensor:
-        return functional_call(self, state.fast, (x, x))
+        return functional_call(self, state.fast, (x, state.support_x))
 
 
 def flat(fast: Fast) -> Tensor:

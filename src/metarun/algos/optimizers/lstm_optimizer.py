@@ -23,6 +23,7 @@ class Training(NamedTuple):
     """A net in training."""
 
     fast: Fast  # weights by parameter name
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
     outputs: Tensor  # h [layers, coordinates, hidden]
     cells: Tensor  # c [layers, coordinates, hidden]
 
@@ -85,7 +86,7 @@ class LSTMOptimizer(FromScratch):
         fast = self.weights(context.key)
         weights = flat(fast)
         none = weights.new_zeros(len(self.cells), len(weights), self.hidden)
-        return Training(fast, none, none)
+        return Training(fast, context.support.x, none, none)
 
     def step(self, state: Training, context: Context, k: int) -> Training:
         x = self.inputs(flat(self.slope(state.fast, context, k)))
@@ -95,7 +96,7 @@ class LSTMOptimizer(FromScratch):
             outputs.append(x)
             cells.append(memory)
         weights = flat(state.fast) + self.scale * self.update(x).squeeze(-1)
-        return Training(shaped(weights, state.fast), torch.stack(outputs), torch.stack(cells))
+        return state._replace(fast=shaped(weights, state.fast), outputs=torch.stack(outputs), cells=torch.stack(cells))
 
     def inputs(self, gradient: Tensor) -> Tensor:
         """A gradient [coordinates] as the first cell sees it, [coordinates, 1 or 2]."""

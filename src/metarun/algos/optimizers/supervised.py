@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NamedTuple
 
 from annotated_types import Gt
+from torch import Tensor
 
 from metarun.algos.optimizers._rules import RULES, Memory
 from metarun.algos.optimizers._scratch import Fast, FromScratch
@@ -18,6 +19,7 @@ class Training(NamedTuple):
     """A net in training."""
 
     fast: Fast  # weights by parameter name
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
     memory: Memory  # of the rule
 
 
@@ -49,8 +51,9 @@ class Supervised(FromScratch):
 
     def begin(self, context: Context) -> Training:
         fast = self.weights(context.key)
-        return Training(fast, RULES[self.rule].begin(fast))
+        return Training(fast, context.support.x, RULES[self.rule].begin(fast))
 
     def step(self, state: Training, context: Context, k: int) -> Training:
         grads = self.slope(state.fast, context, k)
-        return Training(*RULES[self.rule].step(state.fast, grads, state.memory, k, self.rate))
+        fast, memory = RULES[self.rule].step(state.fast, grads, state.memory, k, self.rate)
+        return state._replace(fast=fast, memory=memory)
