@@ -22,7 +22,7 @@ from metarun.data.episodes import Episodes
 from metarun.optim import MetaOptimizer
 from metarun.run import Run
 from metarun.runtime.distributed import World
-from metarun.storage import checkpoint
+from metarun.storage import checkpoint, inputs
 from metarun.tracking.tracker import Tracker
 from metarun.trainer import Progress, StopFlag, Trainer, results, statistics, watched_score
 
@@ -40,12 +40,16 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
         # Going on does not take the run that this one began with: its weights are long in the checkpoint.
         run = Run(values | {"init_from": None} if resume else values, world=world)
-        test = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
-        return run, run.episodes("train"), run.episodes("val"), test
+        return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
-    if not resume:
-        run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+    if world.rank == 0:
+        noted = inputs.note(values, {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes})
+        if resume:
+            inputs.warn_of_changes(folder, noted)
+        else:
+            run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+            run.write(inputs.path(folder), noted)
     optimizer: MetaOptimizer = run.valid.optim.build(run.algorithm.groups())
     state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
     start = state["progress"]["iteration"] if state else 0
@@ -73,6 +77,12 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         return summary
     finally:
         tracker.close()
+
+
+def _episodes(run: Run) -> tuple[Episodes, Episodes, Episodes | None]:
+    """Those of training, development and test; what is not to be had is refused here, before training."""
+    test = run.episodes("test") if "test" in run.data.splits else None
+    return run.episodes("train"), run.episodes("val"), test
 
 
 def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:
@@ -123,8 +133,10 @@ def check(values: dict[str, Any]) -> dict[str, str]:
         "device": f"{run.device}, {run.valid.root.precision}",
         "norm": run.bn_mode,
     }
-    for split in run.data.splits:
-        episodes = run.episodes(split)
+    run.valid.optim.build(run.algorithm.groups())
+    for split, episodes in zip(("train", "val", "test"), _episodes(run)):
+        if episodes is None:
+            continue
         run.engine.evaluate(run.algorithm, episodes.batch([0]), curve=False)
         spec = run.spec["train" if split == "train" else "eval"]
         report[split] = f"{run.data.describe(split)}; {spec}"
