@@ -91,8 +91,8 @@ class Split(NamedTuple):
     def sha256(self) -> bytes:
         """Digest of all that episodes are made of: images, how they are grouped, attributes. Names and places of files do not count."""
         digest = hashlib.sha256(f"{list(self.images.shape)} {self.counts.tolist()} {list(self.attributes.shape)}".encode())
-        digest.update(self.images.contiguous().numpy())
-        digest.update(self.attributes.contiguous().numpy())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.attributes.contiguous().numpy().data)
         return digest.digest()
 
 

@@ -93,7 +93,7 @@ class OneshotEpisodes(Episodes):
         return np.concatenate([runs[:, None], self.labels.cpu().numpy()[runs]], 1).astype("<i8").tobytes()
 
     def content(self) -> bytes:
-        return hashlib.sha256(torch.stack([self.support, self.query]).cpu().numpy()).digest()
+        return hashlib.sha256(torch.stack([self.support, self.query]).cpu().numpy().data).digest()
 
 
 def _runs(path: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:

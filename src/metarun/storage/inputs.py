@@ -34,8 +34,9 @@ def warn_of_changes(folder: Path, now: str) -> None:
     """Say what differs between the ``note`` of today and the one that the run began with; a run of an earlier version has none."""
     kept = path(folder)
     try:
-        before = json.loads(kept.read_text(encoding="utf-8")) if kept.stat().st_size < LARGEST else None
-        changed = list(_changes(before, json.loads(now)))
+        if kept.stat().st_size > LARGEST:
+            raise ValueError("it is too large")
+        changed = list(_changes(json.loads(kept.read_text(encoding="utf-8")), json.loads(now)))
     except FileNotFoundError:
         return
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
