@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,31 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         try:
             algorithm.load_state_dict(trained["algorithm"])
         except RuntimeError as error:
-            raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
+            why = _other_channels(valid, problem, trained) or f"the checkpoint does not fit this configuration: {_last_line(error)}"
+            raise UserError(why) from None
     return algorithm
+
+
+def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> str | None:
+    """What to say of weights that fit images of as many pixels but another number of channels."""
+    here = problem.input_shape[0]
+    for channels, colours in {1: "grey", 3: "colour"}.items():
+        if len(problem.input_shape) != 3 or channels == here:
+            continue
+        shape = replace(problem, input_shape=(channels, *problem.input_shape[1:]))
+        try:
+            valid.algo.build(valid.net.build(shape.input_shape), shape).load_state_dict(trained["algorithm"])
+        except (RuntimeError, ValueError):
+            continue
+        return (
+            f"this run was trained on {colours} images (1 input has {channels} channels) and these data have {here}: give data of the "
+            f"same kind, for your own pictures with data.channels={channels}"
+        )
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def warm_start(algorithm: Algorithm, source: str) -> str:

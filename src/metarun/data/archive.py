@@ -16,6 +16,8 @@ import pooch
 from metarun.data.cache import user_cache
 from metarun.errors import UserError
 
+INFLATES = 100  # times its own size that an archive may unfold to; pictures and text do far less
+
 DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)  # all that zipfile raises on bad input
 
 
@@ -82,20 +84,35 @@ def read(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of an archive or folder whose whole relative name (with ``/``) matches, in order of name.
 
     Raises:
-        UserError: the archive is damaged (zipfile checks sizes and CRCs) or a file cannot be read.
+        UserError: the archive is damaged (zipfile checks sizes and CRCs), unfolds to absurdly much, or a file cannot be read.
     """
     name = path.name
     try:
         if path.is_dir():
             files = [os.path.relpath(os.path.join(folder, file), path) for folder, _, names in os.walk(path) for file in names]
             for name in sorted(file for file in (Path(file).as_posix() for file in files) if wanted.fullmatch(file)):
+                if not (path / name).is_file():  # a pipe would wait for ever
+                    raise OSError("not a regular file")
                 yield name, (path / name).read_bytes()
         else:
             with zipfile.ZipFile(path) as archive:
-                for name in sorted(file for file in archive.namelist() if wanted.fullmatch(file)):
-                    yield name, archive.read(name)
+                members = {file.filename: file for file in archive.infolist() if wanted.fullmatch(file.filename)}
+                refuse_bomb(path, sum(member.file_size for member in members.values()))
+                for name in sorted(members):
+                    yield name, archive.read(members[name])
     except DAMAGE as error:
         raise damaged(path, f"{name}: {error}") from None
+
+
+def refuse_bomb(path: Path, size: int) -> None:
+    """Before anything is unfolded: refuse an archive whose members have ``size`` bytes together, far more than pictures can be packed to.
+
+    Raises:
+        UserError: more than ``INFLATES`` times the archive's own size.
+    """
+    own = path.stat().st_size
+    if size > INFLATES * own:
+        raise damaged(path, f"its {own:,} bytes would unfold to {size:,}")
 
 
 def damaged(path: Path, what: str) -> UserError:

@@ -29,7 +29,7 @@ def user_cache() -> Path:
 
 
 def fingerprint(source: Path) -> list[str | int]:
-    """What tells one state of a source from another, JSON-able: its path and the size and modification time of its file or files.
+    """What tells one state of a source from another, JSON-able: its path, and the size and times of its file or files.
 
     ``source`` is a file, or a folder, whose files all count, at any depth; contents are not read.
     """
@@ -38,7 +38,7 @@ def fingerprint(source: Path) -> list[str | int]:
     digest = hashlib.sha256()
     for path in files:
         stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere: whoever reads it will complain
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape"))
     return [root, len(files), digest.hexdigest()]
 
 

@@ -16,6 +16,7 @@ from metarun.data.archive import Source, damaged, obtain, read
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys
 from metarun.data.omniglot import URL, Size, drawing
+from metarun.data.picture import UnreadableError
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
@@ -125,5 +126,5 @@ def _pairs(path: Path, run: str, training: list[str], files: dict[str, bytes]) -
 def _image(path: Path, name: str, files: dict[str, bytes], size: int) -> np.ndarray:
     try:
         return drawing(files[name], size)
-    except ValueError as error:
+    except UnreadableError as error:
         raise damaged(path, f"{name}: {error}") from None
