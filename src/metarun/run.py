@@ -134,7 +134,8 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
 def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> str | None:
     """What to say of weights that fit images of as many pixels but another number of channels."""
     here = problem.input_shape[0]
-    for channels, colours in {1: "grey", 3: "colour"}.items():
+    kinds = {1: "grey (1 channel)", 3: "in colour (3 channels)"}
+    for channels, trained_on in kinds.items():
         if len(problem.input_shape) != 3 or channels == here:
             continue
         shape = replace(problem, input_shape=(channels, *problem.input_shape[1:]))
@@ -143,8 +144,8 @@ def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> 
         except (RuntimeError, ValueError):
             continue
         return (
-            f"this run was trained on {colours} images (1 input has {channels} channels) and these data have {here}: give data of the "
-            f"same kind, for your own pictures with data.channels={channels}"
+            f"this run was trained on images that are {trained_on}, but these are {kinds.get(here, f'of {here} channels')}: give data of the same "
+            f"kind, your own pictures with data.channels={channels}"
         )
     return None
 

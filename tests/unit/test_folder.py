@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import small
 from PIL import Image
 
+from metarun import experiment
 from metarun.data import folder as module
 from metarun.data.folder import Folder, decode
 from metarun.errors import UserError
@@ -319,6 +321,23 @@ def test_a_picture_that_changes_in_place_is_noticed(root):
         paint(path, value)
         os.utime(path, ns=(10**18, 10**18))
         assert make(root, val_fraction=0.0, test_fraction=1.0).splits["test"].images[0].unique().tolist() == [value]
+
+
+def test_a_run_on_colour_is_not_for_grey_data(root, tmp_path):
+    """It was told as "size mismatch for net.blocks.0.conv.weight"."""
+    words = ["algo=protonet", "data=folder", f"data.root={root}", "data.size=16", "way=2", "shot=1", "query=1", "trainer.iterations=1"]
+    for channels, other, line in (
+        (3, 1, r"trained on images that are in colour \(3 channels\), but these are grey \(1 channel\): .* with data\.channels=3$"),
+        (1, 3, r"trained on images that are grey \(1 channel\), but these are in colour \(3 channels\): .* with data\.channels=1$"),
+    ):
+        values = small(*words, f"data.channels={channels}")
+        experiment.train(values, tmp_path / f"run{channels}")
+        values["data"]["channels"] = other
+        with pytest.raises(UserError, match=line):
+            experiment.evaluate(values, tmp_path / f"run{channels}", "best", tmp_path / "eval")
+    values = small(*words, "net.hidden=12")
+    with pytest.raises(UserError, match="the checkpoint does not fit this configuration: size mismatch"):
+        experiment.evaluate(values, tmp_path / "run3", "best", tmp_path / "eval")
 
 
 def test_yaml_holds_every_argument(request):

@@ -33,7 +33,7 @@ def covering(text: str) -> Path:
 
 @cache
 def legible(text: str) -> str:
-    """The text as it can be drawn with ``covering(text)``: ``\\xff`` for what is no UTF-8, ``\\u732b`` for a letter that no font here has."""
+    """The text as ``covering(text)`` can draw it: ``\\xff`` for a byte that is no UTF-8, ``\\u732b`` for a letter of no font here."""
     text = text.encode(errors="surrogateescape").decode(errors="backslashreplace")
     missing = _missing(text, covering(text))
     return "".join(letter.encode("unicode_escape").decode() if letter in missing else letter for letter in text)
