@@ -81,8 +81,7 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
 
 def _episodes(run: Run) -> tuple[Episodes, Episodes, Episodes | None]:
     """Those of training, development and test; what is not to be had is refused here, before training."""
-    test = run.episodes("test") if "test" in run.data.splits else None
-    return run.episodes("train"), run.episodes("val"), test
+    return run.episodes("train"), run.episodes("val"), run.episodes("test") if "test" in run.data.splits else None
 
 
 def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:

@@ -143,9 +143,10 @@ def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> 
             valid.algo.build(valid.net.build(shape.input_shape), shape).load_state_dict(trained["algorithm"])
         except (RuntimeError, ValueError):
             continue
+        these = kinds.get(here, f"of {here} channels")
         return (
-            f"this run was trained on images that are {trained_on}, but these are {kinds.get(here, f'of {here} channels')}: give data of the same "
-            f"kind, your own pictures with data.channels={channels}"
+            f"this run was trained on images that are {trained_on}, but these are {these}: give data of the same kind, your own pictures "
+            f"with data.channels={channels}"
         )
     return None
 
