@@ -43,15 +43,15 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
-    if world.rank == 0:
-        noted = inputs.note(values, {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes})
-        if resume:
-            inputs.warn_of_changes(folder, noted)
-        else:
-            run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
-            run.write(inputs.path(folder), noted)
+    splits = {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes}
+    noted = "" if world.rank else inputs.note(values, splits)
+    if not resume:
+        run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        run.write(inputs.path(folder), noted)
     optimizer: MetaOptimizer = run.valid.optim.build(run.algorithm.groups())
     state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
+    if state and noted:
+        inputs.warn_of_changes(folder, noted)
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
