@@ -168,7 +168,7 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
     spec = run.spec["eval"]
     summary = {
         "algo": run.values["algo"]["name"],
-        "data": run.values["data"]["name"],
+        "data": run.data_name,
         "way": spec.way,
         "shot": spec.shot,
         "query": spec.query,

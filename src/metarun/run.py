@@ -80,6 +80,12 @@ class Run:
         return Augmented(found, self.augment) if split == "train" and self.augment else found
 
     @property
+    def data_name(self) -> str:
+        """What the data are called in reports: ``omniglot``, or ``cifar_fs, 100 a class`` where they are not as published."""
+        name: str = self.values["data"]["name"]
+        return f"{name}, {self.data.note}" if self.data.note else name
+
+    @property
     def bn_mode(self) -> str:
         """Whose statistics normalise a query; ``none`` when the net has no norm."""
         net = self.algorithm.net

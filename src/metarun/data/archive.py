@@ -3,11 +3,13 @@ Whatever is wrong with it (absent, cut short, not a zip, an unreadable member) e
 
 from __future__ import annotations
 
+import lzma
 import os
 import re
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,8 +19,10 @@ from metarun.data.cache import user_cache
 from metarun.errors import UserError
 
 INFLATES = 100  # times its own size that an archive may unfold to; pictures and text do far less
+HARMLESS = 2**24  # bytes that any may
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)  # all that zipfile raises on bad input
+# All that zipfile and tarfile raise on bad input.
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 class Source(NamedTuple):
@@ -64,9 +68,15 @@ def obtain(source: Source, root: str | None, subfolder: str, download: bool, loo
     Raises:
         UserError: the file is nowhere and cannot or must not be downloaded.
     """
-    found = locate(source, root, subfolder, loose)
-    if found is not None:
-        return found
+    return locate(source, root, subfolder, loose) or fetch(source, root, subfolder, download)
+
+
+def fetch(source: Source, root: str | None, subfolder: str, download: bool) -> Path:
+    """Download into the user's cache.
+
+    Raises:
+        UserError: it cannot or must not be.
+    """
     if download:
         try:
             return Path(pooch.retrieve(source.url, source.hash, fname=source.file, path=user_cache() / subfolder, progressbar=True))
@@ -104,14 +114,38 @@ def read(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
         raise damaged(path, f"{name}: {error}") from None
 
 
+def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """As ``read``, of a zip or tar archive, in its own order and of any packing."""
+    name = path.name
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                members = [file for file in archive.infolist() if wanted(file.filename)]
+                refuse_bomb(path, sum(file.file_size for file in members))
+                for file in members:
+                    name = file.filename
+                    yield name, archive.read(file)
+        else:
+            size = 0
+            with tarfile.open(path) as tar:
+                for member in tar:
+                    size += member.size
+                    refuse_bomb(path, size)
+                    name = member.name
+                    if member.isreg() and wanted(name):
+                        yield name, tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file has content
+    except DAMAGE as error:
+        raise damaged(path, f"{name}: {error}") from None
+
+
 def refuse_bomb(path: Path, size: int) -> None:
     """Before anything is unfolded: refuse an archive whose members have ``size`` bytes together, far more than pictures can be packed to.
 
     Raises:
-        UserError: more than ``INFLATES`` times the archive's own size.
+        UserError: more than ``INFLATES`` times the archive's own size, and not ``HARMLESS``.
     """
     own = path.stat().st_size
-    if size > INFLATES * own:
+    if size > max(HARMLESS, INFLATES * own):
         raise damaged(path, f"its {own:,} bytes would unfold to {size:,}")
 
 
