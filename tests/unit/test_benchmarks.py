@@ -3,6 +3,7 @@ Made-up images of the true classes; where the published lists lie beside the che
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import logging
@@ -231,7 +232,27 @@ def test_a_damaged_archive_and_a_bomb_are_named(tmp_path: Path, suffix: str) -> 
             archive.writestr("001.A/1.png", bytes(20_000_000))
     else:
         pack_tar({"001.A/1.png": bytes(20_000_000)}, path)
-    refused(CUB, path.parent, r"is damaged \(its [\d,]+ bytes would unfold to 20,000,000\)")
+    refused(CUB, path.parent, r"is damaged \(its [\d,]+ bytes would unfold to 20,0\d\d,\d\d\d\)")
+
+
+def test_a_bomb_in_the_headers_of_an_archive_is_named(tmp_path: Path) -> None:
+    """The name of a file may be as long as it likes, and is read before anything is known of the file."""
+    member = tarfile.TarInfo("x")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 50_000_000
+    with gzip.open(tmp_path / "CUB_200_2011.tgz", "wb") as file:
+        file.write(member.tobuf() + bytes(member.size))
+    refused(CUB, tmp_path, r"is damaged \(its [\d,]+ bytes would unfold to 50,000,\d\d\d\)")
+
+
+@pytest.mark.parametrize("packing", ["", "gz", "bz2", "xz"])
+def test_tar_files_of_any_packing(tmp_path: Path, packing: str) -> None:
+    files = pictures(CUB, images=1)
+    with tarfile.open(tmp_path / f"CUB_200_2011.tar{'.' * bool(packing)}{packing}", f"w:{packing}") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert numbers(load(CUB, tmp_path)) == list(range(200))
 
 
 def test_a_pickle_is_not_read(tmp_path: Path) -> None:

@@ -3,6 +3,9 @@ Whatever is wrong with it (absent, cut short, not a zip, an unreadable member) e
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import lzma
 import os
 import re
@@ -11,7 +14,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pooch
 
@@ -126,16 +129,40 @@ def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
                     name = file.filename
                     yield name, archive.read(file)
         else:
-            size = 0
-            with tarfile.open(path) as tar:
+            with path.open("rb") as packed, _unpacked(packed) as plain, tarfile.open(fileobj=_Capped(plain, path), mode="r:") as tar:
                 for member in tar:
-                    size += member.size
-                    refuse_bomb(path, size)
                     name = member.name
                     if member.isreg() and wanted(name):
                         yield name, tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file has content
     except DAMAGE as error:
         raise damaged(path, f"{name}: {error}") from None
+
+
+def _unpacked(packed: BinaryIO) -> BinaryIO:
+    """What a tar file is packed in, taken off."""
+    start = packed.read(6)
+    packed.seek(0)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
+    return opener(packed) if opener else packed
+
+
+class _Capped(io.RawIOBase):
+    """A file of which no more is read than an archive at ``path`` may unfold to, headers included."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+
+    def read(self, size: int = -1) -> bytes:
+        refuse_bomb(self.path, self.file.tell() + max(size, 0))
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        refuse_bomb(self.path, offset)
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
 
 
 def refuse_bomb(path: Path, size: int) -> None:

@@ -92,7 +92,7 @@ def search(base: Path) -> Found:
                 continue
             if entry.name in SYSTEM:
                 passed[path.relative_to(base).as_posix()] = OF_THE_SYSTEM
-            elif os.path.isdir(path):  # false, not an error, where links run in a circle
+            elif _is_folder(entry):
                 (links if entry.is_symlink() else own).append(path)
                 below = True
             elif path.suffix.lower() in suffixes():
@@ -105,11 +105,17 @@ def search(base: Path) -> Found:
     return Found(base, dict(sorted(folders.items())), passed)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that run in a circle
+        return False
+
+
 def subfolders(base: Path) -> list[str]:
     """The folders in ``base`` that ``search`` looks into, links included, in order of name."""
-    return sorted(
-        entry.name for entry in os.scandir(base) if entry.is_dir() and not entry.name.startswith(".") and entry.name not in SYSTEM
-    )
+    names = sorted(entry.name for entry in os.scandir(base) if _is_folder(entry))
+    return [name for name in names if not name.startswith(".") and name not in SYSTEM]
 
 
 def tell(log: logging.Logger, passed: dict[str, str]) -> None:
