@@ -115,6 +115,28 @@ def test_a_picture_above_the_limit_is_refused_before_it_is_decoded(width, height
         pass
 
 
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
+def test_what_is_transparent_lies_on_white(save, mode, monkeypatch):
+    """In bands as in one piece: Porter and Duff's "over", c = a c1 + (1 - a) 255."""
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    path = save(picture, "clear.png") if mode != "P" else save_transparent(picture, save)
+    whole = np.asarray(Image.open(path).convert("RGBA"), np.float64)
+    wanted = whole[..., :3] * whole[..., 3:] / 255 + 255 - whole[..., 3:]
+    for band in (7, 512):
+        monkeypatch.setattr("metarun.data.picture.BAND", band)
+        with upright(path, 28) as read:
+            assert read.mode == "RGB"
+            assert abs(np.asarray(read, np.float64) - wanted).max() <= 1
+
+
+def save_transparent(picture, save):
+    """A palette of which one colour is transparent."""
+    picture.info["transparency"] = 3
+    return save(picture, "palette.png")
+
+
 def touch(base, *names):
     for name in names:
         (base / name).parent.mkdir(parents=True, exist_ok=True)

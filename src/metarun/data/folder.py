@@ -234,7 +234,8 @@ def decode(file: Path | bytes, channels: int, size: int, invert: bool) -> np.nda
         UnreadableError: see ``upright``.
     """
     with upright(file, size) as picture:
-        plain = picture.convert("L" if channels == 1 else "RGB")
+        mode = "L" if channels == 1 else "RGB"
+        plain = picture if picture.mode == mode else picture.convert(mode)
         square = np.asarray(ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS))
     image = square.reshape(size, size, channels).transpose(2, 0, 1)
     return 255 - image if invert else image

@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 PIXELS = 2**26  # of the largest picture that is read, 67 megapixels: a quarter of a gigabyte once decoded
 LARGE = 2**24  # pixels; larger ones are decoded one after the other, whatever the number of threads
+BAND = 512  # rows laid on white at a time
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"}  # EPS runs Ghostscript, the others Pillow knows but cannot decode
 SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
 NO_PICTURE, OF_THE_SYSTEM = "no picture that Pillow reads", "an operating system's own"
@@ -179,7 +180,11 @@ def _opaque(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         raise UnreadableError("32 bits a channel: save it with 8 or 16")
     if image.has_transparency_data:
-        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        paper = Image.new("RGB", image.size, "white")
+        for top in range(0, image.height, BAND):  # whole, it would be in memory four times
+            band = image.crop((0, top, image.width, min(top + BAND, image.height))).convert("RGBA")
+            paper.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band), (0, top))
+        return paper
     return image
 
 
