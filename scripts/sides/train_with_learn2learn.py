@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from native import learner
 
 from metarun import run as metarun_run
-from metarun.algos.gradient.maml_learn2learn import library
 from metarun.config.compose import compose, resolve
 from metarun.run import Run
+from metarun.runtime.learn2learn import library
 from metarun.task import Task, count, select
 
 

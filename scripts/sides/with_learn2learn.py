@@ -10,7 +10,7 @@ from native import learner, names
 from serve import Outcome, Side, serve
 from torch import Tensor
 
-from metarun.algos.gradient.maml_learn2learn import library
+from metarun.runtime.learn2learn import library
 
 l2l = library()
 

@@ -22,7 +22,7 @@ from metarun.data.episodes import Episodes
 from metarun.optim import MetaOptimizer
 from metarun.run import Run
 from metarun.runtime.distributed import World
-from metarun.storage import checkpoint
+from metarun.storage import checkpoint, inputs
 from metarun.tracking.tracker import Tracker
 from metarun.trainer import Progress, StopFlag, Trainer, results, statistics, watched_score
 
@@ -40,14 +40,18 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
         # Going on does not take the run that this one began with: its weights are long in the checkpoint.
         run = Run(values | {"init_from": None} if resume else values, world=world)
-        test = run.episodes("test") if "test" in run.data.splits else None  # refused now rather than after training
-        return run, run.episodes("train"), run.episodes("val"), test
+        return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
+    splits = {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes}
+    noted = "" if world.rank else inputs.note(values, splits)
     if not resume:
         run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+        run.write(inputs.path(folder), noted)
     optimizer: MetaOptimizer = run.valid.optim.build(run.algorithm.groups())
     state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
+    if state and noted:
+        inputs.warn_of_changes(folder, noted)
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
@@ -73,6 +77,11 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         return summary
     finally:
         tracker.close()
+
+
+def _episodes(run: Run) -> tuple[Episodes, Episodes, Episodes | None]:
+    """Those of training, development and test; what is not to be had is refused here, before training."""
+    return run.episodes("train"), run.episodes("val"), run.episodes("test") if "test" in run.data.splits else None
 
 
 def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:
@@ -123,8 +132,10 @@ def check(values: dict[str, Any]) -> dict[str, str]:
         "device": f"{run.device}, {run.valid.root.precision}",
         "norm": run.bn_mode,
     }
-    for split in run.data.splits:
-        episodes = run.episodes(split)
+    run.valid.optim.build(run.algorithm.groups())
+    for split, episodes in zip(("train", "val", "test"), _episodes(run)):
+        if episodes is None:
+            continue
         run.engine.evaluate(run.algorithm, episodes.batch([0]), curve=False)
         spec = run.spec["train" if split == "train" else "eval"]
         report[split] = f"{run.data.describe(split)}; {spec}"
@@ -157,7 +168,7 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
     spec = run.spec["eval"]
     summary = {
         "algo": run.values["algo"]["name"],
-        "data": run.values["data"]["name"],
+        "data": run.data_name,
         "way": spec.way,
         "shot": spec.shot,
         "query": spec.query,

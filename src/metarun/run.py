@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,12 @@ class Run:
         return Augmented(found, self.augment) if split == "train" and self.augment else found
 
     @property
+    def data_name(self) -> str:
+        """What the data are called in reports: ``omniglot``, or ``cifar_fs, 100 a class`` where they are not as published."""
+        name: str = self.values["data"]["name"]
+        return f"{name}, {self.data.note}" if self.data.note else name
+
+    @property
     def bn_mode(self) -> str:
         """Whose statistics normalise a query; ``none`` when the net has no norm."""
         net = self.algorithm.net
@@ -127,8 +134,33 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         try:
             algorithm.load_state_dict(trained["algorithm"])
         except RuntimeError as error:
-            raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
+            why = _other_channels(valid, problem, trained) or f"the checkpoint does not fit this configuration: {_last_line(error)}"
+            raise UserError(why) from None
     return algorithm
+
+
+def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> str | None:
+    """What to say of weights that fit images of as many pixels but another number of channels."""
+    here = problem.input_shape[0]
+    kinds = {1: "grey (1 channel)", 3: "in colour (3 channels)"}
+    for channels, trained_on in kinds.items():
+        if len(problem.input_shape) != 3 or channels == here:
+            continue
+        shape = replace(problem, input_shape=(channels, *problem.input_shape[1:]))
+        try:
+            valid.algo.build(valid.net.build(shape.input_shape), shape).load_state_dict(trained["algorithm"])
+        except (RuntimeError, ValueError):
+            continue
+        these = kinds.get(here, f"of {here} channels")
+        return (
+            f"this run was trained on images that are {trained_on}, but these are {these}: give data of the same kind, your own pictures "
+            f"with data.channels={channels}"
+        )
+    return None
+
+
+def _last_line(error: Exception) -> str:
+    return str(error).splitlines()[-1].strip()
 
 
 def warm_start(algorithm: Algorithm, source: str) -> str:

@@ -4,6 +4,7 @@ Calls the command's function; a run's own files stay as they are."""
 import csv
 import json
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from PIL import Image
 
 import metarun
 from metarun import experiment
+from metarun.data import picture
 from metarun.errors import UserError
 from metarun.predict import contact_sheet
 from metarun.predict.command import command
@@ -53,7 +55,7 @@ def pictures(tmp_path):
         for shot in range(i + 1):
             paint(tmp_path / "support" / kind / f"{shot}.png", kind, shot)
         for shot in range(2):
-            paint(tmp_path / "query" / kind / f"{shot}.png", kind, -shot)
+            paint(tmp_path / "query" / kind / f"{shot}.png", kind, -1 - shot)
     return tmp_path
 
 
@@ -177,10 +179,38 @@ def test_unreadable_pictures_are_named_and_skipped(trained, pictures, caplog, ca
     with caplog.at_level(logging.WARNING):
         result = predict(trained, pictures, "--out", pictures / "out")
     broken = [f"{pictures}/support/dot/broken.png", f"{pictures}/query/broken.jpg"]
-    assert caplog.messages == [f"{path} is not a readable picture and is skipped" for path in broken]
+    assert caplog.messages == [f"passed over: {broken[1]} and 1 more: not a picture, or damaged"]
     assert result["skipped"] == broken
     assert (result["pictures"], result["shots"]["dot"]) == (6, 3)
-    assert "6 classified, 1 skipped" in capsys.readouterr().out
+    assert "6 classified, 1 passed over" in capsys.readouterr().out
+
+
+def test_queries_of_every_format_are_answered_and_others_named(trained, pictures, caplog, monkeypatch):
+    """Of four queries three were once ignored without a word."""
+    without_heif = {suffix: name for suffix, name in picture.suffixes().items() if name != "HEIF"}
+    monkeypatch.setattr(picture, "suffixes", lambda: without_heif)
+    with Image.open(pictures / "query" / "bar" / "0.png") as image:
+        for suffix in ("tif", "jfif", "gif"):
+            image.convert("L").save(pictures / "query" / f"x.{suffix}")
+    (pictures / "query" / "x.heic").write_bytes(b"")
+    (pictures / "query" / "notes.txt").write_text("no picture")
+    with caplog.at_level(logging.INFO):
+        result = predict(trained, pictures, "--out", pictures / "out")
+    assert result["pictures"] == 9
+    assert f"passed over: {pictures}/query/x.heic: needs pip install 'metarun[heif]'" in caplog.messages
+    assert f"passed over: {pictures}/query/notes.txt: no picture that Pillow reads" in caplog.messages
+
+
+def test_queries_that_are_in_the_support_are_counted_and_named(trained, pictures, caplog):
+    assert predict(trained, pictures, "--out", pictures / "out")["in_support"] == 0
+    shutil.copy(pictures / "support" / "bar" / "0.png", pictures / "query" / "same.png")
+    caplog.clear()
+    result = predict(trained, pictures, "--out", pictures / "out")
+    assert result["in_support"] == 1
+    assert caplog.messages == [
+        f"1 of 7 pictures to be classified are in the support as well, such as {pictures}/support/bar/0.png and "
+        f"{pictures}/query/same.png: that they are recognised says nothing"
+    ]
 
 
 def test_mistakes_in_the_folders(trained, pictures):
@@ -196,7 +226,7 @@ def test_mistakes_in_the_folders(trained, pictures):
     (pictures / "support" / "void").mkdir()
     refused("class 'void' of .*support has no readable picture")
     (pictures / "support" / "void" / "broken.png").write_bytes(b"nothing")
-    refused("class 'void' of .*support has no readable picture")
+    refused(r"class 'void' of .*support has no readable picture \(passed over: .*broken\.png: not a picture, or damaged\)")
     (pictures / "support" / "void").rename(pictures / "void")
     (pictures / "query").rename(pictures / "kept")
     refused("--query .*query does not exist: give a folder of pictures")

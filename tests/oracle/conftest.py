@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from metarun.algos.gradient.maml_learn2learn import library
 from metarun.errors import MissingLibrary
+from metarun.runtime.learn2learn import library
 
 
 @pytest.fixture(scope="module")

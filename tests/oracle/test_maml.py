@@ -12,8 +12,8 @@ from helpers import engine, meta_gradient, relative_error
 from native import LR, Native, clone_and_adapt, flat, ours
 from torch import Tensor
 
-from metarun.algos.gradient.maml_learn2learn import library
 from metarun.errors import MissingLibrary
+from metarun.runtime.learn2learn import library
 
 CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in range(1, 6) for first_order in (False, True)]
 
@@ -52,5 +52,5 @@ def test_maml_through_the_library_is_maml(learn2learn: ModuleType, net: str, ste
 def test_without_the_library_one_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "learn2learn", None)
-    with pytest.raises(MissingLibrary, match=r"algo=maml_learn2learn needs learn2learn 0\.2\.0.*`make peers` builds it"):
+    with pytest.raises(MissingLibrary, match=r"this needs learn2learn 0\.2\.0.*`make peers` builds it"):
         ours("maml_learn2learn", "mlp", 1, False)

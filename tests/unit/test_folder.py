@@ -3,13 +3,16 @@
 import inspect
 import itertools
 import logging
+import os
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from helpers import small
 from PIL import Image
 
+from metarun import experiment
 from metarun.data import folder as module
 from metarun.data.folder import Folder, decode
 from metarun.errors import UserError
@@ -79,30 +82,36 @@ def test_a_fraction_of_zero_or_one(root):
 
 
 def test_given_splits(tmp_path):
-    for split, classes in (("train", "abc"), ("val", "de"), ("test", "fg")):
-        for name in classes:
-            paint(tmp_path / "data" / split / name / "1.png")
-            paint(tmp_path / "data" / split / name / "2.png")
-    data = make(tmp_path / "data")
+    data = make(layout(tmp_path, train="a b c", val="d e", test="f g"))
     assert {split: part.names for split, part in data.splits.items()} == {"train": [*"abc"], "val": [*"de"], "test": [*"fg"]}
 
 
-def test_nested_classes_and_what_is_ignored(root):
-    paint(root / "greek" / "alpha" / "1.png")
-    paint(root / "greek" / "alpha" / "2.PNG")
+def test_nested_classes_links_and_what_is_passed_over(root, caplog):
+    paint(root / "greek" / "alpha" / "1.png", 240)
     (root / "c0" / "notes.txt").write_text("no picture")
     (root / "c0" / ".hidden.png").write_text("no picture")
     (root / "c0" / ".thumbs").mkdir()
     (root / "__MACOSX").mkdir()
     (root / "readme.md").write_text("no class")
     (root / "c1" / "loop").symlink_to(root, target_is_directory=True)
-    (root / "linked").symlink_to(root / "c2", target_is_directory=True)
-    data = make(root)
+    (root / "again").symlink_to(root / "c2", target_is_directory=True)
+    for j in range(3):
+        paint(root.parent / "elsewhere" / f"{j}.png", 200 + j)
+    (root / "linked").symlink_to(root.parent / "elsewhere", target_is_directory=True)
+    (root / "c3" / "@eaDir").mkdir()
+    paint(root / "c3" / "@eaDir" / "thumbnail.jpg")
+    paint(root / "greek" / "alpha" / "2.PNG", 250)
+    with caplog.at_level(logging.INFO):
+        data = make(root)
     count = {name: n for part in data.splits.values() for name, n in zip(part.names, part.counts, strict=True)}
     assert count == {**{f"c{i}": 3 for i in range(8)}, "greek/alpha": 2, "linked": 3}
+    assert caplog.messages == [
+        "passed over: again and 1 more: a link to a folder that is here already",
+        "passed over: __MACOSX and 1 more: an operating system's own; c0/notes.txt and 1 more: no picture that Pillow reads",
+    ]
 
 
-@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "bmp", "webp"])
+@pytest.mark.parametrize("suffix", ["png", "jpg", "JPEG", "jfif", "bmp", "webp", "tif", "tiff", "gif", "ppm"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_formats(tmp_path, suffix, channels):
     paint(tmp_path / f"x.{suffix}", (200, 200, 200), (20, 30), "RGB")
@@ -144,7 +153,7 @@ def test_broken_pictures_are_named_and_skipped(root, caplog):
         with caplog.at_level(logging.WARNING):
             data = make(root, val_fraction=0.0, test_fraction=1.0)
         assert caplog.messages == [
-            "6 of 30 pictures cannot be read and are skipped: c0/broken.png, c1/broken.png, c2/broken.png, …",
+            "passed over: c0/broken.png and 4 more: not a picture, or damaged; c5/nowhere.png: a link to nothing",
         ]
         assert (data.splits["test"].counts == 3).all()
         assert data.splits["test"].images[:, 0, 0, 0].tolist() == [20 * i + j for i in range(8) for j in range(3)]
@@ -188,10 +197,11 @@ def test_too_few_images(root):
     (root / "c3" / "1.png").write_bytes(b"")
     with pytest.raises(UserError, match=r"class 'c3' has 2 readable pictures, but data\.min_images=3"):
         make(root, min_images=3)
-    with pytest.raises(UserError, match=r"class 'c3' has 1 readable pictures, but data\.min_images=2; add pictures or remove"):
+    wanted = r"class 'c3' has 1 readable pictures \(passed over there: c3/1\.png: not a picture, or damaged\), but data\.min_images=2; add"
+    with pytest.raises(UserError, match=wanted):
         make(root)
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match="class 'empty' has 0"):
+    with pytest.raises(UserError, match=r"class 'empty' has 0"):
         make(root)
 
 
@@ -212,6 +222,122 @@ def test_a_class_in_two_splits(tmp_path):
         paint(tmp_path / "data" / split / "cat" / "1.png")
     with pytest.raises(UserError, match="class 'cat' is in train and in test, but splits must not share classes"):
         make(tmp_path / "data")
+
+
+def layout(folder, **splits):
+    """Folders of splits in ``folder/data`` with classes of two pictures; no two pictures are equal."""
+    base = folder / "data"
+    for value, (split, name) in enumerate((split, name) for split, names in splits.items() for name in names.split()):
+        for j in range(2):
+            paint(base / split / name / f"{j}.png", 2 * value + j)
+    return base
+
+
+@pytest.mark.parametrize("names", ["train val test", "Train Val Test", "TRAINING valid TESTING", "train validation test", "train dev Test"])
+def test_the_users_own_splits_go_by_many_names(tmp_path, names):
+    base = layout(tmp_path, **dict(zip(names.split(), ("a b", "c d", "e f"), strict=True)))
+    data = make(base)
+    assert {split: part.names for split, part in data.splits.items()} == {"train": ["a", "b"], "val": ["c", "d"], "test": ["e", "f"]}
+
+
+def test_a_folder_that_fits_no_split_is_refused_by_name(tmp_path):
+    layout(tmp_path, train="a b", val="c d", test="e f", extra="g h")
+    with pytest.raises(UserError, match=r"has test/, train/, val/ and beside them extra/, which fits no split: move it out of data\.root"):
+        make(tmp_path / "data")
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    layout(tmp_path, train="a b", val="c d", valid="e f")
+    with pytest.raises(UserError, match="has val/ and valid/, both for the split val: keep one"):
+        make(tmp_path / "data")
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    """CIFAR-100 has one."""
+    for value, name in enumerate(("train", "test", "bus", "tram", "ship")):
+        for j in range(2):
+            paint(tmp_path / "data" / name / f"{j}.png", 2 * value + j)
+    assert sum(part.classes for part in make(tmp_path / "data").splits.values()) == 5
+
+
+@pytest.mark.parametrize(("one", "other"), [("cat", "Cat"), ("STRASSE", "straße"), ("caf\u00e9", "cafe\u0301")])
+def test_names_that_differ_in_capitals_only(tmp_path, caplog, one, other):
+    layout(tmp_path / "two", train=f"{one} a", test=f"{other} b")
+    with pytest.raises(
+        UserError, match=f"class '{one}' is in train and '{other}', which differs in capitals only, in test, but splits must"
+    ):
+        make(tmp_path / "two" / "data")
+    layout(tmp_path / "one", train=f"{one} {other}", test="a b")
+    with caplog.at_level(logging.WARNING):
+        make(tmp_path / "one" / "data")
+    assert len(caplog.messages) == 1
+    assert "differ in capitals only: merge them unless they are two" in caplog.messages[0]
+
+
+def test_a_picture_in_two_splits_is_refused(tmp_path):
+    """The same bytes, or other bytes of the same picture."""
+    base = layout(tmp_path, train="a b", val="c d", test="e f")
+    paint(base / "test" / "e" / "9.bmp", 0)  # as train/a/0.png
+    with pytest.raises(UserError, match=r"^1 picture is in two splits, such as train/a/0\.png and test/e/9\.bmp: learners would be tested"):
+        make(base)
+    (base / "test" / "f" / "8.png").write_bytes((base / "val" / "c" / "1.png").read_bytes())
+    with pytest.raises(UserError, match=r"^2 pictures are in two splits, such as "):
+        make(base)
+
+
+def test_linked_pictures_in_two_splits_are_refused(tmp_path):
+    base = layout(tmp_path, train="a b", val="c d", test="e f")
+    (base / "train" / "g").symlink_to(base / "test" / "e")
+    with pytest.raises(UserError, match=r"^2 pictures are in two splits, such as train/g/0\.png and test/e/0\.png"):
+        make(base)
+
+
+def test_copies_within_a_split_are_counted_and_named(root, caplog):
+    for name in ("c0", "c1"):
+        for i in range(3):
+            (root / name / f"copy{i}.png").write_bytes((root / name / "0.png").read_bytes())
+    (root / "c2" / "wrong.png").write_bytes((root / "c0" / "0.png").read_bytes())
+    with caplog.at_level(logging.WARNING):
+        make(root, val_fraction=0.0, test_fraction=1.0)
+    assert caplog.messages == [
+        "6 pictures are twice in a class, such as c0/0.png and c0/copy0.png: support and query of an episode may be the same; "
+        "remove one of each pair",
+        "1 picture is in two classes of a split, such as c0/0.png and c2/wrong.png: remove the wrong one",
+    ]
+
+
+def test_a_pipe_and_a_bomb_are_passed_over_with_the_reason(root, caplog):
+    os.mkfifo(root / "c0" / "pipe.png")
+    Image.new("1", (9000, 9000)).save(root / "c1" / "bomb.png")
+    with caplog.at_level(logging.WARNING):
+        make(root)
+    assert caplog.messages == ["passed over: c0/pipe.png: not a regular file; c1/bomb.png: 81 megapixels, above the limit of 67"]
+
+
+def test_a_picture_that_changes_in_place_is_noticed(root):
+    """Same size, same modification time: only the time of the change itself differs."""
+    path = root / "c0" / "0.bmp"
+    for value in (99, 77):
+        paint(path, value)
+        os.utime(path, ns=(10**18, 10**18))
+        assert make(root, val_fraction=0.0, test_fraction=1.0).splits["test"].images[0].unique().tolist() == [value]
+
+
+def test_a_run_on_colour_is_not_for_grey_data(root, tmp_path):
+    """It was told as "size mismatch for net.blocks.0.conv.weight"."""
+    words = ["algo=protonet", "data=folder", f"data.root={root}", "data.size=16", "way=2", "shot=1", "query=1", "trainer.iterations=1"]
+    for channels, other, line in (
+        (3, 1, r"trained on images that are in colour \(3 channels\), but these are grey \(1 channel\): .* with data\.channels=3$"),
+        (1, 3, r"trained on images that are grey \(1 channel\), but these are in colour \(3 channels\): .* with data\.channels=1$"),
+    ):
+        values = small(*words, f"data.channels={channels}")
+        experiment.train(values, tmp_path / f"run{channels}")
+        values["data"]["channels"] = other
+        with pytest.raises(UserError, match=line):
+            experiment.evaluate(values, tmp_path / f"run{channels}", "best", tmp_path / "eval")
+    values = small(*words, "net.hidden=12")
+    with pytest.raises(UserError, match="the checkpoint does not fit this configuration: size mismatch"):
+        experiment.evaluate(values, tmp_path / "run3", "best", tmp_path / "eval")
 
 
 def test_yaml_holds_every_argument(request):

@@ -4,6 +4,7 @@ The archives have the true alphabets and character counts; the drawings are tiny
 import inspect
 import io
 import itertools
+import os
 import zipfile
 from pathlib import Path
 
@@ -339,6 +340,13 @@ def test_places_are_searched_in_order(archives, tmp_path, monkeypatch):
     assert load(root, split="minimal1").classes == 4 * 111
 
 
+def test_a_pipe_in_an_unpacked_archive_is_one_clear_line(tmp_path):
+    pipe(tmp_path / f"{SMALL1}.zip")
+    with pytest.raises(UserError, match=r"is damaged \(.*0007_01\.png: not a regular file\)") as error:
+        load(tmp_path, split="minimal1")
+    one_line(error)
+
+
 def test_missing_root_is_one_clear_line(tmp_path):
     with pytest.raises(UserError, match=r"data\.root=.*nowhere is not a folder") as error:
         load(tmp_path / "nowhere", split="small")
@@ -423,9 +431,28 @@ def broken_image(path):
     write_zip(path.parent, SMALL1, (whole(path) | {f"{SMALL1}/Greek/character07/0007_01.png": PNGS[0][:-30]}).items())
 
 
+def zip_bomb(path):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{SMALL1}/Greek/character07/0007_01.png", bytes(20_000_000))
+
+
+def picture_bomb(path):
+    canvas = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(canvas, "PNG")
+    write_zip(path.parent, SMALL1, (whole(path) | {f"{SMALL1}/Greek/character07/0007_01.png": canvas.getvalue()}).items())
+
+
+def pipe(path):
+    folder = path.with_suffix("") / "Greek" / "character07"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "0007_01.png")
+
+
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
+        (zip_bomb, "bytes would unfold to 20,000,000"),
+        (picture_bomb, "81 megapixels, above the limit of 67"),
         (cut_short, "not a zip"),
         (no_zip, "not a zip"),
         (no_bytes, "not a zip"),

@@ -68,6 +68,8 @@ def test_noise_has_the_given_deviation():
     difference = noisy.query.y - clean.query.y
     assert abs(difference.std().item() - 0.5) < 0.03
     assert abs(difference.mean().item()) < 0.03
+    assert make().identity([0]) == make(noise=0.5).identity([0])
+    assert make().sha256(1) != make(noise=0.5).sha256(1)
 
 
 @pytest.mark.parametrize("change", [{"amplitude": [5.0, 0.1]}, {"phase": [1.0, 1.0]}, {"domain": [0.0, math.inf]}])

@@ -81,5 +81,6 @@ def _why(a: Run, b: Run) -> str:
     differ = [
         f"{name} {a.values.get(name)} against {b.values.get(name)}" for name in EPISODE_KEYS if a.values.get(name) != b.values.get(name)
     ]
-    what = ", ".join(differ) or f"episodes_sha256 {a.summary['episodes_sha256'][:8]} against {b.summary['episodes_sha256'][:8]}"
+    first, second = (run.summary["episodes_sha256"][:8] for run in (a, b))
+    what = ", ".join(differ) or f"other data, or a hash of another version: episodes_sha256 {first} against {second}"
     return f"they were tested on different episodes ({what}); test one of them again with: metarun eval RUN KEY=VALUE …"

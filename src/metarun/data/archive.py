@@ -3,20 +3,29 @@ Whatever is wrong with it (absent, cut short, not a zip, an unreadable member) e
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
+import lzma
 import os
 import re
+import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import pooch
 
 from metarun.data.cache import user_cache
 from metarun.errors import UserError
 
-DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError)  # all that zipfile raises on bad input
+INFLATES = 100  # times its own size that an archive may unfold to; pictures and text do far less
+HARMLESS = 2**24  # bytes that any may
+
+# All that zipfile and tarfile raise on bad input.
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
 class Source(NamedTuple):
@@ -62,9 +71,15 @@ def obtain(source: Source, root: str | None, subfolder: str, download: bool, loo
     Raises:
         UserError: the file is nowhere and cannot or must not be downloaded.
     """
-    found = locate(source, root, subfolder, loose)
-    if found is not None:
-        return found
+    return locate(source, root, subfolder, loose) or fetch(source, root, subfolder, download)
+
+
+def fetch(source: Source, root: str | None, subfolder: str, download: bool) -> Path:
+    """Download into the user's cache.
+
+    Raises:
+        UserError: it cannot or must not be.
+    """
     if download:
         try:
             return Path(pooch.retrieve(source.url, source.hash, fname=source.file, path=user_cache() / subfolder, progressbar=True))
@@ -82,20 +97,83 @@ def read(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
     """Name and content of every file of an archive or folder whose whole relative name (with ``/``) matches, in order of name.
 
     Raises:
-        UserError: the archive is damaged (zipfile checks sizes and CRCs) or a file cannot be read.
+        UserError: the archive is damaged (zipfile checks sizes and CRCs), unfolds to absurdly much, or a file cannot be read.
     """
     name = path.name
     try:
         if path.is_dir():
             files = [os.path.relpath(os.path.join(folder, file), path) for folder, _, names in os.walk(path) for file in names]
             for name in sorted(file for file in (Path(file).as_posix() for file in files) if wanted.fullmatch(file)):
+                if not (path / name).is_file():  # a pipe would wait for ever
+                    raise OSError("not a regular file")
                 yield name, (path / name).read_bytes()
         else:
             with zipfile.ZipFile(path) as archive:
-                for name in sorted(file for file in archive.namelist() if wanted.fullmatch(file)):
-                    yield name, archive.read(name)
+                members = {file.filename: file for file in archive.infolist() if wanted.fullmatch(file.filename)}
+                refuse_bomb(path, sum(member.file_size for member in members.values()))
+                for name in sorted(members):
+                    yield name, archive.read(members[name])
     except DAMAGE as error:
         raise damaged(path, f"{name}: {error}") from None
+
+
+def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes]]:
+    """As ``read``, of a zip or tar archive, in its own order and of any packing."""
+    name = path.name
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                members = [file for file in archive.infolist() if wanted(file.filename)]
+                refuse_bomb(path, sum(file.file_size for file in members))
+                for file in members:
+                    name = file.filename
+                    yield name, archive.read(file)
+        else:
+            with path.open("rb") as packed, _unpacked(packed) as plain, tarfile.open(fileobj=_Capped(plain, path), mode="r:") as tar:
+                for member in tar:
+                    name = member.name
+                    if member.isreg() and wanted(name):
+                        yield name, tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file has content
+    except DAMAGE as error:
+        raise damaged(path, f"{name}: {error}") from None
+
+
+def _unpacked(packed: BinaryIO) -> BinaryIO:
+    """What a tar file is packed in, taken off."""
+    start = packed.read(6)
+    packed.seek(0)
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
+    opener = next((opener for magic, opener in openers.items() if start.startswith(magic)), None)
+    return opener(packed) if opener else packed
+
+
+class _Capped(io.RawIOBase):
+    """A file of which no more is read than an archive at ``path`` may unfold to, headers included."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        self.file, self.path = file, path
+
+    def read(self, size: int = -1) -> bytes:
+        refuse_bomb(self.path, self.file.tell() + max(size, 0))
+        return self.file.read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        refuse_bomb(self.path, offset)
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+
+def refuse_bomb(path: Path, size: int) -> None:
+    """Before anything is unfolded: refuse an archive whose members have ``size`` bytes together, far more than pictures can be packed to.
+
+    Raises:
+        UserError: more than ``INFLATES`` times the archive's own size, and not ``HARMLESS``.
+    """
+    own = path.stat().st_size
+    if size > max(HARMLESS, INFLATES * own):
+        raise damaged(path, f"its {own:,} bytes would unfold to {size:,}")
 
 
 def damaged(path: Path, what: str) -> UserError:

@@ -115,3 +115,6 @@ class Augmented(Episodes):
 
     def identity(self, indices: Sequence[int]) -> bytes:
         return self.plain.identity(indices)
+
+    def content(self) -> bytes:
+        return self.plain.content()

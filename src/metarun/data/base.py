@@ -24,6 +24,7 @@ class Dataset(ABC):
     classes: int = 0  # training classes; 0 where there are none
     attributes: int = 0  # length of a class's attribute vector; 0: there are none
     simulator: Simulator | None = None  # control: the environment
+    note: str = ""  # in what the data are not as published, for reports: "100 a class"
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod
@@ -66,4 +67,5 @@ class ImageDataset(Dataset):
 
     def describe(self, split: str) -> str:
         data = self.splits[split]
-        return f"{data.classes:,} classes, {len(data.images):,} images of {'x'.join(map(str, self.input_shape))}"
+        held = f"{data.classes:,} classes, {len(data.images):,} images of {'x'.join(map(str, self.input_shape))}"
+        return f"{held} ({self.note})" if self.note else held

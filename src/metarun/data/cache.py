@@ -7,8 +7,10 @@ import functools
 import hashlib
 import json
 import logging
+import math
 import os
 import secrets
+import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +31,7 @@ def user_cache() -> Path:
 
 
 def fingerprint(source: Path) -> list[str | int]:
-    """What tells one state of a source from another, JSON-able: its path and the size and modification time of its file or files.
+    """What tells one state of a source from another, JSON-able: its path, and the size and times of its file or files.
 
     ``source`` is a file, or a folder, whose files all count, at any depth; contents are not read.
     """
@@ -38,7 +40,7 @@ def fingerprint(source: Path) -> list[str | int]:
     digest = hashlib.sha256()
     for path in files:
         stat = os.stat(path) if os.path.exists(path) else os.lstat(path)  # a link to nowhere: whoever reads it will complain
-        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(f"{path}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape"))
     return [root, len(files), digest.hexdigest()]
 
 
@@ -55,7 +57,7 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
         gives them back (tuples have become lists).
     """
     text = json.dumps(key, sort_keys=True)
-    folder = Path(os.environ.get("METARUN_CACHE") or user_cache()).expanduser() / "images"
+    folder = _folder()
     path = folder / f"{key['name']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     found = _read(path, text)
     if found is not None:
@@ -75,6 +77,22 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
     except OSError as error:
         _warn_unwritable(str(folder), error.strerror)
     return kept or (images, json.loads(side)["notes"])
+
+
+def room(shape: tuple[int, ...]) -> np.ndarray:
+    """An array of uint8 to decode into: in memory, above 256 MB in a file without a name in the cache's folder."""
+    if math.prod(shape) <= LARGE:
+        return np.empty(shape, np.uint8)
+    folder = _folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
+    except OSError:
+        return np.empty(shape, np.uint8)
+
+
+def _folder() -> Path:
+    return Path(os.environ.get("METARUN_CACHE") or user_cache()).expanduser() / "images"
 
 
 @functools.cache  # once per folder, not once per file

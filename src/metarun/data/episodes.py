@@ -88,6 +88,13 @@ class Split(NamedTuple):
     def classes(self) -> int:
         return len(self.names)
 
+    def sha256(self) -> bytes:
+        """Digest of all that episodes are made of: images, how they are grouped, attributes. Names and places of files do not count."""
+        digest = hashlib.sha256(f"{list(self.images.shape)} {self.counts.tolist()} {list(self.attributes.shape)}".encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.attributes.contiguous().numpy().data)
+        return digest.digest()
+
 
 class Episodes(ABC):
     """The endless list of episodes of one split."""
@@ -107,9 +114,13 @@ class Episodes(ABC):
     def identity(self, indices: Sequence[int]) -> bytes:
         """Bytes that determine these episodes (class and sample indices), one after the other, for ``sha256``."""
 
+    @abstractmethod
+    def content(self) -> bytes:
+        """A digest of what ``identity`` only points at, such as the images whose indices it gives: other data, another digest."""
+
     def sha256(self, n: int, block: int = 256) -> str:
-        """SHA-256 over the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
-        digest = hashlib.sha256()
+        """SHA-256 over the content and the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
+        digest = hashlib.sha256(self.content())
         for first in range(0, n, block):
             digest.update(self.identity(range(first, min(first + block, n))))
         return digest.hexdigest()
@@ -225,6 +236,9 @@ class ClassEpisodes(Episodes):
         if self.spec.unlabelled:
             parts.append(self.unlabelled(keys, classes, rows))
         return np.concatenate(parts, 1).astype("<i8").tobytes()
+
+    def content(self) -> bytes:
+        return self.data.sha256()
 
 
 def _sum(spec: EpisodeSpec, *names: str) -> tuple[str, str, int]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,21 +19,31 @@ from metarun.data.attributes import read_attributes
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
 from metarun.data.episodes import CLASSES, Split, draws, episode_keys
-from metarun.data.picture import Pictures, class_folders, subfolders, upright
+from metarun.data.leakage import Origin, digest, refuse_copies, refuse_shared
+from metarun.data.picture import Pictures, UnreadableError, reasons, search, subfolders, tell, upright
 from metarun.errors import UserError
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "test")
 LAYOUT = "FOLDER holds one folder of pictures per class, or train/, val/ and test/ with such class folders in each"
+SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
 Classes = dict[str, list[Path]]  # pictures by class name
 
 
 class Folder(ImageDataset):
     """Any pictures sorted into folders. A class is a folder with pictures in it, at any depth; its name is its path below the root.
 
-    Hidden files and other files are ignored; a picture that cannot be read is skipped with a warning; ``decode`` says how one is read.
-    A file ``attributes.csv`` in the root tells the classes' attributes, see ``read_attributes``.
+    What is passed over is named with the reason, see ``search``; ``decode`` says how a picture is read. Copies of a picture are refused
+    between splits, see ``refuse_copies``. A file ``attributes.csv`` in the root tells the classes' attributes, see ``read_attributes``.
 
     Args:
         seed: the run's; unused, so that all runs share one division into splits.
@@ -70,32 +79,42 @@ class Folder(ImageDataset):
             raise UserError(
                 f"data.root={root} {'is not a folder' if base.exists() else 'does not exist'}; give data.root=FOLDER, where {LAYOUT}"
             )
-        given = [split for split in SPLITS if split in subfolders(base)]
-        if given and set(given) == set(subfolders(base)) and any(subfolders(base / split) for split in given):
-            splits = {split: _classes(base / split) for split in given}
-            _refuse_shared(splits)
+        passed: dict[str, str] = {}
+        tops = _given_splits(base)
+        if tops:
+            splits = {split: _classes(base, folder, passed) for split, folder in tops.items()}
         else:
-            splits = _divide(_classes(base), val_fraction, test_fraction, split_seed)
-        _refuse_small(((name, len(files)) for classes in splits.values() for name, files in classes.items()), min_images)
+            splits = _divide(_classes(base, base, passed), val_fraction, test_fraction, split_seed)
+            tops = dict.fromkeys(splits, base)
+        passed.pop("attributes.csv", None)
+        refuse_shared(splits)
+        _refuse_small(base, tops, splits, passed, min_images)
 
         files = [path for classes in splits.values() for paths in classes.values() for path in paths]
-        key = {"name": "folder", "version": 1, "files": _digest(base, files), "channels": channels, "size": size, "invert": invert}
-        images, broken = cached_images(key, lambda: _decode_all(base, files, channels, size, invert))
-        if broken:
-            more = ", …" if len(broken) > 3 else ""
-            log.warning("%d of %d pictures cannot be read and are skipped: %s%s", len(broken), len(files), ", ".join(broken[:3]), more)
-        bad = {base / name for name in broken}
-        readable = {split: {name: sum(p not in bad for p in paths) for name, paths in classes.items()} for split, classes in splits.items()}
-        _refuse_small(chain.from_iterable(counts.items() for counts in readable.values()), min_images)
+        key = {"name": "folder", "version": 2, "files": _digest(base, files), "channels": channels, "size": size, "invert": invert}
+        images, notes = cached_images(key, lambda: _decode_all(base, files, channels, size, invert))
+        passed |= notes["passed"]
+        tell(log, passed)
+        bad = {base / name for name in notes["passed"]}
+        readable = {split: {name: [p for p in paths if p not in bad] for name, paths in part.items()} for split, part in splits.items()}
+        _refuse_small(base, tops, readable, passed, min_images)
+        origins = (
+            Origin(split, name, path.relative_to(base).as_posix())
+            for split, classes in readable.items()
+            for name, paths in classes.items()
+            for path in paths
+        )
+        refuse_copies(origins, notes["digests"])
 
         table = base / "attributes.csv"
-        known = read_attributes(table, [name for counts in readable.values() for name in counts]) if table.is_file() else {}
-        edges = np.cumsum([0, *(sum(counts.values()) for counts in readable.values())])
+        known = read_attributes(table, [name for classes in readable.values() for name in classes]) if table.is_file() else {}
+        counts = {split: np.array([len(paths) for paths in classes.values()], np.int64) for split, classes in readable.items()}
+        edges = np.cumsum([0, *(count.sum() for count in counts.values())])
         result = {}
-        for (split, counts), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
-            count = np.array(list(counts.values()), dtype=np.int64)
-            attributes = torch.from_numpy(np.stack([known[name] for name in counts])) if known else torch.empty(0, 0)
-            result[split] = Split(torch.from_numpy(images[first:last]), count.cumsum() - count, count, list(counts), attributes)
+        for (split, classes), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
+            attributes = torch.from_numpy(np.stack([known[name] for name in classes])) if known else torch.empty(0, 0)
+            starts = counts[split].cumsum() - counts[split]
+            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes)
         super().__init__(result)
 
     @classmethod
@@ -105,11 +124,41 @@ class Folder(ImageDataset):
         return Pictures((channels, size, size), lambda path: decode(path, channels, size, invert))
 
 
-def _classes(base: Path) -> Classes:
-    found = class_folders(base)
-    if not found:
-        raise UserError(f"{base} has no class folders; give data.root=FOLDER, where {LAYOUT}")
-    return found
+def _given_splits(base: Path) -> dict[str, Path] | None:
+    """The folders of the splits by name, if ``base`` is divided into such; ``train`` may also be the name of a class.
+
+    Raises:
+        UserError: two folders for one split, or others beside them.
+    """
+    names = subfolders(base)
+    known = [name for name in names if name.lower() in SPLITS]
+    # A folder of pictures is a class, whatever its name; an empty one beside a true split is a split that lacks its classes.
+    if not any(subfolders(base / name) for name in known):
+        return None
+    if others := [name for name in names if name not in known]:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        raise UserError(
+            f"{base} has {', '.join(f'{name}/' for name in known)} and beside them {others[0]}/{more}, which fits no split: move it out of "
+            "data.root, or into one of them if it is a class"
+        )
+    found: dict[str, Path] = {}
+    for name in known:
+        split = SPLITS[name.lower()]
+        if split in found:
+            raise UserError(f"{base} has {found[split].name}/ and {name}/, both for the split {split}: keep one")
+        found[split] = base / name
+    return {split: found[split] for split in ("train", "val", "test") if split in found}
+
+
+def _classes(base: Path, folder: Path, passed: dict[str, str]) -> Classes:
+    """The classes below ``folder``; what is passed over is added by its path below ``base``."""
+    found = search(folder)
+    if not found.classes:
+        raise UserError(f"{folder} has no class folders; give data.root=FOLDER, where {LAYOUT}")
+    below = {(folder / name).relative_to(base).as_posix(): reason for name, reason in found.passed.items()}
+    loose_ones = {path.relative_to(base).as_posix(): "outside of the class folders" for path in found.folders.get("", [])}
+    passed |= below | loose_ones
+    return found.classes
 
 
 def _divide(classes: Classes, val_fraction: float, test_fraction: float, split_seed: int) -> dict[str, Classes]:
@@ -130,59 +179,63 @@ def _divide(classes: Classes, val_fraction: float, test_fraction: float, split_s
     return {split: {name: classes[name] for name in sorted(next(names) for _ in range(size))} for split, size in sizes.items()}
 
 
-def _refuse_shared(splits: dict[str, Classes]) -> None:
-    """Tasks of val and test must be made of new classes, or the scores mean nothing."""
-    seen: dict[str, str] = {}
+def _refuse_small(base: Path, tops: dict[str, Path], splits: dict[str, Classes], passed: dict[str, str], least: int) -> None:
     for split, classes in splits.items():
-        for name in classes:
-            if name in seen:
+        for name, paths in classes.items():
+            if len(paths) < least:
+                own = {path: reason for path, reason in passed.items() if (base / path).parent == tops[split] / name}
+                there = f" (passed over there: {reasons(own)})" if own else ""
                 raise UserError(
-                    f"class '{name}' is in {seen[name]} and in {split}, but splits must not share classes; "
-                    "rename one if they differ, else put all class folders directly under data.root"
+                    f"class '{name}' has {len(paths)} readable pictures{there}, but data.min_images={least}; "
+                    "add pictures or remove the folder"
                 )
-            seen[name] = split
-
-
-def _refuse_small(counts: Iterable[tuple[str, int]], least: int) -> None:
-    for name, count in counts:
-        if count < least:
-            raise UserError(f"class '{name}' has {count} readable pictures, but data.min_images={least}; add pictures or remove the folder")
 
 
 def _digest(base: Path, files: list[Path]) -> str:
-    """SHA-256 over the relative path, size and modification time of all files, in order."""
+    """SHA-256 over the relative path, size and times of all files, in order."""
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere is reported as unreadable later
-        digest.update(f"{path.relative_to(base)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+        digest.update(
+            f"{path.relative_to(base)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape")
+        )
     return digest.hexdigest()
 
 
-def _decode_all(base: Path, files: list[Path], channels: int, size: int, invert: bool) -> tuple[np.ndarray, list[str]]:
-    """The readable pictures in order, [n, channels, size, size] uint8, and the names of the others."""
+def _decode_all(base: Path, files: list[Path], channels: int, size: int, invert: bool) -> tuple[np.ndarray, dict[str, Any]]:
+    """The readable pictures in order, [n, channels, size, size] uint8; notes: the ``digests`` of these, and why others are ``passed``."""
     images = np.empty((len(files), channels, size, size), np.uint8)
-    broken: list[str] = []
-    done = 0
+    passed: dict[str, str] = {}
+    digests: list[str] = []
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return decode(path, channels, size, invert)
+        except UnreadableError as reason:
+            return str(reason)
+
     with ThreadPoolExecutor() as pool:
-        for path, image in zip(files, pool.map(lambda path: decode(path, channels, size, invert), files), strict=True):
-            if image is None:
-                broken.append(path.relative_to(base).as_posix())
+        for path, image in zip(files, pool.map(read, files), strict=True):
+            if isinstance(image, str):
+                passed[path.relative_to(base).as_posix()] = image
             else:
-                images[done] = image
-                done += 1
-    return images[:done], broken
+                images[len(digests)] = image
+                digests.append(digest(image))
+    return images[: len(digests)], {"digests": digests, "passed": passed}
 
 
-def decode(path: Path, channels: int, size: int, invert: bool) -> np.ndarray | None:
-    """One picture [channels, size, size] uint8, or None if it cannot be read.
+def decode(file: Path | bytes, channels: int, size: int, invert: bool) -> np.ndarray:
+    """One picture, by its path or content, [channels, size, size] uint8.
 
     It is turned as its EXIF tag says, laid on white if transparent, resized (Lanczos) until its shorter side is ``size``, cropped about its
     centre, and inverted if asked for.
+
+    Raises:
+        UnreadableError: see ``upright``.
     """
-    try:
-        plain = upright(path, size).convert("L" if channels == 1 else "RGB")
+    with upright(file, size) as picture:
+        mode = "L" if channels == 1 else "RGB"
+        plain = picture if picture.mode == mode else picture.convert(mode)
         square = np.asarray(ImageOps.fit(plain, (size, size), Image.Resampling.LANCZOS))
-    except Exception:  # see upright
-        return None
     image = square.reshape(size, size, channels).transpose(2, 0, 1)
     return 255 - image if invert else image

@@ -3,7 +3,6 @@ The splits of the literature by name, read from the official archives (or their 
 
 from __future__ import annotations
 
-import io
 import re
 from collections import Counter
 from pathlib import Path
@@ -18,7 +17,7 @@ from metarun.data.archive import Source, damaged, locate, obtain, read
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint
 from metarun.data.episodes import CLASSES, Split, draws, episode_keys
-from metarun.data.picture import Pictures, handwriting
+from metarun.data.picture import Pictures, UnreadableError, handwriting, upright
 from metarun.errors import UserError, nearest
 
 SplitName = Literal["small", "minimal1", "minimal2", "vinyals", "lake", "random"]
@@ -132,13 +131,10 @@ def drawing(png: bytes, size: int) -> np.ndarray:
     """One image file as [size, size] uint8 with ink = 255, paper = 0: inverted, then resized with Lanczos.
 
     Raises:
-        ValueError: it is not a readable image.
+        UnreadableError: see ``upright``.
     """
-    try:
-        with Image.open(io.BytesIO(png)) as image:
-            return np.asarray(ImageOps.invert(image.convert("L")).resize((size, size), Image.Resampling.LANCZOS))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # all that Pillow raises on bad input
-        raise ValueError(f"not a readable image, {type(error).__name__}") from None
+    with upright(png, size) as image:
+        return np.asarray(ImageOps.invert(image.convert("L")).resize((size, size), Image.Resampling.LANCZOS))
 
 
 def _source(name: str) -> Source:
@@ -154,7 +150,7 @@ def _characters(name: str, path: Path, size: int) -> dict[str, np.ndarray]:
         for file, png in read(path, member):
             try:
                 images.append(drawing(png, size))
-            except ValueError as error:
+            except UnreadableError as error:
                 raise damaged(path, f"{file}: {error}") from None
             counts[member.fullmatch(file)[1]] += 1  # type: ignore[index]  # read() gives only what matches
         if len(counts) != CHARACTERS[name]:

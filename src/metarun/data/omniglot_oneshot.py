@@ -3,6 +3,7 @@ Ten unseen alphabets, two pairs of drawers each; the training images of a run co
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from metarun.data.archive import Source, damaged, obtain, read
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys
 from metarun.data.omniglot import URL, Size, drawing
+from metarun.data.picture import UnreadableError
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
@@ -91,6 +93,9 @@ class OneshotEpisodes(Episodes):
         runs = np.array(list(indices), dtype=np.int64)
         return np.concatenate([runs[:, None], self.labels.cpu().numpy()[runs]], 1).astype("<i8").tobytes()
 
+    def content(self) -> bytes:
+        return hashlib.sha256(torch.stack([self.support, self.query]).cpu().numpy().data).digest()
+
 
 def _runs(path: Path, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Support and query images [20, 20, 1, size, size] uint8 and query labels [20, 20] int64 of all runs."""
@@ -121,5 +126,5 @@ def _pairs(path: Path, run: str, training: list[str], files: dict[str, bytes]) -
 def _image(path: Path, name: str, files: dict[str, bytes], size: int) -> np.ndarray:
     try:
         return drawing(files[name], size)
-    except ValueError as error:
+    except UnreadableError as error:
         raise damaged(path, f"{name}: {error}") from None

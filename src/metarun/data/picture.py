@@ -1,84 +1,207 @@
 """Pictures as files, whoever brings them: finding them in folders, and reading one upright, opaque and in eight bits.
-What a dataset then makes of a picture is its ``pictures``, the same in training and in prediction."""
+What is passed over has a reason. What a dataset makes of a picture is its ``pictures``, the same in training and in prediction."""
 
 from __future__ import annotations
 
+import io
+import logging
 import os
-from collections.abc import Callable, Iterable
+import re
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+PIXELS = 2**26  # of the largest picture that is read, 67 megapixels: a quarter of a gigabyte once decoded
+LARGE = 2**24  # pixels; larger ones are decoded one after the other, whatever the number of threads
+BAND = 512  # rows laid on white at a time
+NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"}  # EPS runs Ghostscript, the others Pillow knows but cannot decode
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
+NO_PICTURE, OF_THE_SYSTEM = "no picture that Pillow reads", "an operating system's own"
+SHOWN = 4  # reasons in a line
+
+_one_large = threading.Lock()
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limit is the lower one
+
+
+class UnreadableError(ValueError):
+    """A file that is not read as a picture; the message is the reason, in a few words."""
 
 
 class Pictures(NamedTuple):
     """How a picture file becomes an input."""
 
     shape: tuple[int, int, int]  # channels, height, width of an input
-    read: Callable[[Path], np.ndarray | None]  # one file as [channels, height, width] uint8, or None if it cannot be read
+    read: Callable[[Path], np.ndarray]  # one file as [channels, height, width] uint8; raises UnreadableError
 
 
-def visible(names: Iterable[str]) -> list[str]:
-    """Sorted, without hidden ones and the __MACOSX that some archives bring."""
-    return sorted(name for name in names if not name.startswith((".", "__")))
+class Found(NamedTuple):
+    """The pictures below the folder ``base``."""
+
+    base: Path
+    folders: dict[str, list[Path]]  # by path below it: each that holds pictures, or nothing at all; "" is the folder itself
+    passed: dict[str, str]  # path below it to the reason why it is passed over
+
+    @property
+    def classes(self) -> dict[str, list[Path]]:
+        """Without the folder itself."""
+        return {name: files for name, files in self.folders.items() if name}
+
+
+@cache
+def suffixes() -> dict[str, str]:
+    """The format of every file suffix that is read, ``.png`` to ``PNG``: all of Pillow's, and HEIC where pillow-heif is installed."""
+    with suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+    known = Image.registered_extensions()
+    return {suffix: name for suffix, name in known.items() if name in Image.OPEN and name not in NOT_READ}
+
+
+def search(base: Path) -> Found:
+    """All pictures below ``base``, at any depth, files in order of name; hidden files and folders count for nothing.
+
+    Links are followed, but no folder is entered twice and none that contains ``base``; a folder goes by its own place before a link to it.
+    """
+    folders: dict[str, list[Path]] = {}
+    passed: dict[str, str] = {}
+    top, seen = base.resolve(), set[Path]()
+    own, links = [base], list[Path]()
+    while own or links:
+        folder = own.pop() if own else links.pop(0)
+        real, name = folder.resolve(), folder.relative_to(base).as_posix().removeprefix(".")
+        if real in seen or (folder != base and top.is_relative_to(real)):
+            passed[name] = "a link to a folder that is here already"
+            continue
+        seen.add(real)
+        pictures, below = [], False
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            passed[name] = f"cannot be opened ({error.strerror})"
+            continue
+        for entry in entries:
+            path = folder / entry.name
+            if entry.name.startswith("."):
+                continue
+            if entry.name in SYSTEM:
+                passed[path.relative_to(base).as_posix()] = OF_THE_SYSTEM
+            elif _is_folder(entry):
+                (links if entry.is_symlink() else own).append(path)
+                below = True
+            elif path.suffix.lower() in suffixes():
+                pictures.append(path)
+            else:
+                heif = path.suffix.lower() in (".heic", ".heif", ".hif")
+                passed[path.relative_to(base).as_posix()] = "needs pip install 'metarun[heif]'" if heif else NO_PICTURE
+        if pictures or not below:
+            folders[name] = pictures
+    return Found(base, dict(sorted(folders.items())), passed)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links that run in a circle
+        return False
 
 
 def subfolders(base: Path) -> list[str]:
-    """The visible folders in ``base``, links included."""
-    return visible(entry.name for entry in os.scandir(base) if entry.is_dir())
+    """The folders in ``base`` that ``search`` looks into, links included, in order of name."""
+    names = sorted(entry.name for entry in os.scandir(base) if _is_folder(entry))
+    return [name for name in names if not name.startswith(".") and name not in SYSTEM]
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """The pictures that lie in ``folder`` itself, in alphabetical order; hidden files and other files are ignored."""
-    return [folder / name for name in visible(os.listdir(folder)) if Path(name).suffix.lower() in SUFFIXES]
+def tell(log: logging.Logger, passed: dict[str, str]) -> None:
+    """Name what has been passed over and why: a warning where it may be a picture, else an information."""
+    ordinary = {path: reason for path, reason in passed.items() if reason in (NO_PICTURE, OF_THE_SYSTEM)}
+    for level, part in ((logging.WARNING, {path: passed[path] for path in passed.keys() - ordinary.keys()}), (logging.INFO, ordinary)):
+        if part:
+            log.log(level, "passed over: %s", reasons(part))
 
 
-def class_folders(base: Path) -> dict[str, list[Path]]:
-    """Every folder below ``base`` that holds pictures or nothing at all, by its path; links are followed at the first level only."""
-    found = {}
-    for top in subfolders(base):
-        for folder, below, _ in os.walk(base / top):
-            below[:] = visible(below)
-            pictures = pictures_in(Path(folder))
-            if pictures or not below:
-                found[Path(folder).relative_to(base).as_posix()] = pictures
-    return dict(sorted(found.items()))
+def reasons(passed: dict[str, str]) -> str:
+    """``a.tif: damaged; b.png and 3 more: 195 megapixels, above the limit of 67``."""
+    by_reason: dict[str, list[str]] = {}
+    for path in sorted(passed):
+        by_reason.setdefault(passed[path], []).append(path)
+    lines = [f"{paths[0]}{f' and {len(paths) - 1} more' * (len(paths) > 1)}: {reason}" for reason, paths in by_reason.items()]
+    left = sum(map(len, list(by_reason.values())[SHOWN:]))
+    return "; ".join(lines[:SHOWN]) + f"; and {left} more" * (left > 0)
 
 
-def upright(path: Path, size: int) -> Image.Image:
+@contextmanager
+def upright(file: Path | bytes, size: int) -> Iterator[Image.Image]:
     """A picture turned as its EXIF tag says, laid on white if transparent, in 8 bits a channel; ``size`` is what it will be resized to.
 
+    Of several frames or pages the first. Whatever goes wrong with it in the ``with`` block is a fault of the picture.
+
     Raises:
-        Exception: decoders raise nearly anything on damaged bytes.
+        UnreadableError: with the reason.
     """
-    with Image.open(path) as file:
-        # JPEG can decode straight to a half, quarter or eighth; twice the size leaves the detail to a later resize.
-        file.draft(None, (2 * size, 2 * size))
-        image = ImageOps.exif_transpose(file)
-    if image.mode.startswith("I;16"):  # Pillow would cut 16-bit greys off at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if isinstance(file, Path) and not file.is_file():  # a pipe would wait for ever
+        raise UnreadableError("a link to nothing" if file.is_symlink() else "not a regular file" if file.exists() else "does not exist")
+    try:
+        names = sorted(set(suffixes().values()))
+        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=names) as image:
+            _refuse_huge(image.width * image.height)
+            # JPEG can decode straight to a half, quarter or eighth; twice the size leaves the detail to a later resize.
+            image.draft(None, (2 * size, 2 * size))
+            with _one_large if image.width * image.height > LARGE else nullcontext():
+                yield _opaque(image)
+    except UnreadableError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as bomb:  # Pillow's own limit, where it is the lower one
+        _refuse_huge(int(re.findall(r"\d+", str(bomb))[0]))
+        raise UnreadableError(str(bomb)) from None
+    except UnidentifiedImageError:
+        raise UnreadableError("not a picture, or damaged") from None
+    except Exception as error:  # decoders raise nearly anything on damaged bytes
+        raise UnreadableError(f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+
+
+def _refuse_huge(pixels: int) -> None:
+    if pixels > PIXELS:
+        raise UnreadableError(f"{pixels / 1e6:.0f} megapixels, above the limit of {PIXELS / 1e6:.0f}")
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+    deep = image.mode == "I" and image.format in ("PNG", "PPM")  # 16 bits in the room of 32
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16") or deep:  # Pillow would cut 16-bit greys off at 255
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise UnreadableError("32 bits a channel: save it with 8 or 16")
     if image.has_transparency_data:
-        paper = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(paper, image.convert("RGBA"))
+        paper = Image.new("RGB", image.size, "white")
+        for top in range(0, image.height, BAND):  # whole, it would be in memory four times
+            band = image.crop((0, top, image.width, min(top + BAND, image.height))).convert("RGBA")
+            paper.paste(Image.alpha_composite(Image.new("RGBA", band.size, "white"), band), (0, top))
+        return paper
     return image
 
 
-def handwriting(path: Path, size: int) -> np.ndarray | None:
-    """A drawing as [1, size, size] uint8 with ink = 255 on paper = 0, or None if it cannot be read.
+def handwriting(path: Path, size: int) -> np.ndarray:
+    """A drawing as [1, size, size] uint8 with ink = 255 on paper = 0.
 
     The paper is the median grey of the picture's border: a picture that is not square is completed with it, never cropped or stretched,
     and light paper is inverted, so that dark ink and chalk come out alike. Then Lanczos, as Omniglot's own files are read.
+
+    Raises:
+        UnreadableError: see ``upright``.
     """
-    try:
-        grey = upright(path, size).convert("L")
-    except Exception:  # see upright
-        return None
-    pixels = np.asarray(grey)
-    paper = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
-    side = max(grey.size)
-    square = ImageOps.pad(grey, (side, side), color=paper)
-    ink = ImageOps.invert(square) if paper > 127 else square
-    return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))[None]
+    with upright(path, size) as picture:
+        grey = picture.convert("L")
+        pixels = np.asarray(grey)
+        paper = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))
+        side = max(grey.size)
+        square = ImageOps.pad(grey, (side, side), color=paper)
+        ink = ImageOps.invert(square) if paper > 127 else square
+        return np.asarray(ink.resize((size, size), Image.Resampling.LANCZOS))[None]

@@ -73,6 +73,9 @@ class SinusoidEpisodes(Episodes):
     def identity(self, indices: Sequence[int]) -> bytes:
         return np.concatenate(self.waves(indices)[1:], 1).astype("<f8").tobytes()
 
+    def content(self) -> bytes:
+        return f"noise {self.noise!r}".encode()  # the rest of a point is in its identity
+
     def _tensor(self, values: np.ndarray) -> Tensor:
         """[B, n] float64 to [B, n, 1] float32 on the device."""
         return torch.from_numpy(values[..., None].astype(np.float32)).to(self.device)

@@ -22,6 +22,7 @@ from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.problem import Gaussian, best_guess
 from metarun.run import Run
+from metarun.runtime.fonts import families, legible
 from metarun.storage.checkpoint import replace_file
 from metarun.task import Batch, Task, select
 
@@ -185,6 +186,7 @@ def names(run: Run, split: str, task: Task) -> list[str]:
 
 
 def _short(name: str) -> str:
+    name = legible(name)
     return name if len(name) <= 40 else "…" + name[-39:]
 
 
@@ -207,7 +209,7 @@ def _images(blocks: list[Block], names: list[str], title: str) -> Figure:
         )
         first = block is blocks[0]
         rows = (np.arange(len(names)) + 0.5) * mosaic.shape[0] / len(names)
-        axes.set_yticks(rows, names if first else [""] * len(names), fontsize=8, color="#444444")
+        axes.set_yticks(rows, names if first else [""] * len(names), fontsize=8, color="#444444", family=families(names), parse_math=False)
         axes.set_xticks([])
         axes.tick_params(length=0)
         for spine in axes.spines.values():

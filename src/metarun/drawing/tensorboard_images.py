@@ -13,6 +13,7 @@ from PIL import Image
 from metarun.drawing import figures
 from metarun.errors import UserError
 from metarun.run import Run
+from metarun.runtime.fonts import legible
 from metarun.task import select
 from metarun.tracking.tracker import Tracker
 
@@ -35,7 +36,7 @@ def _embed(run: Run, tracker: Tracker, split: str, step: int) -> None:
     support, names = task.context.support, figures.names(run, split, task)
     parts = {"query": task.query} if run.algorithm.zero_shot else {"support": support, "query": task.query}
     features = torch.cat([net(batch.x, support.x) for batch in parts.values()])
-    rows = [[names[label], part] for part, batch in parts.items() for label in batch.y.tolist()]
+    rows = [[legible(names[label]), part] for part, batch in parts.items() for label in batch.y.tolist()]
     thumbnails = torch.cat([batch.x for batch in parts.values()]).cpu()
     if figures.has_ink(thumbnails.numpy()):
         thumbnails = 1 - thumbnails

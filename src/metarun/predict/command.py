@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from metarun.data.picture import SUFFIXES, Pictures, class_folders, pictures_in
+from metarun.data.leakage import digest
+from metarun.data.picture import Found, Pictures, UnreadableError, reasons, search, suffixes, tell
 from metarun.errors import UserError, nearest
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import load
@@ -56,16 +57,26 @@ def command(words: Sequence[str]) -> dict[str, Any]:
             f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
             "metarun.load(RUN).adapt(attributes, names).predict(files)"
         )
-    support, broken = _read(model.pictures, _support(Path(options.support)))
+    folders = _support(Path(options.support))
+    support, broken = _read(model.pictures, folders)
     query, broken_too = _read(model.pictures, _query(Path(options.query)))
-    for path in broken + broken_too:
-        log.warning("%s is not a readable picture and is skipped", path)
-    shots = {name: 0 for name in class_folders(Path(options.support))} | Counter(picture.folder for picture in support)
+    tell(log, broken | broken_too)
+    shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in support)
     for name, count in shots.items():
         if not count:
-            raise UserError(f"class '{name}' of {options.support} has no readable picture: add some, or remove the folder")
+            own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(options.support, name)}
+            there = f" (passed over: {reasons(own)})" if own else ""
+            raise UserError(f"class '{name}' of {options.support} has no readable picture{there}: add some, or remove the folder")
     if not query:
-        raise UserError(f"{options.query} has no readable picture ({', '.join(sorted(SUFFIXES))})")
+        why = reasons(broken_too) or f"a picture is a file that ends in {', '.join(sorted(suffixes()))}"
+        raise UserError(f"{options.query} has no readable picture ({why})")
+    known = {digest(picture.image): picture.path for picture in support}
+    seen = [(known[mark], picture.path) for picture in query if (mark := digest(picture.image)) in known]
+    if seen:
+        log.warning(
+            "%d of %d pictures to be classified are in the support as well, such as %s and %s: that they are recognised says nothing",
+            len(seen), len(query), *seen[0],
+        )  # fmt: skip
 
     fitted = model.adapt(np.stack([picture.image for picture in support]), [picture.folder for picture in support], options.steps)
     rows = fitted.probabilities(np.stack([picture.image for picture in query])).tolist()
@@ -89,7 +100,7 @@ def command(words: Sequence[str]) -> dict[str, Any]:
     each = f"{few if few == many else f'{few} to {many}'} pictures each"
     told = {
         "learner": f"{model.algo} trained on {model.data}, adapted to {len(shots)} classes with {each}",
-        "pictures": f"{len(answers)} classified" + (f", {len(broken_too)} skipped" if broken_too else ""),
+        "pictures": f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
         "accuracy": f"{accuracy:.4f} on the {len(judged)} pictures in folders named like a class" if judged else "",
         "norm": "batch (transductive): pictures are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
@@ -107,7 +118,8 @@ def command(words: Sequence[str]) -> dict[str, Any]:
         "classes": fitted.classes,
         "shots": shots,
         "pictures": len(answers),
-        "skipped": [str(path) for path in broken + broken_too],
+        "skipped": [*broken, *broken_too],
+        "in_support": len(seen),
         "transductive": fitted.transductive,
         "accuracy": accuracy,
         "predictions": str(table),
@@ -163,7 +175,7 @@ def _targets(options: argparse.Namespace) -> tuple[Path, Path | None]:
     return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
 
 
-def _support(base: Path) -> dict[str, list[Path]]:
+def _support(base: Path) -> Found:
     """The pictures by class.
 
     Raises:
@@ -171,28 +183,36 @@ def _support(base: Path) -> dict[str, list[Path]]:
     """
     if not base.is_dir():
         raise UserError(f"--support {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder with {SUPPORT}")
-    classes = class_folders(base)
-    if not classes:
+    found = search(base)
+    if not found.classes:
         raise UserError(f"--support {base} has no class folders: it should hold {SUPPORT}")
-    if loose := pictures_in(base):
+    if loose := found.folders.get(""):
         raise UserError(f"--support {base} has pictures outside its class folders, such as {loose[0].name}: move them into one")
-    return classes
+    return found
 
 
-def _query(base: Path) -> dict[str, list[Path]]:
+def _query(base: Path) -> Found:
     """The pictures by the folder they lie in, those in ``base`` itself first."""
     if not base.is_dir():
         raise UserError(f"--query {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder of pictures")
-    return {"": pictures_in(base), **class_folders(base)}
+    return search(base)
 
 
-def _read(pictures: Pictures, folders: dict[str, list[Path]]) -> tuple[list[Picture], list[Path]]:
-    """The readable pictures in order, and the paths of the others."""
-    files = [(path, folder) for folder, paths in folders.items() for path in paths]
+def _read(pictures: Pictures, found: Found) -> tuple[list[Picture], dict[str, str]]:
+    """The readable pictures in order, and why the other files are passed over."""
+
+    def read(path: Path) -> np.ndarray | str:
+        try:
+            return pictures.read(path)
+        except UnreadableError as reason:
+            return str(reason)
+
+    files = [(path, folder) for folder, paths in found.folders.items() for path in paths]
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda file: pictures.read(file[0]), files))
-    found = [Picture(path, folder, image) for (path, folder), image in zip(files, images) if image is not None]
-    return found, [path for (path, _), image in zip(files, images) if image is None]
+        images = list(pool.map(lambda file: read(file[0]), files))
+    passed = {str(found.base / path): reason for path, reason in found.passed.items()}
+    passed |= {str(path): image for (path, _), image in zip(files, images) if isinstance(image, str)}
+    return [Picture(path, folder, image) for (path, folder), image in zip(files, images) if not isinstance(image, str)], passed
 
 
 def _csv(answers: list[Answer], classes: list[str]) -> str:

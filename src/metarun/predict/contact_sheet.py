@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from metarun.runtime.fonts import covering, legible
 from metarun.storage.checkpoint import replace_file
 
 TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
@@ -60,14 +60,14 @@ def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarr
     pen = ImageDraw.Draw(sheet)
 
     for i, line in enumerate(lines):
-        font, y, color = (_font(13), MARGIN + 10 + 20 * i, FAINT) if i else (_font(18), MARGIN, TEXT)
-        pen.text((MARGIN, y), _fit(line, font, WIDTH - 2 * MARGIN), color, font)
+        size, y, color = (13, MARGIN + 10 + 20 * i, FAINT) if i else (18, MARGIN, TEXT)
+        _write(pen, (MARGIN, y), line, color, size, WIDTH - 2 * MARGIN)
     _heading(pen, top - 30, "support")
     for (name, images), (row, column) in zip(blocks.items(), place):
         x, y = MARGIN + column * (TILE + GAP), top + row * (TILE + 32)
         room = len(images[:SHOTS]) * (TILE + GAP) - GAP
         label = f"{name} ({len(images)})" if len(images) > SHOTS else name
-        pen.text((x, y), _fit(label, _font(13), room), TEXT, _font(13))
+        _write(pen, (x, y), label, TEXT, 13, room)
         for i, image in enumerate(images[:SHOTS]):
             sheet.paste(_tile(image), (x + i * (TILE + GAP), y + 18))
     heading = f"the first {len(shown)} of {len(answers)} pictures" if len(shown) < len(answers) else "pictures"
@@ -85,14 +85,14 @@ def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer
         pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=color, width=3)
     pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
     pen.rectangle((x, y + TILE + 5, x + max(1, round(answer.confidence * (TILE - 1))), y + TILE + 8), color)
-    pen.text((x, y + TILE + 11), _fit(answer.guess, _font(13), TILE), color if color == WRONG else TEXT, _font(13))
-    pen.text((x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, _font(11))
+    _write(pen, (x, y + TILE + 11), answer.guess, color if color == WRONG else TEXT, 13, TILE)
+    _write(pen, (x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, 11, TILE)
     if color == WRONG:
-        pen.text((x, y + TILE + 41), f"is {_fit(str(answer.truth), _font(11), TILE - 14)}", FAINT, _font(11))
+        _write(pen, (x, y + TILE + 41), str(answer.truth), FAINT, 11, TILE, before="is ")
 
 
 def _heading(pen: ImageDraw.ImageDraw, y: int, text: str) -> None:
-    pen.text((MARGIN, y), text, FAINT, _font(13))
+    _write(pen, (MARGIN, y), text, FAINT, 13, WIDTH - 2 * MARGIN)
     pen.line((MARGIN, y + 19, WIDTH - MARGIN, y + 19), RULE)
 
 
@@ -122,10 +122,16 @@ def _tile(image: np.ndarray) -> Image.Image:
     return picture.resize((TILE, TILE), Image.Resampling.NEAREST if height < TILE else Image.Resampling.LANCZOS)
 
 
+def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: str, size: int, width: int, before: str = "") -> None:
+    """Draw a text in a font that has its letters, cut to ``width`` pixels after what stands ``before`` it."""
+    font = _font(covering(text), size)
+    room = width - round(font.getlength(before))
+    pen.text(place, before + _fit(legible(text), font, room), color, font)
+
+
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """DejaVu, which comes with matplotlib and covers most alphabets."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+def _font(path: Path, size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(path, size)
 
 
 def _fit(text: str, font: ImageFont.FreeTypeFont, width: int) -> str:

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.data.episodes import episode_keys, task_keys
-from metarun.data.picture import Pictures
+from metarun.data.picture import Pictures, UnreadableError
 from metarun.engine import adapt
 from metarun.errors import RunError, UserError, nearest
 from metarun.problem import Gaussian, Problem, best_guess
@@ -151,11 +151,14 @@ class Model:
     def _files(self, paths: list[Path]) -> np.ndarray:
         if self.pictures is None:
             raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
-        images = [self.pictures.read(path) for path in paths]
-        for path, image in zip(paths, images):
-            if image is None:
-                raise UserError(f"{path} {'is not a readable picture' if path.exists() else 'does not exist'}")
-        return np.stack([image for image in images if image is not None])
+        return np.stack([self._picture(self.pictures, path) for path in paths])
+
+    @staticmethod
+    def _picture(pictures: Pictures, path: Path) -> np.ndarray:
+        try:
+            return pictures.read(path)
+        except UnreadableError as reason:
+            raise UserError(f"{path} is not a readable picture: {reason}" if path.exists() else f"{path} does not exist") from None
 
     def _steps(self, steps: int | None) -> int:
         if steps is None:

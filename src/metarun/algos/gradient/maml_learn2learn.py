@@ -3,11 +3,6 @@ Arnold, Mahajan, Datta, Bunner, Zarkias 2020, arXiv:2008.12284; the method is Fi
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import io
-import warnings
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,34 +10,10 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.algorithm import Adapted, StepLearner
-from metarun.errors import MissingLibrary
 from metarun.nets.base import Net
 from metarun.problem import Problem
+from metarun.runtime.learn2learn import library
 from metarun.task import Context
-
-
-@cache
-def library() -> Any:
-    """learn2learn, imported at the first call.
-
-    Raises:
-        MissingLibrary: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, announces its successor
-            warnings.simplefilter("ignore")
-            try:
-                importlib.import_module("torchvision")
-            except RuntimeError:  # built for GPUs, beside a torch for CPUs it lacks two operators that it goes on to describe
-                schemas = torch.library.Library("torchvision", "DEF")
-                for name in ("nms", "qnms"):
-                    schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-            return importlib.import_module("learn2learn")
-    except ImportError as error:
-        raise MissingLibrary(
-            f"algo=maml_learn2learn needs learn2learn 0.2.0, which cannot be imported ({error}); in a checkout, `make peers` builds it "
-            "and .peers/learn2learn/bin/python -m metarun runs with it"
-        ) from None
 
 
 class LibraryMAML(StepLearner):

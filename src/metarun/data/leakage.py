@@ -1,0 +1,79 @@
+"""Leakage: what is in two splits at once makes the test of what was trained on. Refused between splits, warned of within one."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import unicodedata
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from metarun.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class Origin(NamedTuple):
+    """Where a picture is from."""
+
+    split: str
+    label: str  # its class
+    file: str
+
+
+def digest(image: np.ndarray) -> str:
+    """16 hexadecimal digits that tell one decoded picture from another."""
+    return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).hexdigest()
+
+
+def refuse_copies(origins: Iterable[Origin], digests: Iterable[str]) -> None:
+    """Compare all pictures with each other by ``digest``; copies within a split are counted and named in a warning.
+
+    Raises:
+        UserError: one picture is in two splits.
+    """
+    first: dict[str, Origin] = {}
+    pairs = [(first.setdefault(found, origin), origin) for origin, found in zip(origins, digests, strict=True)]
+    pairs = [(one, other) for one, other in pairs if one is not other]
+    if across := [pair for pair in pairs if pair[0].split != pair[1].split]:
+        raise UserError(
+            f"{_count(across)} in two splits, such as {_such_as(across)}: learners would be tested on what they were trained on; remove "
+            "one of each pair"
+        )
+    twice = [pair for pair in pairs if pair[0].label == pair[1].label]
+    if twice:
+        log.warning(
+            "%s twice in a class, such as %s: support and query of an episode may be the same; remove one of each pair",
+            _count(twice), _such_as(twice),
+        )  # fmt: skip
+    if confused := [pair for pair in pairs if pair[0].label != pair[1].label]:
+        log.warning("%s in two classes of a split, such as %s: remove the wrong one", _count(confused), _such_as(confused))
+
+
+def refuse_shared(splits: Mapping[str, Iterable[str]]) -> None:
+    """Tasks of val and test must be made of new classes; names that differ in capitals only are warned of within a split.
+
+    Raises:
+        UserError: a class, or one that differs from it in capitals only, is in two splits.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for split, name in ((split, name) for split, names in splits.items() for name in names):
+        before, other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), (split, name))
+        if before != split:
+            again = "in" if other == name else f"'{name}', which differs in capitals only, in"
+            raise UserError(
+                f"class '{other}' is in {before} and {again} {split}, but splits must not share classes; "
+                "rename one if they differ, else put all pictures into one of the folders"
+            )
+        if other != name:
+            log.warning("the classes '%s' and '%s' of %s differ in capitals only: merge them unless they are two", other, name, split)
+
+
+def _count(pairs: list[tuple[Origin, Origin]]) -> str:
+    return "1 picture is" if len(pairs) == 1 else f"{len(pairs)} pictures are"
+
+
+def _such_as(pairs: list[tuple[Origin, Origin]]) -> str:
+    return " and ".join(origin.file for origin in pairs[0])
