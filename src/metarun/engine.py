@@ -234,13 +234,15 @@ class Engine:
 
     def _activation_bytes(self, net: Net, x: Tensor) -> int:
         if net not in self._activations:
-            self._activations[net] = memory.activations(net, x)
+            with kernels.using(self.kernels):
+                self._activations[net] = memory.activations(net, x)
         return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of what the way back through an inner step needs of a task's state."""
         if algorithm not in self._states:
-            self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
+            with kernels.using(self.kernels):
+                self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
         return self._states[algorithm]
 
     def _arithmetic(self) -> ExitStack:
