@@ -12,17 +12,17 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metarun.kernels.ops.conv import convolve, linear
-from metarun.kernels.ops.norm_pool_relu import lifted
+from metarun.kernels.ops.linear_pool_relu import linear_pool_relu
 
 
 class BFloat16(TorchFunctionMode):
     """While active, convolutions and linear layers compute in bfloat16 whatever their arguments' floating type.
 
-    Weights, and so gradients and updates, stay fp32; normalisation statistics and losses widen what they are given.
+    Weights, and so gradients and updates, stay fp32; normalisation statistics and losses upcast what they are given.
     Backward passes that run a function again (``inner.gradient`` in mode ``mixed``) must lie inside, too.
     """
 
-    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve, linear, lifted})
+    FUNCTIONS = frozenset({F.conv1d, F.conv2d, F.conv3d, F.linear, convolve, linear, linear_pool_relu})
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
