@@ -80,6 +80,23 @@ def test_derivatives_of_first_and_second_order_are_the_same(down: str, mode: str
     check_meta_gradient(small("algo=maml", "query=5", "net.hidden=16", down, f"algo.mode={mode}"))
 
 
+@pytest.mark.parametrize("layer", select.LAYERS)
+def test_without_a_layer_it_is_the_same(layer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run(small("algo=maml", "net.hidden=16"))
+    tasks = run.episodes("train").batch(range(2))
+    everything = meta_gradient(run.algorithm, tasks, engine())
+    monkeypatch.setattr(select, "WITHOUT", select.switched_off(layer))
+    assert not select.has(layer)
+    without = meta_gradient(run.algorithm, tasks, engine())
+    assert not torch.equal(without, everything), "rounding at least differs where other operations are used"
+    assert relative_error(without, everything) < 1e-5
+
+
+def test_a_layer_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"METARUN_WITHOUT=loop,direct: the layers are loops, direct,"):
+        select.switched_off("loop,direct")
+
+
 @pytest.mark.parametrize("norm", get_args(NormKind))
 @pytest.mark.parametrize(
     "block",
