@@ -148,13 +148,13 @@ def surroundings() -> dict[str, str]:
 
 
 class Process:
-    """One side, in a process of its own, with the same environment variables as the other."""
+    """One side, in a process of its own, with the same environment variables as the other beside ``more``."""
 
-    def __init__(self, library: str) -> None:
+    def __init__(self, library: str, **more: str) -> None:
         command = [str(interpreter(library)), str(CHECKOUT / "scripts" / "sides" / PROGRAMS[library])]
         self.said = tempfile.TemporaryFile("w+")  # noqa: SIM115 - as long as the process
         pipes: Any = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": self.said}
-        self.process = subprocess.Popen(command, **pipes, text=True, env=surroundings())
+        self.process = subprocess.Popen(command, **pipes, text=True, env=surroundings() | more)
 
     def ask(self, do: str, **more: Any) -> Answer:
         assert self.process.stdin
@@ -203,7 +203,7 @@ def prepare(work: Work, tasks: int, options: argparse.Namespace, dtype: torch.dt
     spec, net = run.spec["train"], run.values["net"]
     told = {key: value for key, value in run.values["algo"].items() if key != "_target_"}
     told |= {"algo": run.values["algo"]["name"], "words": work.words, "kind": work.kind, "tasks": tasks, "classes": run.data.classes}
-    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "down": net["down"], "flatten": net["flatten"]}
+    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "down": net.get("down"), "flatten": net["flatten"]}
     told |= {"device": options.device, "threads": options.threads, "outer_lr": OUTER_LR, "exact": dtype == torch.float64}
     if work.kind == "sample":
         return told, {}

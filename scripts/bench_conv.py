@@ -17,8 +17,9 @@ from math import prod
 import torch
 from torch import Tensor
 
-from metarun.kernels.ops.conv import Form, W, X, Y, operators
-from metarun.nets import direct
+from metarun.kernels import numba_conv as direct
+from metarun.kernels.form import Form
+from metarun.kernels.ops.conv import W, X, Y, operators
 from metarun.runtime.allocator import keep_freed_memory
 
 CHANNELS = 64

@@ -206,8 +206,8 @@ def moved(tasks: Any, device: str) -> Any:
     return tree_map(lambda leaf: leaf.to(device), tasks)
 
 
-def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu") -> Engine:
-    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, record=record)
+def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu", kernels: Any = "auto") -> Engine:
+    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, record=record, kernels=kernels)
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:

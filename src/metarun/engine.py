@@ -298,13 +298,15 @@ class Engine:
         if net not in self._activations:
             dtype = next((p.dtype for p in net.parameters()), torch.float32)
             examples = torch.zeros(2, *algorithm.problem.input_shape, dtype=dtype, device=self.device)
-            self._activations[net] = memory.activations(net, examples)
+            with kernels.using(self.kernels):
+                self._activations[net] = memory.activations(net, examples)
         return self._activations[net]
 
     def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
         """Bytes of what the way back through an inner step needs of a task's state."""
         if algorithm not in self._states:
-            self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
+            with kernels.using(self.kernels):
+                self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
         return self._states[algorithm]
 
     def _arithmetic(self) -> ExitStack:

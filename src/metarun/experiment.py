@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from metarun import __version__
 from metarun.data.episodes import Episodes
+from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
 from metarun.run import Run
 from metarun.runtime.distributed import World
@@ -61,7 +62,8 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
             log.info("resuming at iteration %d of %d", start, trainer.iterations)
         else:
             tracker.layout(run.problem.metric)
-        trainer.fit()
+        with kernels.using(run.engine.kernels):  # what validation computes outside of the engine
+            trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = test(run, test_episodes, tracker, folder) if test_episodes else None
         summary = summary_of(run, trainer.finish(), result, test_episodes)

@@ -7,6 +7,7 @@ import math
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -110,6 +111,7 @@ class _MixedGradient(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.loss, ctx.n_fast, *leaves = inputs
+        ctx.context = copy_context()  # on a GPU the way back has a thread of its own
         ctx.save_for_backward(*leaves)
 
     @staticmethod
@@ -122,7 +124,7 @@ class _MixedGradient(torch.autograd.Function):
             return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
 
         with FORWARD_MODE:
-            products = torch.func.jvp(gradients, tuple(fast), tuple(cotangents))[1]
+            products = ctx.context.run(torch.func.jvp, gradients, tuple(fast), tuple(cotangents))[1]
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 

@@ -20,6 +20,7 @@ from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError, nearest
+from metarun.kernels.bfloat16 import slowdown
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.runtime.allocator import keep_freed_memory
@@ -28,6 +29,7 @@ from metarun.storage import checkpoint, warmstart
 from metarun.storage.checkpoint import replace_file
 
 log = logging.getLogger(__name__)
+SLOWER = 1.1  # a difference that is not chance
 
 
 class Run:
@@ -74,6 +76,8 @@ class Run:
         if root.init_from and not trained:
             log.info(warm_start(self.algorithm, root.init_from))
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)
+        if root.precision == "bf16" and (factor := slowdown(self.device)) > SLOWER:
+            log.warning("a matrix product takes %.1f times as long in bf16 as in fp32 on this machine: precision=fp32 is faster", factor)
 
     def episodes(self, split: str) -> Episodes:
         """The episodes of a split, on the run's device; those of training augmented."""

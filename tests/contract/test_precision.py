@@ -9,6 +9,7 @@ from helpers import LEARNING_CLASSIFIERS, classification, meta_gradient
 
 from metarun import inner
 from metarun.inner import Mode, widen
+from metarun.kernels import bfloat16
 from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.conv import Conv
 from metarun.nets.fusion import conv_norm
@@ -77,6 +78,21 @@ def test_every_method_computes_in_bfloat16(algo):
     tasks = run.episodes("train").batch(range(2))
     assert torch.isfinite(meta_gradient(run.algorithm, tasks, run.engine)).all()
     assert torch.isfinite(run.engine.evaluate(run.algorithm.eval(), tasks, curve=True)["loss"]).all()
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 1.8])
+def test_a_machine_that_is_slower_in_bfloat16_says_so_in_one_line(factor, monkeypatch, caplog):
+    seconds = {torch.float32: 1.0, torch.bfloat16: factor}
+    monkeypatch.setattr(bfloat16, "product_seconds", lambda dtype, device: seconds[dtype])
+    Run(classification("protonet", "precision=fp32"))
+    assert not caplog.messages
+    Run(classification("protonet", "precision=bf16"))
+    line = "a matrix product takes 1.8 times as long in bf16 as in fp32 on this machine: precision=fp32 is faster"
+    assert caplog.messages == ([line] if factor > 1 else [])
+
+
+def test_a_product_is_timed_in_both_types():
+    assert all(0 < bfloat16.product_seconds(dtype, torch.device("cpu")) < 60 for dtype in (torch.float32, torch.bfloat16))
 
 
 @pytest.mark.parametrize("order", ["first", "second"])

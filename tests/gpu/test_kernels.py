@@ -15,6 +15,7 @@ from torch.utils._pytree import tree_map
 from metarun.kernels import select
 from metarun.kernels.form import Form
 from metarun.kernels.ops import conv
+from metarun.kernels.ops import linear_pool_relu as linear
 from metarun.kernels.ops import norm_pool_relu as fused
 from metarun.nets.conv import Conv
 from metarun.nets.norm import Norm
@@ -37,11 +38,11 @@ def by_triton() -> None:
 
 
 def normed(window: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return fused.normed(x, weight, bias, EPS, window)[0]
+    return fused.norm_pool_relu(x, weight, bias, EPS, window)[0]
 
 
-def lifted(window: int, seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return fused.lifted(seen, weight, bias, window)
+def lifted(window: int, patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return linear.linear_pool_relu(patches, weight, bias, window)
 
 
 def outcomes(function: Map, fixed: tuple[Tensor, ...], at: tuple[Tensor, ...], g: Tensor, tangents: tuple[Tensor, ...]) -> list[Tensor]:
@@ -88,18 +89,18 @@ def test_norms(window: int, tasks: int, n: int, side: tuple[int, int], channels:
 @pytest.mark.parametrize("inputs", [9, 27])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-2)], ids=str)
 def test_first_layers(window: int, inputs: int, dtype: torch.dtype, tolerance: float) -> None:
-    seen, weight, bias = random(3, 40, 15, 14, inputs, seed=1), random(3, 64, inputs, seed=2), random(3, 64, seed=3)
-    compare(partial(lifted, window), (seen,), (weight, bias), dtype, tolerance)
+    patches, weight, bias = random(3, 40, 15, 14, inputs, seed=1), random(3, 64, inputs, seed=2), random(3, 64, seed=3)
+    compare(partial(lifted, window), (patches,), (weight, bias), dtype, tolerance)
 
 
 @pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (3, 2, 1), (1, 2, 0), (3, 1, 0)])
 @pytest.mark.parametrize("channels", [3, 64])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-6), (torch.bfloat16, 1e-2)], ids=str)
-def test_patches(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_im2col_and_col2im(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
     form = Form(kernel, stride, padding, (14, 11))
-    x, seen = random(2, 9, channels, 14, 11, seed=1).to(dtype), random(2, 9, *form.places, kernel**2 * channels, seed=2).to(dtype)
-    assert torch.equal(conv.gather(x.to(GPU), form).cpu(), conv.gather(x, form))
-    found, expected = conv.scatter(seen.to(GPU), form), conv.scatter(seen, form)
+    x, patches = random(2, 9, channels, 14, 11, seed=1).to(dtype), random(2, 9, *form.places, kernel**2 * channels, seed=2).to(dtype)
+    assert torch.equal(conv.im2col(x.to(GPU), form).cpu(), conv.im2col(x, form))
+    found, expected = conv.col2im(patches.to(GPU), form), conv.col2im(patches, form)
     torch.testing.assert_close(found.cpu(), expected, rtol=tolerance, atol=4 * tolerance)
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from metarun.kernels import select
 from metarun.kernels.form import Form
-from metarun.kernels.numba_loops import CPU
 from metarun.kernels.ops import conv
+from metarun.kernels.ops import linear_pool_relu as linear
 from metarun.kernels.ops import norm_pool_relu as fused
 
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:Conversion of an array:DeprecationWarning"
 )  # Triton's interpreter itself, from NumPy 2.4 on an error
 EPS = 1e-5
+CPU = select.loops(torch.device("cpu"))
 WINDOWS = pytest.mark.parametrize("window", [1, 2])
 # Places and tasks as many as it takes to come to every way of summing: at once, in parts, in parts of parts.
 SIZES = pytest.mark.parametrize(
@@ -78,13 +79,15 @@ def test_norms(window: int, tasks: int, n: int, side: tuple[int, int], channels:
     g = random(tasks, n, side[0] // window, side[1] // window, channels, seed=7).to(dtype)
     small, places = [torch.full_like(weight, torch.nan) for _ in range(3)], torch.zeros_like(g, dtype=torch.uint8)
     shape = (channels, window)
-    _, where, mean, var = on_both(
-        "forward", "block", shape, [x, weight, bias, EPS], [torch.full_like(g, torch.nan), places, *small[:2]], tolerance
+    _, argmax, mean, var = on_both(
+        "forward", "norm_pool_relu", shape, [x, weight, bias, EPS], [torch.full_like(g, torch.nan), places, *small[:2]], tolerance
     )
     mean, var = mean.to(weight.dtype), var.to(weight.dtype)
     nothing, none = torch.full_like(x, torch.nan), torch.full_like(g, torch.nan)
-    on_both("backward", "block", shape, [g, x, weight, where, mean, var, EPS], [nothing, *small[:2]], tolerance)
-    on_both("second", "block", shape, [v, a, b, g, x, weight, where, mean, var, EPS], [none, nothing, small[0]], tolerance)
+    on_both("backward", "norm_pool_relu", shape, [g, x, weight, argmax, mean, var, EPS], [nothing, *small[:2]], tolerance)
+    on_both(
+        "double_backward", "norm_pool_relu", shape, [v, a, b, g, x, weight, argmax, mean, var, EPS], [none, nothing, small[0]], tolerance
+    )
 
 
 @WINDOWS
@@ -93,34 +96,43 @@ def test_norms(window: int, tasks: int, n: int, side: tuple[int, int], channels:
 def test_first_layers(
     window: int, tasks: int, n: int, side: tuple[int, int], channels: int, inputs: int, dtype: torch.dtype, tolerance: float
 ) -> None:
-    seen = random(tasks, n, *side, inputs, seed=1).to(dtype)
+    patches = random(tasks, n, *side, inputs, seed=1).to(dtype)
     weight, bias = random(tasks, inputs, channels, seed=2).to(wide(dtype)), random(tasks, channels, seed=3).to(wide(dtype))
     g = random(tasks, n, side[0] // window, side[1] // window, channels, seed=4).to(dtype)
     none, shape = torch.full_like(g, torch.nan), (inputs, channels, window)
-    _, where = on_both("forward", "lift", shape, [seen, weight, bias], [none, torch.zeros_like(g, dtype=torch.uint8)], tolerance)
-    on_both("pick", "lift", shape, [seen, weight, bias, where], [none], tolerance)
-    on_both("collect", "lift", shape, [seen, g, where], [torch.full_like(weight, torch.nan), torch.full_like(bias, torch.nan)], tolerance)
+    _, argmax = on_both(
+        "forward", "linear_pool_relu", shape, [patches, weight, bias], [none, torch.zeros_like(g, dtype=torch.uint8)], tolerance
+    )
+    on_both("at_argmax", "linear_pool_relu", shape, [patches, weight, bias, argmax], [none], tolerance)
+    on_both(
+        "backward",
+        "linear_pool_relu",
+        shape,
+        [patches, g, argmax],
+        [torch.full_like(weight, torch.nan), torch.full_like(bias, torch.nan)],
+        tolerance,
+    )
 
 
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "channels"), [(3, 1, 1, 3), (3, 2, 1, 70), (1, 2, 0, 4), (2, 3, 0, 4), (3, 1, 0, 4)]
 )
 @TYPES
-def test_patches(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
+def test_im2col_and_col2im(kernel: int, stride: int, padding: int, channels: int, dtype: torch.dtype, tolerance: float) -> None:
     side = 9, 6
     x = random(5, *side, channels, seed=1).to(dtype)
     places = Form(kernel, stride, padding, side).places
-    seen = random(5, *places, kernel**2 * channels, seed=2).to(dtype)
+    patches = random(5, *places, kernel**2 * channels, seed=2).to(dtype)
     shape, how = (channels, kernel), [stride, padding]
-    on_both("gather", "patches", shape, [x, *how], [torch.full_like(seen, torch.nan)], 0)
-    on_both("scatter", "patches", shape, [seen, *how, torch.zeros(channels).double()], [torch.full_like(x, torch.nan)], tolerance)
+    on_both("im2col", "im2col", shape, [x, *how], [torch.full_like(patches, torch.nan)], 0)
+    on_both("col2im", "im2col", shape, [patches, *how, torch.zeros(channels).double()], [torch.full_like(x, torch.nan)], tolerance)
 
 
 def test_moments_far_from_zero() -> None:
     x = (random(2, 40, 3, 9, 2, seed=1) + 1e3).float()
     ones, mean, var = torch.ones(2, 2), torch.empty(2, 2), torch.empty(2, 2)
     y = torch.empty_like(x)
-    gpu.GPU.block(2, 1).forward(x, ones, ones, EPS, y, torch.empty_like(y, dtype=torch.uint8), mean, var)
+    gpu.GPU.norm_pool_relu(2, 1).forward(x, ones, ones, EPS, y, torch.empty_like(y, dtype=torch.uint8), mean, var)
     torch.testing.assert_close(mean.double(), x.double().mean((1, 2, 3)), rtol=1e-7, atol=0)
     torch.testing.assert_close(var.double(), x.double().var((1, 2, 3), unbiased=False), rtol=1e-6, atol=0)
 
@@ -131,7 +143,7 @@ def test_what_is_no_number_stays_none(window: int) -> None:
     x[0, 2, 1, 1, 0] = torch.nan
     weight, mean, var = torch.ones(1, 3).double(), torch.empty(1, 3).double(), torch.empty(1, 3).double()
     y = torch.empty(1, 6, 5 // window, 7 // window, 3).double()
-    gpu.GPU.block(3, window).forward(x, weight, weight, EPS, y, torch.empty_like(y, dtype=torch.uint8), mean, var)
+    gpu.GPU.norm_pool_relu(3, window).forward(x, weight, weight, EPS, y, torch.empty_like(y, dtype=torch.uint8), mean, var)
     assert y[..., 0].isnan().all()
     assert not y[..., 1:].isnan().any()
 
@@ -139,17 +151,17 @@ def test_what_is_no_number_stays_none(window: int) -> None:
 @WINDOWS
 def test_derivatives_of_every_order_go_by_these_kernels(window: int, monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight, bias = random(2, 6, 3, 5, 7, seed=1), 1 + 0.3 * random(2, 3, seed=2), random(2, 3, seed=3)
-    seen, lifting = random(2, 6, 5, 7, 4, seed=4), random(2, 3, 4, seed=5)
+    patches, lifting = random(2, 6, 5, 7, 4, seed=4), random(2, 3, 4, seed=5)
 
     def normed(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return fused.normed(x, weight, bias, EPS, window)[0]
+        return fused.norm_pool_relu(x, weight, bias, EPS, window)[0]
 
-    def lifted(seen: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return fused.lifted(seen, weight, bias, window)
+    def lifted(patches: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return linear.linear_pool_relu(patches, weight, bias, window)
 
     def everything() -> list[Any]:
         made: list[Any] = []
-        for function, at, over in ((normed, (x, weight, bias), (0, 1, 2)), (lifted, (seen, lifting, bias), (1, 2))):
+        for function, at, over in ((normed, (x, weight, bias), (0, 1, 2)), (lifted, (patches, lifting, bias), (1, 2))):
 
             def slopes(*at: Tensor, function: Any = function, over: Any = over) -> Any:
                 return torch.func.grad(lambda *at: function(*at).pow(3).sum(), argnums=over)(*at)
@@ -162,7 +174,7 @@ def test_derivatives_of_every_order_go_by_these_kernels(window: int, monkeypatch
             if function is normed:
                 made += [torch.func.jvp(torch.vmap(f), at, tangents)[1] for f in (function, slopes)]
             else:
-                one = lambda w, b: torch.vmap(lifted)(seen, w, b)  # noqa: E731
+                one = lambda w, b: torch.vmap(lifted)(patches, w, b)  # noqa: E731
                 made.append(torch.func.jvp(one, at[1:], tangents[1:])[1])
         return made
 
@@ -176,10 +188,10 @@ def test_derivatives_of_every_order_go_by_these_kernels(window: int, monkeypatch
 @pytest.mark.parametrize(("stride", "padding"), [*product([1, 2], [0, 1])])
 def test_convolutions_go_by_these_kernels(stride: int, padding: int, monkeypatch: pytest.MonkeyPatch) -> None:
     form = Form(3, stride, padding, (7, 6))
-    x, seen = random(2, 3, 4, 7, 6, seed=1), random(2, 3, *form.places, 36, seed=2)
-    expected = conv.gather(x, form), conv.scatter(seen, form)
+    x, patches = random(2, 3, 4, 7, 6, seed=1), random(2, 3, *form.places, 36, seed=2)
+    expected = conv.im2col(x, form), conv.col2im(patches, form)
     monkeypatch.setattr(select, "loops", lambda device: gpu.GPU)
-    torch.testing.assert_close((conv.gather(x, form), conv.scatter(seen, form)), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close((conv.im2col(x, form), conv.col2im(patches, form)), expected, rtol=0, atol=1e-12)
 
 
 def test_a_device_without_kernels_has_none() -> None:

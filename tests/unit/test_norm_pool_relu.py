@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 
 from metarun.kernels.bfloat16 import BFloat16
+from metarun.kernels.ops import linear_pool_relu as linear
 from metarun.kernels.ops import norm_pool_relu as fused
 from metarun.kernels.ops.max_pool import max_pool
 from metarun.nets.conv import Conv
@@ -32,7 +33,7 @@ def operands(*lead: int, channels: int = 3) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def normed(window: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return fused.normed(x, weight, bias, EPS, window)[0]
+    return fused.norm_pool_relu(x, weight, bias, EPS, window)[0]
 
 
 def by_torch(window: int, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -64,7 +65,7 @@ def test_values_and_derivatives_up_to_the_third_are_torchs(window: int) -> None:
     seconds = second(theirs, cotangents, g, *at)
     assert all(float(t.abs().max()) > 1e-2 for t in seconds[:3])
     torch.testing.assert_close(second(ours, cotangents, g, *at), seconds, rtol=0, atol=1e-12)
-    thirds = [vjp(partial(second, f), cotangents, g, *at)[1](like(seconds)) for f in (ours, partial(fused.plain, EPS, window))]
+    thirds = [vjp(partial(second, f), cotangents, g, *at)[1](like(seconds)) for f in (ours, partial(fused.in_torch, EPS, window))]
     torch.testing.assert_close(*thirds, rtol=0, atol=1e-12)
 
 
@@ -107,7 +108,7 @@ def test_a_linear_map_of_few_inputs_has_the_derivatives_of_torchs(window: int) -
         return F.relu(F.max_pool2d(y, 2) if window == 2 else y)
 
     def ours(weight: Tensor, bias: Tensor) -> Tensor:
-        return fused.lifted(seen, weight, bias, window)
+        return linear.linear_pool_relu(seen, weight, bias, window)
 
     torch.testing.assert_close(ours(weight, bias), by_torch(weight, bias))
     g = random(*ours(weight, bias).shape, seed=4)
@@ -124,7 +125,7 @@ def test_a_linear_map_of_few_inputs_has_the_derivatives_of_torchs(window: int) -
 @pytest.mark.parametrize("offset", [0.0, 1e3])
 def test_moments_stay_exact_far_from_zero(offset: float) -> None:
     x = (random(40, 3, 9, 9, seed=1).float() + offset).double()  # numbers that float32 has
-    _, mean, var = fused.normed(x.float(), torch.ones(3), torch.zeros(3), EPS, 1)
+    _, mean, var = fused.norm_pool_relu(x.float(), torch.ones(3), torch.zeros(3), EPS, 1)
     torch.testing.assert_close(mean.double(), x.mean((0, 2, 3)), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(var.double(), x.var((0, 2, 3), unbiased=False), rtol=1e-5, atol=0)
 
@@ -136,7 +137,9 @@ def test_what_is_no_number_stays_none(window: int) -> None:
     y = normed(window, x, weight, bias)
     assert y[:, 0].isnan().all()
     assert not y[:, 1:].isnan().any()
-    y = fused.lifted(random(2, 4, 4, 3), torch.tensor([[1.0, 1.0, torch.nan], [1.0, 1.0, 1.0]]).double(), torch.zeros(2).double(), window)
+    y = linear.linear_pool_relu(
+        random(2, 4, 4, 3), torch.tensor([[1.0, 1.0, torch.nan], [1.0, 1.0, 1.0]]).double(), torch.zeros(2).double(), window
+    )
     assert y[:, 0].isnan().all()
     assert not y[:, 1].isnan().any()
 
@@ -212,7 +215,7 @@ def test_bfloat16_reaches_the_first_block() -> None:
 @pytest.mark.parametrize("n", [1, 128, 1500])
 def test_the_covariance_of_rows_is_that_in_float64(n: int, dtype: torch.dtype) -> None:
     rows = (random(3, n, 9) + 0.5).to(dtype)
-    means, covariances = vmap(fused.Covariance.apply)(rows)
+    means, covariances = vmap(linear.Covariance.apply)(rows)
     for these, mean, covariance in zip(rows.double(), means, covariances):
         torch.testing.assert_close(mean, these.mean(0), rtol=0, atol=1e-14)
         torch.testing.assert_close(covariance, these.mT.cov(correction=0).reshape(9, 9), rtol=0, atol=1e-14)

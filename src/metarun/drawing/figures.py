@@ -20,6 +20,7 @@ from metarun import verification
 from metarun.data.base import ImageDataset
 from metarun.engine import adapt
 from metarun.errors import UserError
+from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, best_guess
 from metarun.run import Run
 from metarun.runtime.fonts import families, legible
@@ -173,8 +174,9 @@ def has_ink(x: np.ndarray) -> bool:
 def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian:
     """What the learner, adapted as in a test, answers to ``x``."""
     run.algorithm.eval()
-    *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
-    return run.algorithm.predict(state, x)
+    with kernels.using(run.engine.kernels):
+        *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
+        return run.algorithm.predict(state, x)
 
 
 def names(run: Run, split: str, task: Task) -> list[str]:

@@ -1,1 +1,1 @@
-"""What is fast and need not be understood: one door, ``interface`` and ``select``; plain torch stands behind the same door."""
+"""What is fast and need not be understood. The one door is ``select``; plain torch stands behind the same door. See docs/speed.md."""

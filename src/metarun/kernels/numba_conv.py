@@ -1,5 +1,5 @@
-"""A convolution's three partial derivatives straight from memory with the channels last, on a CPU with AVX2 or AVX-512.
-No patches are made: rows of a tile are addresses, which move from tap to tap (the indirection of Dukhan 2019, arXiv:1907.02129)."""
+"""Direct convolution and its partial derivatives in channels-last memory, on a CPU with AVX2 or AVX-512, for ``ops.conv.Partial``.
+Without im2col: the rows of a matrix product are addresses, which move from tap to tap (indirection, Dukhan 2019, arXiv:1907.02129)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from numba.core.registry import cpu_target
 from torch import Tensor
 
 from metarun.kernels.form import Form
-from metarun.kernels.numba_tiles import NEAR, Loops, loops
+from metarun.kernels.numba_tiles import NEAR, Convolution, convolution
 from metarun.runtime.recording import whole
 
 UNIT = 16  # channels come in multiples of it
@@ -21,7 +21,7 @@ UNIT = 16  # channels come in multiples of it
 
 @cache
 def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[np.ndarray[Any, Any], ...]:
-    """Where results find their operands, for a convolution or, ``back``, its transpose: tables for ``Loops.across``.
+    """Where results find their operands, for a convolution or, ``back``, its transpose: tables for ``Convolution.convolve``.
 
     Places that see the same taps, others being cut off by borders or passed over by strides, are a class; none multiplies zeros.
 
@@ -38,7 +38,7 @@ def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[
     (high, broad), (down, wide) = (form.places, form.size) if back else (form.size, form.places)
     stride, padding = form.stride, form.padding
 
-    def seen(place: int, limit: int) -> tuple[int, dict[int, int]]:
+    def met(place: int, limit: int) -> tuple[int, dict[int, int]]:
         """Along one axis, where a row begins, and how far the taps that are inside move it."""
         if not back:
             begin = place * stride - padding
@@ -48,7 +48,7 @@ def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[
 
     classes: dict[tuple[tuple[int, int], ...], list[tuple[int, int]]] = {}
     for r, s in product(range(down), range(wide)):
-        (top, rows), (left, columns) = seen(r, high), seen(s, broad)
+        (top, rows), (left, columns) = met(r, high), met(s, broad)
         taps = tuple(((y * broad + x) * words, (i * form.kernel + j) * step) for (i, y), (j, x) in product(rows.items(), columns.items()))
         classes.setdefault(taps, []).append(((top * broad + left) * words, (r * wide + s) * channels))
     ends = np.cumsum([[0, 0], *([len(places), len(taps)] for taps, places in classes.items())], 0)
@@ -59,7 +59,7 @@ def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[
 
 @cache
 def lanes(dtype: torch.dtype) -> int:
-    """How many float32 a vector of this machine holds, if it has the instructions for such operands, else 0."""
+    """How many float32 a vector register of this machine holds, if it has the instructions for operands of this type, else 0."""
     features = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")  # those that Numba compiles for
     if dtype == torch.bfloat16:  # torch's convolution is the faster one where it has instructions for tiles
         return 16 if "+avx512bf16" in features and "+amx-bf16" not in features else 0
@@ -68,15 +68,15 @@ def lanes(dtype: torch.dtype) -> int:
     return 16 if "+avx512f" in features else 8 if "+avx2" in features and "+fma" in features else 0
 
 
-def kernels(channels: int, dtype: torch.dtype) -> Loops:
-    """Those for results with so many channels, with as many vectors as divide these and fit in the registers."""
+def kernels(channels: int, dtype: torch.dtype) -> Convolution:
+    """The kernels for results with so many channels: as many vectors to a tile as divide these and fit in the registers."""
     most = 4 if lanes(dtype) == 16 else 2
     vectors = next(v for v in range(most, 0, -1) if channels % (v * lanes(dtype)) == 0)
-    return loops(lanes(dtype), vectors, dtype == torch.bfloat16)
+    return convolution(lanes(dtype), vectors, dtype == torch.bfloat16)
 
 
 def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
-    """Whether these kernels are for such operands, in the order of ``conv.Partial``.
+    """Whether these kernels are for operands a and b of ``ops.conv.Partial``, with or without an axis of tasks.
 
     On one thread they are the faster ones, or equal to a few percent for one task at stride 1 (``scripts/bench_conv.py``); but they share
     nothing among threads, while torch's operators divide the images of a task.
@@ -89,29 +89,29 @@ def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
 
 
 def words(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [tasks, …, c, h, w] as it lies in memory with the channels last: [tasks, words]."""
+    """x [tasks, …, c, h, w] as an array [tasks, words] in channels-last memory; a word is a float32 or two bfloat16."""
     x = x.detach().movedim(-3, -1).contiguous()
     x = x.clone() if x.data_ptr() % 4 else x
     return x.view(len(x), -1).view(torch.uint32).numpy()
 
 
 def bits(x: Tensor) -> np.ndarray[Any, Any]:
-    """Where results [tasks, …] are to be: [tasks, numbers]."""
+    """The memory of results x [tasks, …] as an array [tasks, numbers] of their bits."""
     return x.view(len(x), -1).view(torch.uint16 if x.dtype == torch.bfloat16 else torch.uint32).numpy()
 
 
-def places(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
+def convolve(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
     """The convolution of a [tasks, n, c, h, w] or, ``back``, its transpose of a [tasks, n, o, h', w'], by w [tasks, o, c, k, k]."""
     per = 2 if a.dtype == torch.bfloat16 else 1
     tasks, n, operands, *sides = a.shape
     outputs, inputs = w.shape[1:3]
     channels, size = (inputs, form.size) if back else (outputs, form.places)
     depth, line = operands // per, form.kernel**2 * inputs
-    # Rows of weights are summed over on the way back, columns forward, which therefore are to be made rows.
+    # The transpose sums over rows of the weights, the convolution over columns, which it therefore first makes rows of.
     step, tap, how = (line, inputs, per - 1 and 2) if back else (outputs, outputs * depth, 1)
     packed = torch.empty(outputs * line // per if how else 0, dtype=torch.uint32)
     out = a.new_empty(tasks, n, *size, channels)
-    kernels(channels, a.dtype).across(
+    kernels(channels, a.dtype).convolve(
         words(a), words(w), *plan(form, back, depth, channels, tap), n,
         (sides[0] * sides[1] * depth, size[0] * size[1] * channels, channels), depth, step, (outputs, line // per, how),
         packed.numpy(), bits(out),
@@ -119,7 +119,7 @@ def places(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
     return out.movedim(-1, 2)
 
 
-def weights(form: Form, g: Tensor, x: Tensor) -> Tensor:
+def weight_gradient(form: Form, g: Tensor, x: Tensor) -> Tensor:
     """The weights' gradient [tasks, o, c, k, k] from the output's g [tasks, n, o, h', w'] and images x [tasks, n, c, h, w]."""
     per = 2 if g.dtype == torch.bfloat16 else 1
     (tasks, n, outputs, *down), inputs = g.shape, x.shape[2]
@@ -127,9 +127,9 @@ def weights(form: Form, g: Tensor, x: Tensor) -> Tensor:
     group = min(n + n % 2, max(2, NEAR // max(size) // 2 * 2))
     room = [torch.empty(group * words if per == 2 else 0, dtype=torch.uint32).numpy() for words in size]
     moves = np.empty(2 * max(group, down[1]) * down[0], np.int64)
-    # Sums of several groups are of float32.
+    # Sums over several groups of images are added up in float32.
     out = torch.empty(tasks, outputs, form.kernel, form.kernel, inputs, dtype=g.dtype if group >= n else torch.float32)
-    kernels(inputs, g.dtype).weigh(
+    kernels(inputs, g.dtype).weight_gradient(
         words(g), words(x), n, group, (form.kernel, form.stride, form.padding, *form.size, *down), size, (outputs, inputs), *room, moves,
         bits(out),
     )  # fmt: skip
@@ -138,9 +138,9 @@ def weights(form: Form, g: Tensor, x: Tensor) -> Tensor:
 
 @whole
 def partial(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``conv.Partial`` of such operands as these kernels cover."""
+    """``ops.conv.Partial`` of operands that ``covers``, with or without an axis of tasks."""
     if a.dim() == 4:
         return partial(slot, form, a[None], b[None])[0]
     if slot == 1:
-        return weights(form, a, b)
-    return places(form, True, b, a) if slot == 0 else places(form, False, a, b)
+        return weight_gradient(form, a, b)
+    return convolve(form, True, b, a) if slot == 0 else convolve(form, False, a, b)

@@ -1,5 +1,5 @@
-"""Machine code for convolutions, a tile of results in registers at a time; ``direct`` says what for.
-Instructions and loops are in one file, since Numba keeps what it has compiled for as long as the loops' file is the same."""
+"""Machine code for ``numba_conv``: the micro-kernel of a matrix product, a tile of results in registers at a time, and the loops around it.
+Instructions and loops are in one file, as Numba compiles anew when the file of the loops has changed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from metarun.kernels.numba_loops import BITS, compiled, shown
+from metarun.kernels.numba_compile import BITS, compiled, shown
 
 inlined: Any = intrinsic(prefer_literal=True)
 LONG, REAL, ANYWHERE = ir.IntType(64), ir.FloatType(), ir.PointerType()
@@ -45,7 +45,7 @@ class Site:
         """The address so many of a kind further on."""
         return self.builder.gep(address, [LONG(offset) if isinstance(offset, int) else offset], source_etype=kind)
 
-    def whole(self, address: ir.Value, i: int) -> ir.Value:
+    def integer(self, address: ir.Value, i: int) -> ir.Value:
         """Entry i of an array of int64."""
         return self.builder.load(self.at(address, i, LONG), align=8, typ=LONG)
 
@@ -80,8 +80,8 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
             """The loops for so many rows, after the present block."""
             before = builder.block
             outer, enter, inner, onward, leave = map(builder.append_basic_block, ("outer", "enter", "inner", "onward", "leave"))
-            firsts = [site.at(a, site.whole(at, r)) for r in range(rows)]
-            ends = [site.at(site.at(out, site.whole(to, r), kind), v * width, kind) for r in range(rows) for v in range(wide)]
+            firsts = [site.at(a, site.integer(at, r)) for r in range(rows)]
+            ends = [site.at(site.at(out, site.integer(to, r), kind), v * width, kind) for r in range(rows) for v in range(wide)]
             builder.branch(outer)
 
             builder.position_at_end(outer)
@@ -90,7 +90,7 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
 
             builder.position_at_end(enter)
             move = site.at(moves, builder.shl(m, LONG(1)), LONG)
-            by_a, by_b = site.whole(move, 0), builder.add(start, site.whole(move, 1))
+            by_a, by_b = site.integer(move, 0), builder.add(start, site.integer(move, 1))
             lines, column = [site.at(first, by_a) for first in firsts], site.at(b, by_b)
             builder.branch(inner)
 
@@ -139,7 +139,7 @@ def tile(_context: Any, lanes: Any, vectors: Any, pairs: Any, rows: Any, a: Any,
 
 
 @inlined
-def turn(_context: Any, lanes: Any, source: Any, start: Any, step: Any, out: Any, to: Any, onward: Any) -> Any:
+def transpose(_context: Any, lanes: Any, source: Any, start: Any, step: Any, out: Any, to: Any, onward: Any) -> Any:
     """out[to + j onward + i] = source[start + i step + j] for i, j < lanes, in exchanges of rows 1, 2, 4, … apart; arrays are flat."""
     width = lanes.literal_value
     words = ir.VectorType(BITS, width)
@@ -174,25 +174,25 @@ def interleave(first, second, length, out):
 
 @compiled
 def inside(entry, stride, padding, seen, places):
-    """First and last of the places whose sight of this entry of the kernel lies inside what is seen; along one axis."""
+    """First and last, along one axis, of the places for which this entry of the kernel meets the image and not its padding."""
     return max(0, (padding - entry + stride - 1) // stride), min(places, (seen - 1 + padding - entry) // stride + 1)
 
 
-class Loops(NamedTuple):
-    """Kernels over tasks: a map of places, which is the output or the images' gradient, and the weights' gradient."""
+class Convolution(NamedTuple):
+    """Kernels for many tasks: the convolution, which transposed gives the gradient in the images, and the gradient in the weights."""
 
-    across: Any
-    weigh: Any
+    convolve: Any
+    weight_gradient: Any
 
 
 @cache
-def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
-    """Kernels for results that have a multiple of lanes * vectors channels; words are float32 or, in ``pairs``, two bfloat16."""
+def convolution(lanes: int, vectors: int, pairs: bool) -> Convolution:
+    """The kernels for results with a multiple of lanes * vectors channels; words are float32 or, in ``pairs``, two bfloat16."""
     block, per = lanes * vectors, 2 if pairs else 1
 
     @compiled
-    def across(a, b, places, classes, taps, n, size, depth, step, packing, packed, out):
-        """out [tasks, n * places * channels] from rows a [tasks, words] and weights b [tasks, words], by the tables of ``direct.plan``.
+    def convolve(a, b, places, classes, taps, n, size, depth, step, packing, packed, out):
+        """out [tasks, n * places * channels] from rows a [tasks, words] and weights b [tasks, words], by the tables of ``numba_conv.plan``.
 
         ``size``: words of an image in a, values of one in out, and channels of out. ``packing``: rows and columns of the weights in b, in
         words, and whether ``packed`` has room for their transpose (1) or for their rows in pairs (2), or they are used as they lie (0).
@@ -206,7 +206,7 @@ def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
                 for i in range(0, high, lanes):
                     for j in range(0, broad, lanes):
                         column = min(j, broad - lanes)  # the last block may do again what the one before it did
-                        turn(lanes, weights, i * broad + column, broad, packed, column * high + i, high)
+                        transpose(lanes, weights, i * broad + column, broad, packed, column * high + i, high)
             elif how == 2:
                 for i in range(0, high, 2):
                     interleave(weights[i * broad :], weights[(i + 1) * broad :], broad, packed[i * broad :])
@@ -232,7 +232,7 @@ def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
                                 to[r] += block
 
     @compiled
-    def weigh(g, x, n, group, form, size, channels, g_pairs, x_pairs, moves, out):
+    def weight_gradient(g, x, n, group, form, size, channels, g_pairs, x_pairs, moves, out):
         """out [tasks, channels of g * kernel² * channels of x] from g [tasks, words] and x [tasks, words].
 
         ``group``: images that are summed up together, an even number. ``form``: kernel, stride, padding, height and width of x and of g.
@@ -286,4 +286,4 @@ def loops(lanes: int, vectors: int, pairs: bool) -> Loops:
                             more = begin > 0
                             tile(lanes, vectors, pairs, rows, grads, at, seen, c, moves, count, depth, step_g, step_x, result, to, more)
 
-    return Loops(*map(shown, (across, weigh)))
+    return Convolution(*map(shown, (convolve, weight_gradient)))

@@ -20,12 +20,27 @@ from metarun.kernels.interface import Kernels
 Choice = Literal["auto", "torch"]
 _choice: ContextVar[Choice] = ContextVar("engine.kernels", default="auto")
 
-# For measurements alone (scripts/bench_layers.py): layers that METARUN_WITHOUT names, with commas between, are switched off.
-#   loops      one pass for norm, max-pool and ReLU, and their derivatives; im2col and col2im
-#   direct     convolutions straight from memory, on a CPU
-#   trilinear  derivatives of a convolution as convolutions, of any order
-#   folding    a first layer and its norm as one linear map of patches
-WITHOUT = frozenset(filter(None, os.environ.get("METARUN_WITHOUT", "").split(",")))
+LAYERS = {
+    "loops": "norm, max-pooling and ReLU as one operation; im2col and col2im",
+    "direct": "direct convolution, on a CPU",
+    "trilinear": "convolutions whose derivatives of any order are convolutions",
+    "folding": "a first layer and its norm as one linear map of patches",
+}
+
+
+def switched_off(names: str) -> frozenset[str]:
+    """The layers in a list with commas, for measurements alone (scripts/bench_layers.py).
+
+    Raises:
+        ValueError: there is no such layer.
+    """
+    found = frozenset(filter(None, names.split(",")))
+    if found - LAYERS.keys():
+        raise ValueError(f"METARUN_WITHOUT={names}: the layers are {', '.join(LAYERS)}")
+    return found
+
+
+WITHOUT = switched_off(os.environ.get("METARUN_WITHOUT", ""))
 
 
 @contextmanager
@@ -39,7 +54,7 @@ def using(choice: Choice) -> Iterator[None]:
 
 
 def has(layer: str) -> bool:
-    """Whether a layer of speed is wanted here: not under ``torch``, in an exported graph, or where ``METARUN_WITHOUT`` names it."""
+    """Whether a layer of ``LAYERS`` is wanted here: not under ``torch``, in an exported graph, or where ``METARUN_WITHOUT`` names it."""
     return _choice.get() == "auto" and layer not in WITHOUT and not torch.compiler.is_compiling()
 
 
@@ -61,9 +76,12 @@ def direct(device: torch.device) -> ModuleType | None:
 
 @cache
 def _on_cpu() -> Kernels:
-    from metarun.kernels import numba_loops
+    from metarun.kernels.numba_compile import array
+    from metarun.kernels.numba_im2col import im2col
+    from metarun.kernels.numba_linear_pool_relu import covariance, linear_pool_relu
+    from metarun.kernels.numba_norm_pool_relu import norm_pool_relu
 
-    return numba_loops.CPU
+    return Kernels(array, norm_pool_relu, linear_pool_relu, im2col, covariance)
 
 
 @cache

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from metarun.kernels import select
 from metarun.kernels.form import Form
-from metarun.kernels.ops.conv import convolve, linear, matrix, slices
+from metarun.kernels.ops.conv import by_taps, convolve, linear, matrix
 
 
 class Conv(nn.Module):
@@ -29,11 +29,12 @@ class Conv(nn.Module):
         self.narrow = channels_in * kernel**2 <= 32
 
     def forward(self, x: Tensor) -> Tensor:
+        """[n, channels_in, h, w] -> [n, channels_out, h', w']."""
         if self.narrow and select.has("folding"):
             return linear(self.patches(x), matrix(self.weight), self.bias)
         y = convolve(x, self.weight, self.stride, self.padding)
         return y if self.bias is None else y + self.bias.view(-1, 1, 1).to(y.dtype)
 
     def patches(self, x: Tensor, common: Tensor | None = None) -> Tensor:
-        """What the kernel sees at every place, less ``common`` [channels_in]: [n, h', w', kernel² * channels_in]."""
-        return slices(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])), common)
+        """im2col of x [n, channels_in, h, w], less ``common`` [channels_in]: [n, h', w', kernel² * channels_in]."""
+        return by_taps(x, Form(self.kernel, self.stride, self.padding, (x.shape[-2], x.shape[-1])), common)

@@ -20,6 +20,7 @@ from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Pictures, UnreadableError
 from metarun.engine import adapt
 from metarun.errors import RunError, UserError, nearest
+from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, best_guess
 from metarun.run import build_algorithm, pick_device, read_config
 from metarun.storage.checkpoint import load as load_checkpoint
@@ -57,7 +58,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     chosen = pick_device(device)
     algorithm.to(chosen).eval().requires_grad_(False)
     key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
-    return Model(algorithm, values["algo"]["name"], values["data"]["name"], pictures, key)
+    choice = valid.engine.values.get("kernels", "auto")
+    return Model(algorithm, values["algo"]["name"], values["data"]["name"], pictures, key, choice)
 
 
 class Model:
@@ -68,10 +70,14 @@ class Model:
         algo, data: their names in the run's configuration.
         pictures: how a picture file becomes an input; None where the data are not pictures.
         key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
+        kernels: as the run's ``engine.kernels``.
     """
 
-    def __init__(self, algorithm: Algorithm, algo: str, data: str, pictures: Pictures | None, key: Tensor) -> None:
+    def __init__(
+        self, algorithm: Algorithm, algo: str, data: str, pictures: Pictures | None, key: Tensor, kernels: kernels.Choice = "auto"
+    ) -> None:
         self.algorithm, self.algo, self.data, self.pictures, self.key = algorithm, algo, data, pictures, key
+        self.kernels = kernels
 
     @property
     def device(self) -> torch.device:
@@ -115,7 +121,7 @@ class Model:
         ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
         extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
         context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
-        with torch.no_grad():
+        with torch.no_grad(), kernels.using(self.kernels):
             for last in adapt(self.algorithm, context, steps):
                 state = last
         return Fitted(self, state, classes)
@@ -283,7 +289,8 @@ class Fitted:
         """Logits or predictions on the CPU."""
         x = self.model.inputs(images)
         parts = [x] if self.transductive else x.split(CHUNK)
-        answers = [self.model.algorithm.predict(self.state, part) for part in parts]
+        with kernels.using(self.model.kernels):
+            answers = [self.model.algorithm.predict(self.state, part) for part in parts]
         outputs = tree_map(lambda *leaves: torch.cat(leaves).float().cpu(), *answers)
         if not all(leaf.isfinite().all() for leaf in tree_leaves(outputs)):
             raise RunError("the adapted net answers with numbers that are not finite: adaptation diverged; take fewer steps")

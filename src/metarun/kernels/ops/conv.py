@@ -1,9 +1,9 @@
-"""Convolutions whose derivatives of any order cost what first ones do, for tasks that have weights of their own.
-With few inputs a linear map of patches, else a trilinear form T(x, w, y) = ⟨y, x ∗ w⟩, whose partial derivatives are all there is."""
+"""Convolutions for many tasks with weights of their own, whose derivatives of any order are again convolutions.
+T(x, w, y) = ⟨y, x ∗ w⟩ is linear in each operand: its three partial derivatives are each other's derivatives."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import Any
 
@@ -18,13 +18,14 @@ from metarun.kernels.form import Form
 from metarun.runtime.recording import whole
 
 X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
-FEW = 300, 800, 200  # places in a task's output: up to here one product over all tasks' patches beats a convolution for each
+FEW = 300, 800, 200  # places in a task's output, by slot: up to here a batched matrix product beats a convolution for each task
 
 
 class Partial(torch.autograd.Function):
-    """∂T/∂slot of the two other operands a and b, in the cyclic order x, w, y, x, …: bilinear in them.
+    """∂T/∂slot as a function of the two other operands, a and b, which follow the slot in the cyclic order x, w, y, x, …
 
-    Operands with an axis more are those of as many tasks. Results lie in memory with the channels last, where torch's kernels are fastest.
+    Slot y is the convolution, x its gradient in the images, w that in the weights. Operands have the shapes of ``X``, ``W`` and ``Y``, with
+    one more axis in front for tasks of their own. Results lie in memory with the channels last, where torch's kernels are fastest.
     """
 
     @staticmethod
@@ -65,14 +66,14 @@ class Partial(torch.autograd.Function):
 
 
 def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``Partial`` for tasks that share weights, which are but more examples."""
+    """``Partial`` for tasks that share weights, as one convolution whose batch is all tasks' examples."""
     if slot == Y:
         return partial(slot, form, a.flatten(0, 1), b).unflatten(0, a.shape[:2])
     return partial(slot, form, a, b.flatten(0, 1)).unflatten(0, b.shape[:2])
 
 
 def evaluate(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``Partial``, by the kernels of ``direct`` where those are for such operands."""
+    """``Partial``, by ``numba_conv`` where it is for such operands."""
     if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
         return in_one(evaluate, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
     direct = select.direct(a.device)
@@ -80,12 +81,12 @@ def evaluate(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
 
 
 def operators(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``Partial`` in torch's operators."""
+    """``Partial`` in torch's operators, on im2col's patches or one task after the other."""
     if a.dim() == 4:
         return convolution(slot, form, a, b)
     if a.device.type != "cpu" or form.places[0] * form.places[1] * (b if slot == X else a).shape[1] <= FEW[slot]:
         return products(slot, form, a, b)
-    # Joined, not stacked, which would give up the order in memory.
+    # cat, not stack, which would not keep the channels last in memory.
     return torch.cat([convolution(slot, form, *task) for task in zip(a.unbind(), b.unbind())]).unflatten(0, (a.shape[0], -1))
 
 
@@ -94,7 +95,7 @@ def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     stride, padding = [form.stride] * 2, [form.padding] * 2
     if slot == Y:
         return torch.conv2d(a, b, None, stride, padding)
-    # The operand that is asked for only tells its shape.
+    # Of the operand that a gradient is taken in, only the shape matters.
     if slot == X:
         shape = (b.shape[0], a.shape[1], *form.size)
         x, w, y = torch.empty(shape, dtype=a.dtype, device=a.device, memory_format=torch.channels_last), a, b
@@ -105,17 +106,17 @@ def convolution(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
 
 
 def products(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
-    """``Partial`` of all tasks, as matrix products over patches."""
+    """``Partial`` of all tasks as batched matrix products: of im2col's patches, or for slot x of what col2im adds up."""
     if slot == Y:
-        return product_of(gather(a, form).flatten(1, -2), matrix(b).mT).unflatten(1, (a.shape[1], *form.places)).movedim(-1, 2)
+        return product_of(im2col(a, form).flatten(1, -2), matrix(b).mT).unflatten(1, (a.shape[1], *form.places)).movedim(-1, 2)
     if slot == X:
-        return scatter(product_of(b.movedim(2, -1).flatten(1, -2), matrix(a)).unflatten(1, (b.shape[1], *form.places)), form)
-    seen, y = gather(b, form), a.movedim(2, -1)
-    return product_of(y.flatten(1, -2).mT, seen.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
+        return col2im(product_of(b.movedim(2, -1).flatten(1, -2), matrix(a)).unflatten(1, (b.shape[1], *form.places)), form)
+    patches, y = im2col(b, form), a.movedim(2, -1)
+    return product_of(y.flatten(1, -2).mT, patches.flatten(1, -2)).unflatten(-1, (form.kernel, form.kernel, -1)).movedim(-1, 2)
 
 
 def product_of(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b for a convolution: on a GPU in TF32 where torch's own convolutions are."""
+    """a @ b, [*n, i, k] and [*n, k, j], for a convolution: on a GPU in TF32 where torch's own convolutions are."""
     if a.device.type != "cuda" or not torch.backends.cudnn.allow_tf32:
         return a @ b
     precision = torch.get_float32_matmul_precision()
@@ -127,45 +128,48 @@ def product_of(a: Tensor, b: Tensor) -> Tensor:
 
 
 @whole
-def gather(x: Tensor, form: Form) -> Tensor:
-    """What the kernel sees at every place: [*n, c, h, w] to [*n, h', w', kernel² * c]."""
+def im2col(x: Tensor, form: Form) -> Tensor:
+    """What the kernel sees at every place: [*n, c, h, w] to patches [*n, h', w', kernel² * c]."""
     loops = select.loops(x.device)
     if loops is None:
-        windows = pad(x, form).unfold(-3, form.kernel, form.stride).unfold(-3, form.kernel, form.stride)
-        return windows.movedim(-3, -1).flatten(-3)
-    seen = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
-    places = [loops.array(t, 3) for t in (x.movedim(-3, -1), seen)]
-    loops.patches(x.shape[-3], form.kernel).gather(places[0], form.stride, form.padding, places[1])
-    return seen
+        return by_taps(x, form, None)
+    patches = x.new_empty(*x.shape[:-3], *form.places, form.kernel**2 * x.shape[-3])
+    arrays = [loops.array(t, 3) for t in (x.movedim(-3, -1), patches)]
+    loops.im2col(x.shape[-3], form.kernel).im2col(arrays[0], form.stride, form.padding, arrays[1])
+    return patches
 
 
 @whole
-def scatter(seen: Tensor, form: Form) -> Tensor:
-    """The transpose of ``gather``: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
-    channels = seen.shape[-1] // form.kernel**2
-    loops = select.loops(seen.device)
+def col2im(patches: Tensor, form: Form) -> Tensor:
+    """The transpose of ``im2col``, which adds up what overlaps: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
+    channels = patches.shape[-1] // form.kernel**2
+    loops = select.loops(patches.device)
     if loops is None:
-        down, across = (form.stride * (places - 1) + 1 for places in form.places)
         padded = [side + form.kernel - 1 for side in form.size]  # at least as far as the last place sees
-        total = widen(seen[..., :0]).new_zeros(*seen.shape[:-3], *padded, channels)
-        for (i, j), part in zip(product(range(form.kernel), repeat=2), seen.split(channels, -1)):
-            total[..., i : i + down : form.stride, j : j + across : form.stride, :] += part
+        total = widen(patches[..., :0]).new_zeros(*patches.shape[:-3], *padded, channels)
+        for (rows, columns), part in zip(taps(form), patches.split(channels, -1)):
+            total[..., rows, columns, :] += part
         high, broad = form.size
         inside = total[..., form.padding : form.padding + high, form.padding : form.padding + broad, :]
-        return inside.to(seen.dtype).contiguous().movedim(-1, -3)
-    x = seen.new_empty(*seen.shape[:-3], *form.size, channels)
-    total = widen(seen[..., :0]).new_empty(channels)
-    places = [loops.array(t, 3) for t in (seen, x)]
-    loops.patches(channels, form.kernel).scatter(places[0], form.stride, form.padding, loops.array(total, 0), places[1])
+        return inside.to(patches.dtype).contiguous().movedim(-1, -3)
+    x = patches.new_empty(*patches.shape[:-3], *form.size, channels)
+    total = widen(patches[..., :0]).new_empty(channels)
+    arrays = [loops.array(t, 3) for t in (patches, x)]
+    loops.im2col(channels, form.kernel).col2im(arrays[0], form.stride, form.padding, loops.array(total, 0), arrays[1])
     return x.movedim(-1, -3)
 
 
-def slices(x: Tensor, form: Form, common: Tensor | None) -> Tensor:
-    """``gather`` in torch's operators, less ``common``: an entry of the kernel at a time, which for few channels is as good."""
+def by_taps(x: Tensor, form: Form, common: Tensor | None) -> Tensor:
+    """``im2col`` in torch's operators, a tap at a time, of x less ``common`` [c] (the borders too); as fast where channels are few."""
     padded = pad(x, form) if common is None else pad(x, form) - common
+    return torch.cat([padded[..., rows, columns, :] for rows, columns in taps(form)], -1)
+
+
+def taps(form: Form) -> Iterator[tuple[slice, slice]]:
+    """For every entry of the kernel, the rows and columns of a padded image that it meets."""
     down, across = (form.stride * (places - 1) + 1 for places in form.places)
-    entries = product(range(form.kernel), repeat=2)
-    return torch.cat([padded[..., i : i + down : form.stride, j : j + across : form.stride, :] for i, j in entries], -1)
+    for i, j in product(range(form.kernel), repeat=2):
+        yield slice(i, i + down, form.stride), slice(j, j + across, form.stride)
 
 
 def pad(x: Tensor, form: Form) -> Tensor:
@@ -188,12 +192,12 @@ def convolve(x: Tensor, w: Tensor, stride: int, padding: int) -> Tensor:
     return Partial.apply(Y, form, x, w)
 
 
-def linear(seen: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def linear(patches: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Patches [n, h', w', k] by ``weight`` [o, k], plus ``bias`` [o]: [n, o, h', w']."""
-    if has_torch_function((seen, weight)):
-        return handle_torch_function(linear, (seen, weight), seen, weight, bias)
+    if has_torch_function((patches, weight)):
+        return handle_torch_function(linear, (patches, weight), patches, weight, bias)
     if bias is None:
-        weight = weight.mT.contiguous()  # else derivatives come out transposed, which is slow for few inputs and many places
+        weight = weight.mT.contiguous()  # else its gradient is a transposed product, which is slow for few inputs and many places
     else:  # as one more weight: adding it would be another pass over the output
-        seen, weight = F.pad(seen, [0, 1], value=1.0), torch.cat([weight.mT, bias[None]])
-    return (seen @ weight).movedim(-1, 1)
+        patches, weight = F.pad(patches, [0, 1], value=1.0), torch.cat([weight.mT, bias[None]])
+    return (patches @ weight).movedim(-1, 1)

@@ -1,0 +1,112 @@
+"""How the loops of ``numba_*`` become machine code, what they take for arrays, and the intrinsics that they share.
+
+Arrays have the tasks first and the channels last. bfloat16 comes as its bits, in uint16, and is computed with in float32.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext, suppress
+from functools import wraps
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+from torch import Tensor
+from torch.profiler import record_function
+
+BITS = ir.IntType(32)
+STAMP = Path(__file__).read_bytes()
+inlined: Any = njit(inline="always")  # a function whose body takes the place of its calls
+instructions: Any = intrinsic  # a function of types that says which instructions take the place of its calls
+
+
+def compiled(loops: Any) -> Any:
+    """The function in machine code, made at its first call with arrays of a type and kept on disk for the next process."""
+    # A value that is no number must stay one, so that a run that diverges says so: of the fast-math rules only two are allowed.
+    function: Any = njit(nogil=True, error_model="numpy", fastmath={"contract", "nsz"})(loops)
+    with suppress(RuntimeError):  # where nothing may be written, every process compiles anew
+        function.enable_caching()
+        # Numba compiles anew when the file of the loops has changed; this makes it do so when this file has changed as well.
+        file = function._cache._cache_file
+        file._source_stamp = file._source_stamp, STAMP
+    return function
+
+
+def shown(function: Any) -> Any:
+    """The function under its own name in the traces of ``trainer.profile``."""
+
+    name = f"metarun::{function.__qualname__.replace('.<locals>', '')}"
+
+    @wraps(function)
+    def call(*arguments: Any) -> None:
+        # Torch's own question is about this thread alone, and chunks have threads of their own.
+        with record_function(name) if torch.autograd.profiler._is_profiler_enabled else nullcontext():
+            function(*arguments)
+
+    return call
+
+
+def array(x: Tensor, dims: int) -> np.ndarray[Any, Any]:
+    """x [*n, *shape] with ``dims`` axes in ``shape`` as an array [prod(n), *shape], contiguous; bfloat16 as its bits, in uint16."""
+    x = x.detach().reshape(x.shape[: x.dim() - dims].numel(), *x.shape[x.dim() - dims :]).contiguous()
+    return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
+
+
+@instructions
+def upcast(_context: Any, value: Any) -> Any:
+    """A stored number as the type that is computed with: float32 for the bits of a bfloat16, else as it is."""
+    if value != types.uint16:
+        return value(value), lambda context, builder, signature, args: args[0]
+
+    def emit(_: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        return builder.bitcast(builder.shl(builder.zext(args[0], BITS), BITS(16)), ir.FloatType())
+
+    return types.float32(value), emit
+
+
+@instructions
+def downcast(_context: Any, row: Any, value: Any) -> Any:
+    """A computed number as the array ``row`` stores it; bfloat16 is rounded to the nearest, ties to even."""
+    if row.dtype != types.uint16:
+        return row.dtype(row, row.dtype), lambda context, builder, signature, args: args[1]
+
+    def emit(_: Any, builder: ir.IRBuilder, _signature: Any, args: Any) -> ir.Value:
+        bits = builder.bitcast(args[1], BITS)
+        odd = builder.and_(builder.lshr(bits, BITS(16)), BITS(1))
+        near = builder.lshr(builder.add(builder.add(bits, BITS(0x7FFF)), odd), BITS(16))
+        number = builder.fcmp_ordered("ord", args[1], args[1])
+        return builder.trunc(builder.select(number, near, BITS(0x7FC0)), ir.IntType(16))
+
+    return types.uint16(row, types.float32), emit
+
+
+@instructions
+def masked(_context: Any, argmax: Any, j: Any, value: Any) -> Any:
+    """``value`` where ``argmax`` is j, else 0 of the same type; ``value if argmax == j else 0`` would be a float64."""
+
+    def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
+        here = builder.icmp_unsigned("==", args[0], context.cast(builder, args[1], signature.args[1], types.uint8))
+        return builder.select(here, args[2], ir.Constant(args[2].type, 0.0))
+
+    return value(argmax, j, value), emit
+
+
+@inlined
+def keep_largest(value, j, c, best, argmax):
+    """Max-pooling: take ``value``, entry j of a window, for channel c if it is the first, the largest so far, or no number."""
+    if j == 0 or value > best[c] or value != value:
+        best[c] = value
+        argmax[c] = j
+
+
+@inlined
+def relu(best, argmax, nothing, channels, out):
+    """ReLU of the largest numbers ``best`` [channels] into ``out``; where it cuts off, ``argmax`` becomes ``nothing``."""
+    for c in range(channels):
+        cut = best[c] <= 0
+        out[c] = downcast(out, 0 if cut else best[c])
+        argmax[c] = nothing if cut else argmax[c]
