@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from metarun.algorithm import Algorithm
-from metarun.config import legacy, schema
+from metarun.config import schema
 from metarun.config.schema import Valid
+from metarun.config.stored import read_config as read_config
 from metarun.data.augment import Augment, Augmented
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.engine import Engine
-from metarun.errors import RunError, UserError, nearest
+from metarun.errors import RunError, UserError
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.runtime.allocator import keep_freed_memory
 from metarun.runtime.distributed import World
 from metarun.storage import checkpoint, warmstart
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -89,26 +89,6 @@ class Run:
         if self.world.rank == 0:
             data = content.encode() if isinstance(content, str) else content
             replace_file(path, lambda handle: handle.write(data))
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config that a run's folder holds.
-
-    Raises:
-        UserError: it is no run folder, or its config cannot be read.
-    """
-    if not folder.is_dir():
-        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise UserError(f"there is no run folder {folder}{nearest(str(folder), siblings)}")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; name a folder like outputs/DATE/TIME_NAME")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:  # whatever YAML and OmegaConf think of it
-        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{folder}/config.yaml holds no configuration")
-    return legacy.updated({str(key): value for key, value in values.items()})
 
 
 def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:

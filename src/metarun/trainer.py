@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import numpy as np
@@ -23,46 +21,15 @@ from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.optim import MetaOptimizer
 from metarun.problem import Problem
-from metarun.runtime.distributed import Alone, World
+from metarun.runtime.distributed import Alone
 from metarun.runtime.profiling import profiled
+from metarun.runtime.signals import Interrupted, StopFlag
 from metarun.storage import checkpoint
 from metarun.task import select
 from metarun.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; the checkpoint is saved. Not an ``Exception``: it also ends a sweep."""
-
-
-class StopFlag:
-    """Turns the first SIGINT or SIGTERM into a flag that loops look at; the second one stops at once."""
-
-    def __enter__(self) -> StopFlag:
-        self.raised = False
-        self.previous: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._raise)
-        except ValueError:
-            pass  # not the main thread: whoever owns it handles signals
-        return self
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
-
-    def check(self, world: World) -> None:
-        """Raise ``Interrupted`` on all ranks when a signal has come to any."""
-        if world.any(self.raised):
-            raise Interrupted
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -176,6 +143,7 @@ class Trainer:
                     step_done()
                     stop.check(self.engine.world)
             except (Interrupted, Alone):
+                stop.leave()
                 self.save("last")
                 raise
 

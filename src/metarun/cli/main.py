@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from metarun.errors import UserError, nearest
 from metarun.runtime import torchrun
 from metarun.runtime.environment import several
+from metarun.storage.foreign import printable
 
 Result = dict[str, Any] | None
 
@@ -70,7 +71,7 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def _complain(line: str, status: int) -> int:
     if os.environ.get("METARUN_DEBUG") == "1":
         traceback.print_exc()
-    print(f"metarun: {line}", file=sys.stderr)
+    print(f"metarun: {printable(line)}", file=sys.stderr)
     return status
 
 
@@ -219,17 +220,21 @@ def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], l
     """The run folder named by the first word, its stored config, and the other words."""
     if not words or "=" in words[0]:
         raise UserError(f"name the run's folder: metarun {command} RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
-    from metarun import run
+    from metarun.config.stored import read_config
+    from metarun.storage.foreign import refuse_links
 
-    return Path(words[0]), run.read_config(Path(words[0])), words[1:]
+    folder = Path(words[0])
+    values = read_config(folder)
+    refuse_links(folder)
+    return folder, values, words[1:]
 
 
 def _resume(words: list[str]) -> dict[str, Any]:
     """Go on with an interrupted run, or a sweep; ends with the numbers that it would have had uninterrupted."""
-    if len(words) == 1 and Path(words[0], "sweep.json").is_file():
+    if words and Path(words[0], "sweep.json").is_file():
         from metarun.sweeps.launch import resume_folder
 
-        return resume_folder(Path(words[0]))
+        return resume_folder(Path(words[0]), words[1:])
     folder, values, rest = _run_folder(_options(words, {})[0], "resume")
     if rest:
         raise UserError(f"resume takes no '{rest[0]}': a run goes on with its own configuration; start a new run to change it")

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metarun.config.options import conf_dir, groups
+from metarun.config.stored import reference_in
 from metarun.errors import RunError, UserError, nearest
 
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # of Hydra's plugins, what to install
@@ -72,6 +73,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         values = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error, []) from None
+    if reference := reference_in(values):
+        raise UserError(f"{reference} is still to be looked up, which a stored configuration never is: write the value itself")
     return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
@@ -118,6 +121,18 @@ def choices(words: list[str]) -> list[list[str]]:
         raise explain(error, words) from None
 
 
+def parse(word: str) -> Override:
+    """One word of the command line, taken apart.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except HydraException as error:
+        raise explain(error, [word]) from None
+
+
 def _values(override: Override) -> list[str]:
     """The words that a sweep over this override would use; an interval is represented by its start."""
     if not override.is_sweep_override():
@@ -150,10 +165,7 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     for word in words:
         if word in chosen:
             continue
-        try:
-            (parsed,) = OverridesParser.create().parse_overrides([word])
-        except HydraException as error:
-            raise explain(error, words) from None
+        parsed = parse(word)
         key = parsed.key_or_group
         if parsed.is_sweep_override() or parsed.type is not OverrideType.CHANGE:
             raise UserError(f"'{word}' is not KEY=VALUE with one value, which is all that a finished run takes")

@@ -22,7 +22,7 @@ from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.problem import Gaussian, best_guess
 from metarun.run import Run
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 from metarun.task import Batch, Task, select
 
 COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block

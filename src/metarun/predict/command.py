@@ -21,7 +21,7 @@ from metarun.data.picture import SUFFIXES, Pictures, class_folders, pictures_in
 from metarun.errors import UserError, nearest
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import load
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 

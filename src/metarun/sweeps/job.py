@@ -3,7 +3,6 @@ Its folder alone decides what there is to do, so that a call repeated by Slurm, 
 
 from __future__ import annotations
 
-import json
 import shutil
 import signal
 import threading
@@ -17,8 +16,10 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.config import compose, legacy
-from metarun.errors import RunError
+from metarun.config import compose
+from metarun.config.stored import read_config
+from metarun.errors import RunError, UserError
+from metarun.storage.foreign import json_object
 from metarun.storage.run_folder import held
 from metarun.sweeps.reports import report, reports
 from metarun.tracking.console import console, start_logging
@@ -97,7 +98,7 @@ def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str,
         report(folder.parent, folder.name, "resumed" if resume else "started", " ".join(words))
         with _checkpoint_before_requeue():
             experiment.train(values, folder, resume)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    summary = json_object(folder / "summary.json")
     report(folder.parent, folder.name, "before" if finished else "finished", _results(summary))
     return summary
 
@@ -134,8 +135,8 @@ def _checkpoint_before_requeue() -> Iterator[None]:
 def _config(folder: Path) -> Any:
     """The stored config of a run folder, None when there is none that can be read."""
     try:
-        return legacy.updated(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
-    except Exception:  # not there, or cut short
+        return read_config(folder)
+    except UserError:  # not there, or cut short
         return None
 
 
