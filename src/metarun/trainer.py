@@ -47,6 +47,18 @@ class Progress:
     wall_s: float = 0.0  # spent altogether, in all processes
     metrics_bytes: int = 0
 
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Progress:
+        """What a checkpoint holds.
+
+        Raises:
+            RunError: it holds something else.
+        """
+        blank = asdict(cls())
+        if any(type(value) is not type(blank.get(name)) for name, value in stored.items()):
+            raise RunError("the checkpoint's progress is not that of a run of metarun; start the run again")
+        return cls(**stored)
+
     def tasks_per_s(self, meta_batch: int) -> float:
         """Training throughput so far."""
         return self.iteration * meta_batch / max(self.train_s, 1e-9)
@@ -72,7 +84,16 @@ def watched_score(
         tracker.show(label, done, n, {})
         stop.check(engine.world)
 
-    return engine.score(algorithm, episodes, n, curve, after_block)
+    values = engine.score(algorithm, episodes, n, curve, after_block)
+    # Whatever class the largest of numbers that are none would point at, it is no answer.
+    values["score"] = np.where(np.isfinite(values["loss"]), values["score"], np.nan)
+    return values
+
+
+def divergence(values: dict[str, np.ndarray]) -> str:
+    """What to say of scores, some of which may be no numbers; nothing if all are."""
+    lost, n = int(np.isnan(values["score"][:, -1]).sum()), len(values["score"])
+    return f": adaptation diverges in {lost} of {n} episodes; try a smaller algo.inner_lr or fewer algo.test_steps" if lost else ""
 
 
 class Trainer:
@@ -197,9 +218,7 @@ class Trainer:
         else:
             p.stale += 1
         self.save("last")
-        mark = "  (best so far)" if better else ""
-        if math.isnan(mean):
-            mark = ": adaptation diverges; try a smaller algo.inner_lr or fewer algo.test_steps"
+        mark = divergence(scores) or ("  (best so far)" if better else "")
         log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
 
     def save(self, name: str) -> None:
@@ -222,7 +241,7 @@ class Trainer:
         """Continue from a checkpoint's content; numbers logged after it are dropped, they are computed again."""
         self.algorithm.load_state_dict(state["algorithm"])
         self.optimizer.load_state_dict(state["outer"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.of(state["progress"])
         self.tracker.rewind(self.progress.metrics_bytes)
         self.started = time.monotonic()
 

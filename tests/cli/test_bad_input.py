@@ -277,7 +277,6 @@ def stored(run: Path, **changes) -> None:
 
 BROKEN = [
     ("resume finished", lambda run: None, "resume", 2, "is finished.*metarun eval"),
-    ("resume without checkpoint", no_checkpoint, "resume", 2, "no checkpoint at"),
     ("eval without checkpoint", no_checkpoint, "eval", 2, "no checkpoint at"),
     ("resume half checkpoint", cut_checkpoints, "resume", 1, "last.pt is damaged"),
     ("eval half checkpoint", cut_checkpoints, "eval", 1, "best.pt is damaged"),

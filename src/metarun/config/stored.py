@@ -38,6 +38,11 @@ def read_config(folder: Path) -> dict[str, Any]:
     return legacy.updated({str(key): value for key, value in values.items()})
 
 
+def to_yaml(values: dict[str, Any]) -> str:
+    """A resolved configuration as it is stored."""
+    return OmegaConf.to_yaml(OmegaConf.create(values))
+
+
 def reference_in(values: Any) -> str | None:
     """The first text in nested values that OmegaConf would look up (``${…}``)."""
     if isinstance(values, str):

@@ -7,9 +7,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from metarun.runtime.distributed import World
+if TYPE_CHECKING:  # it brings torch
+    from metarun.runtime.distributed import World
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
 TOGETHER = 1.0  # seconds; a terminal or launcher that stops a run may send it two signals at once
@@ -22,7 +23,10 @@ class Interrupted(KeyboardInterrupt):
 class StopFlag:
     """Turns the first signal into a flag that loops look at; a second one, more than a second later, stops at once."""
 
+    armed: ClassVar[bool] = False  # somebody looks at it: a signal would end training with a checkpoint
+
     def __enter__(self) -> StopFlag:
+        StopFlag.armed = True
         self.raised = self.leaving = False
         self.previous = install(self._raise)
         return self
@@ -43,6 +47,7 @@ class StopFlag:
         self.leaving = self.raised = True
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        StopFlag.armed = False
         restore(self.previous)
 
 
@@ -59,7 +64,7 @@ def unbroken() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def install(handler: Callable[[int, FrameType | None], object]) -> dict[int, Any]:
+def install(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> dict[int, Any]:
     """Let ``handler`` have the signals; returns who had them, for ``restore``. Nothing happens outside the main thread, which gets them."""
     previous: dict[int, Any] = {}
     try:

@@ -49,9 +49,9 @@ def load(path: Path) -> dict[str, Any]:
         raise RunError(f"the checkpoint {path} {why}{_hint(path)}") from None
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint that the run in ``folder`` goes on from: the last one, or the best, if it was killed between the two."""
-    return next((path for path in (folder / "checkpoints" / f"{name}.pt" for name in ("last", "best")) if path.exists()), None)
+def present(folder: Path) -> list[Path]:
+    """The checkpoints that the run in ``folder`` can go on from: the last one, then the best, alone if it was killed between the two."""
+    return [path for path in (folder / "checkpoints" / f"{name}.pt" for name in ("last", "best")) if path.exists()]
 
 
 def not_finite(state: dict[str, Any]) -> str:

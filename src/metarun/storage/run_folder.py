@@ -33,7 +33,7 @@ def new_folder(names: Iterable[Path]) -> Iterator[Path]:
     try:
         yield path
     except BaseException:
-        if not _worth_keeping(path):
+        if not worth_keeping(path):
             for child in path.iterdir():
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
             for folder in reversed(made):
@@ -57,12 +57,11 @@ def _claim(names: Iterable[Path], made: list[Path]) -> Path:
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"
         raise UserError(f"the folder {path} cannot be made ({why}); name another with hydra.run.dir=FOLDER") from None
-    raise UserError(
-        f"{path} is there already and is not an empty folder; name another with hydra.run.dir=FOLDER, or: metarun resume {path}"
-    )
+    other = f"or: metarun resume {path}" if (path / "config.yaml").exists() else "or delete it, as it holds no run"
+    raise UserError(f"{path} is there already and is not an empty folder; name another with hydra.run.dir=FOLDER, {other}")
 
 
-def _worth_keeping(path: Path) -> bool:
+def worth_keeping(path: Path) -> bool:
     """A checkpoint, or numbers of a run that failed, or runs of a sweep."""
     return any((path / "checkpoints").glob("*.pt")) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
 
