@@ -97,16 +97,29 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
     Raises:
         UserError: net, algorithm, problem and checkpoint do not fit each other.
     """
+    if not trained:
+        return _build(valid, problem)
+    with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
+        shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
+    for name, tensor in trained["algorithm"].items():
+        if list(tensor.shape) != shapes.get(name, list(tensor.shape)):
+            raise UserError(
+                f"the checkpoint does not fit this configuration: {name} is {list(tensor.shape)} in it, and should be {shapes[name]}"
+            )
+    algorithm = _build(valid, problem)
+    try:
+        algorithm.load_state_dict(trained["algorithm"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
+    return algorithm
+
+
+def _build(valid: Valid, problem: Problem) -> Algorithm:
     try:
         algorithm: Algorithm = valid.algo.build(valid.net.build(problem.input_shape), problem)
+        return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
-    if trained:
-        try:
-            algorithm.load_state_dict(trained["algorithm"])
-        except RuntimeError as error:
-            raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
-    return algorithm
 
 
 def warm_start(algorithm: Algorithm, source: str) -> str:
@@ -116,8 +129,9 @@ def warm_start(algorithm: Algorithm, source: str) -> str:
         UserError: no such run, no checkpoint that can be read, or nothing in it that fits.
     """
     try:
-        method = schema.target_of(read_config(Path(source)), "algo")
-        trained = checkpoint.load(Path(source) / "checkpoints" / "best.pt")
+        folder = Path(source).expanduser()
+        method = schema.target_of(read_config(folder), "algo")
+        trained = checkpoint.load(folder / "checkpoints" / "best.pt")
     except (UserError, RunError) as error:
         raise UserError(f"init_from={source} is not possible: {error}") from None
     line = warmstart.take(algorithm.net, method.backbone(trained["algorithm"]), source)

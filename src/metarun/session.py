@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from metarun import experiment
 from metarun.config import compose, schema
@@ -15,7 +15,7 @@ from metarun.runtime.distributed import Alone
 from metarun.storage import checkpoint, foreign
 from metarun.storage.files import DiskFull, replace_file
 from metarun.storage.resume import reopen
-from metarun.storage.run_folder import held, relative, worth_keeping
+from metarun.storage.run_folder import held, new_folder, relative, worth_keeping
 from metarun.tracking.console import start_logging
 
 log = logging.getLogger(__name__)
@@ -62,6 +62,7 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
             f"{folder} is finished, there is nothing to go on with; train it further with: metarun resume {folder} "
             f"trainer.iterations={2 * before}, or test it again with: metarun eval {folder}"
         )
+    start_logging(folder)
     if finished:
         with held(folder):
             reopen(folder)
@@ -70,3 +71,22 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     if before != after:
         log.warning("trainer.iterations=%d instead of %d: learning rate and annealing follow the new course from here on", after, before)
     return run(changed, folder, resume=True)
+
+
+def evaluate(folder: Path, words: list[str], name: str, split: Literal["test", "val"]) -> tuple[dict[str, Any], Path]:
+    """``experiment.evaluate`` on all ranks, into ``folder/eval/<n>``; returns the summary and that folder.
+
+    Args:
+        words: what is to be other than in the run, KEY=VALUE.
+        name: the checkpoint, ``best`` or ``last``.
+
+    Raises:
+        UserError, RunError: no such run or checkpoint, values that do not fit, a folder that cannot be written.
+    """
+    values = read_config(folder)
+    foreign.refuse_links(folder)
+    values = compose.override(values, words)
+    start_logging()
+    numbers = (folder / "eval" / str(n) for n in range(10**6))
+    with new_folder(numbers, f"copy {folder} to where you may write") as target:
+        return torchrun.call(experiment.evaluate, values, folder, name, target, split), target

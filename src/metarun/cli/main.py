@@ -189,17 +189,11 @@ def _sweep(words: list[str]) -> dict[str, Any]:
     return sweep(words)
 
 
-def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], list[str]]:
-    """The run folder named by the first word, its stored config, and the other words."""
+def _named(words: list[str], command: str) -> Path:
+    """The run's folder that the first word names."""
     if not words or "=" in words[0]:
         raise UserError(f"name the run's folder: metarun {command} RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
-    from metarun.config.stored import read_config
-    from metarun.storage.foreign import refuse_links
-
-    folder = Path(words[0])
-    values = read_config(folder)
-    refuse_links(folder)
-    return folder, values, words[1:]
+    return Path(words[0])
 
 
 def _resume(words: list[str]) -> dict[str, Any]:
@@ -209,32 +203,24 @@ def _resume(words: list[str]) -> dict[str, Any]:
 
         return resume_folder(Path(words[0]), words[1:])
     words, _ = _options(words, {})
-    if not words or "=" in words[0]:
-        raise UserError("name the run's folder: metarun resume RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
+    folder = _named(words, "resume")
     from metarun import session
     from metarun.cli import summary_table
 
-    summary = session.resume(Path(words[0]), words[1:])
-    summary_table.show(summary, Path(words[0]))
+    summary = session.resume(folder, words[1:])
+    summary_table.show(summary, folder)
     return summary
 
 
 def _eval(words: list[str]) -> dict[str, Any]:
-    """Meta-test a run's checkpoint again, under changed values; the run's own files stay as they are."""
+    """Test a run's checkpoint again, under changed values or on development episodes; the run's own files stay as they are."""
     words, options = _options(words, {"--checkpoint": ("best", "last"), "--split": ("test", "val")})
-    folder, values, rest = _run_folder(words, "eval")
-    from metarun import experiment
+    folder = _named(words, "eval")
+    from metarun import session
     from metarun.cli import summary_table
-    from metarun.config import compose
-    from metarun.storage.run_folder import new_folder
-    from metarun.tracking.console import start_logging
 
-    values = compose.override(values, rest)
-    start_logging()
-    numbers = (folder / "eval" / str(n) for n in range(10**6))
-    with new_folder(numbers) as target:
-        split = options.get("--split", "test")
-        summary = torchrun.call(experiment.evaluate, values, folder, options.get("--checkpoint", "best"), target, split)
+    split: Any = options.get("--split", "test")
+    summary, target = session.evaluate(folder, words[1:], options.get("--checkpoint", "best"), split)
     summary_table.show(summary, target, (split,))
     return summary
 

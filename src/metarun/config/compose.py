@@ -4,6 +4,7 @@ Imports neither torch nor pydantic, so completion answers at once."""
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -45,13 +46,14 @@ def _initialised() -> initialize_config_dir:
 
 
 def normalise(words: list[str]) -> list[str]:
-    """Overrides as Hydra wants them: ``+GROUP=x`` becomes ``GROUP=x``, since every group has a default here.
+    """Overrides as Hydra wants them: ``+GROUP=x`` becomes ``GROUP=x``, since every group has a default here; ``~/x`` below the home folder.
 
     Raises:
         UserError: there is no key, or a group is chosen twice (Hydra would silently take the last).
     """
     names = "|".join(groups())
     words = [re.sub(rf"^\+({names})=", r"\1=", word) for word in words]
+    words = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", word, count=1) for word in words]  # a shell leaves it after a dotted key
     chosen: dict[str, str] = {}
     for word in words:
         group = word.partition("=")[0]
@@ -90,7 +92,7 @@ def folder(cfg: DictConfig, kind: str) -> Path:
         raise explain(error, []) from None
     if not path:
         raise UserError(f"hydra.{kind}.dir is empty; name a folder")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def members(words: list[str]) -> list[list[str]]:
@@ -209,6 +211,9 @@ def explain(error: Exception, words: list[str]) -> Exception:
         key = str(error).partition("'")[2].partition("'")[0]
         return UserError(f"the configuration needs the key '{key}' (as ${{{key}}}), which does not exist")
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "integer string conversion" in text:
+        key = max(words, key=len).partition("=")[0]
+        return UserError(f"{key} has more digits than any number here may have; write a number that fits 64 bits")
     if "config group override must be a string" in text.lower():
         return UserError("a group takes the name of one of its options; `metarun list` shows them")
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -249,6 +254,13 @@ def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
         error = explain(error, words)
     if isinstance(error, (UserError, RunError)):
         return str(error), 2 if isinstance(error, UserError) else 1
-    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)):
-        return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2
-    return f"failed: {type(error).__name__}: {' '.join(str(error).split())} (METARUN_DEBUG=1 shows where)", 1
+    text = " ".join(str(error).split())
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or _read_only(error):
+        return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2  # type: ignore[attr-defined]
+    if isinstance(error, MemoryError) or "allocate" in text:  # numpy's, torch's on a CPU, on a GPU
+        return f"out of memory ({text[:100] or type(error).__name__}); make episodes, net or data smaller, or engine.chunk=1", 1
+    return f"failed: {type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1
+
+
+def _read_only(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EROFS

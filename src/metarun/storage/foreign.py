@@ -30,11 +30,11 @@ def open_plain(path: Path) -> BinaryIO:
         OSError: there is none, or it is a link.
     """
     # Not blocking: a pipe without a writer would be waited for.
-    file = open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb")  # noqa: SIM115
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
         raise DamagedError(f"{path.name} is no plain file")
-    return file
+    return open(handle, "rb")
 
 
 def read(path: Path, limit: int = HUGE) -> bytes:

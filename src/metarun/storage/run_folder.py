@@ -22,14 +22,17 @@ def alternatives(wanted: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(names: Iterable[Path]) -> Iterator[Path]:
+def new_folder(names: Iterable[Path], mend: str = "name another with hydra.run.dir=FOLDER") -> Iterator[Path]:
     """The first of ``names`` that is free, created. If the block fails before there is a result, all that was created goes again.
+
+    Args:
+        mend: what the user can do when none can be made.
 
     Raises:
         UserError: no folder can be made there, or all names are taken.
     """
     made: list[Path] = []
-    path = _claim(names, made)
+    path = _claim(names, made, mend)
     try:
         yield path
     except BaseException:
@@ -42,7 +45,7 @@ def new_folder(names: Iterable[Path]) -> Iterator[Path]:
         raise
 
 
-def _claim(names: Iterable[Path], made: list[Path]) -> Path:
+def _claim(names: Iterable[Path], made: list[Path], mend: str) -> Path:
     path = Path()
     try:
         for path in names:
@@ -56,9 +59,9 @@ def _claim(names: Iterable[Path], made: list[Path]) -> Path:
             return path
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"
-        raise UserError(f"the folder {path} cannot be made ({why}); name another with hydra.run.dir=FOLDER") from None
+        raise UserError(f"the folder {path} cannot be made ({why}); {mend}") from None
     other = f"or: metarun resume {path}" if (path / "config.yaml").exists() else "or delete it, as it holds no run"
-    raise UserError(f"{path} is there already and is not an empty folder; name another with hydra.run.dir=FOLDER, {other}")
+    raise UserError(f"{path} is there already and is not an empty folder; {mend}, {other}")
 
 
 def worth_keeping(path: Path) -> bool:
