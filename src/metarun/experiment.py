@@ -11,48 +11,58 @@ import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from omegaconf import OmegaConf
 
 from metarun import __version__
+from metarun.config import inputs
+from metarun.config.stored import to_yaml
 from metarun.data.episodes import Episodes
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
 from metarun.run import Run
 from metarun.runtime.distributed import World
-from metarun.storage import checkpoint, inputs
+from metarun.storage import checkpoint, provenance
+from metarun.storage import resume as stored
+from metarun.storage.files import writing
+from metarun.storage.run_folder import relative
 from metarun.tracking.tracker import Tracker
-from metarun.trainer import Progress, StopFlag, Trainer, results, statistics, watched_score
+from metarun.trainer import Progress, StopFlag, Trainer, divergence, results, statistics, watched_score
 
 log = logging.getLogger(__name__)
 
 
 def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Meta-train (or go on), meta-test the best checkpoint once, write and return the summary.
+    """Meta-train (or go on), meta-test the best checkpoint once, write and return the summary, which says that the run is finished.
 
     Raises:
         UserError, RunError, Interrupted: see ``Run`` and ``Trainer.fit``.
+        DiskFull: there is no room; the last good checkpoint stays.
     """
     world = World.join()
+    with writing(folder):
+        return _train(values, folder, world, world.broadcast(stored.state(folder) if resume and world.rank == 0 else None))
 
+
+def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, Any] | None) -> dict[str, Any]:
     def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
         # Going on does not take the run that this one began with: its weights are long in the checkpoint.
-        run = Run(values | {"init_from": None} if resume else values, world=world)
+        run = Run(values | {"init_from": None} if state else values, state, world)
         return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
     splits = {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes}
     noted = "" if world.rank else inputs.note(values, splits)
-    if not resume:
-        run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+    log.debug(provenance.line(__version__))
+    log.info("%s on %s, data %s, run folder %s", values["algo"]["name"], run.device, values["data"]["name"], relative(folder))
+    if not state:
+        run.write(folder / "config.yaml", to_yaml(values))
         run.write(inputs.path(folder), noted)
-    optimizer: MetaOptimizer = run.valid.optim.build(run.algorithm.groups())
-    state = _read(world, folder / "checkpoints" / "last.pt") if resume else None
-    if state and noted:
+    elif noted:
         inputs.warn_of_changes(folder, noted)
+    optimizer: MetaOptimizer = run.valid.optim.build(run.algorithm.groups())
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
@@ -65,9 +75,7 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         with kernels.using(run.engine.kernels):  # what validation computes outside of the engine
             trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
-        result = test(run, test_episodes, tracker, folder) if test_episodes else None
-        summary = summary_of(run, trainer.finish(), result, test_episodes)
-        run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+        result = measure(run, test_episodes, "test", tracker, folder) if test_episodes else None
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
         tracker.hparams(_hparams(values), best)
         if result:
@@ -75,7 +83,12 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
         if tracker.pictures:
             from metarun.drawing import tensorboard_images  # and with it matplotlib, as slow as the drawing
 
-            tensorboard_images.add(run, tracker, trainer.progress.best_step, folder)
+            try:
+                tensorboard_images.add(run, tracker, trainer.progress.best_step, folder)
+            except Exception as error:  # whatever drawing stumbles over, the result is not lost for it
+                log.warning("TensorBoard has no pictures of this run: %s", error)
+        summary = summary_of(run, trainer.finish(), result, test_episodes, stored.test_looks(folder) + (result is not None))
+        run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return summary
     finally:
         tracker.close()
@@ -86,26 +99,36 @@ def _episodes(run: Run) -> tuple[Episodes, Episodes, Episodes | None]:
     return run.episodes("train"), run.episodes("val"), run.episodes("test") if "test" in run.data.splits else None
 
 
-def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path) -> dict[str, Any]:
-    """Meta-test the checkpoint ``name`` of a run under another config; ``folder`` receives summary.json and test_scores.npy."""
+def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, split: Literal["test", "val"] = "test") -> dict[str, Any]:
+    """Measure the checkpoint ``name`` of a run under another config; ``folder`` receives summary.json and the episodes' scores.
+
+    Args:
+        split: ``test``, a look at the test split that is counted, or ``val``, the development episodes, as often as you like.
+    """
     world = World.join()
     state = _read(world, run_folder / "checkpoints" / f"{name}.pt")
 
     def build() -> tuple[Run, Episodes]:
         run = Run(values, state, world)
-        return run, run.episodes("test")
+        return run, run.episodes(split)
 
     run, episodes = world.together(build)
-    progress = Progress(**state["progress"])
+    progress = Progress.of(state["progress"])
     started = time.monotonic()
     tracker = _tracker(run, None)
     try:
-        result = test(run, episodes, tracker, folder)
+        result = measure(run, episodes, split, tracker, folder)
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
-    summary = summary_of(run, progress, result, episodes)
-    run.write(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(values)))
+    looks = stored.test_looks(run_folder)
+    if split == "val":
+        progress.best, tested = result, None
+    else:
+        tested, looks = result, looks + 1
+        log.info("look %d at the test split with this run; to choose between settings: metarun eval RUN --split val", looks)
+    summary = summary_of(run, progress, tested, episodes, looks)
+    run.write(folder / "config.yaml", to_yaml(values))
     run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
@@ -144,15 +167,17 @@ def check(values: dict[str, Any]) -> dict[str, str]:
     return report
 
 
-def test(run: Run, episodes: Episodes, tracker: Tracker, folder: Path) -> dict[str, Any]:
-    """Meta-test with the weights as they are: statistics and adaptation curve; keeps ``test_scores.npy``, and ``roc.png`` of pairs."""
-    n = min(run.valid.trainer.values["test_episodes"], episodes.length or sys.maxsize)
+def measure(run: Run, episodes: Episodes, split: str, tracker: Tracker, folder: Path) -> dict[str, Any]:
+    """Scores with the weights as they are: statistics and adaptation curve; keeps ``{split}_scores.npy``, and ``roc.png`` of pairs."""
+    n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
     with StopFlag() as stop:
-        values = watched_score(run.engine, run.algorithm, episodes, n, True, tracker, "test", stop)
+        values = watched_score(run.engine, run.algorithm, episodes, n, True, tracker, split, stop)
+    if trouble := divergence(values):
+        log.warning("%s%s", split, trouble)
     score = values["score"]
     scores = io.BytesIO()
     np.save(scores, score[:, -1])
-    run.write(folder / "test_scores.npy", scores.getvalue())
+    run.write(folder / f"{split}_scores.npy", scores.getvalue())
     points = [statistics(score[:, k]) for k in range(score.shape[1])]
     curve = [{"step": k, "mean": point["mean"], "ci95": point["ci95"]} for k, point in enumerate(points)]
     if "same" in values and tracker.draws:
@@ -162,8 +187,8 @@ def test(run: Run, episodes: Episodes, tracker: Tracker, folder: Path) -> dict[s
     return results(run.problem, values) | {"curve": curve}
 
 
-def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episodes: Episodes | None) -> dict[str, Any]:
-    """The contract's summary.json."""
+def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episodes: Episodes | None, looks: int) -> dict[str, Any]:
+    """The contract's summary.json; ``looks`` at the test split with this run, this one included."""
     cuda = run.device.type == "cuda"
     unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
     peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
@@ -183,6 +208,7 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
         "higher_is_better": run.problem.higher_is_better,
         "val": progress.best,
         "test": test,
+        "test_looks": looks,
         "episodes_sha256": episodes.sha256(int(test[run.problem.metric]["n"])) if episodes and test else None,
         "bn_mode": run.bn_mode,
         "precision": run.valid.root.precision,

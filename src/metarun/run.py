@@ -10,23 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 
 from metarun.algorithm import Algorithm
-from metarun.config import legacy, schema
+from metarun.config import schema
 from metarun.config.schema import Valid
+from metarun.config.stored import read_config as read_config
 from metarun.data.augment import Augment, Augmented
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.engine import Engine
-from metarun.errors import RunError, UserError, nearest
+from metarun.errors import RunError, UserError
 from metarun.kernels.bfloat16 import slowdown
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.runtime.allocator import keep_freed_memory
 from metarun.runtime.distributed import World
 from metarun.storage import checkpoint, warmstart
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 SLOWER = 1.1  # a difference that is not chance
@@ -104,43 +104,36 @@ class Run:
             replace_file(path, lambda handle: handle.write(data))
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The resolved config that a run's folder holds.
-
-    Raises:
-        UserError: it is no run folder, or its config cannot be read.
-    """
-    if not folder.is_dir():
-        siblings = [str(path) for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise UserError(f"there is no run folder {folder}{nearest(str(folder), siblings)}")
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no config.yaml; name a folder like outputs/DATE/TIME_NAME")
-    try:
-        values = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except Exception as error:  # whatever YAML and OmegaConf think of it
-        raise UserError(f"{folder}/config.yaml cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise UserError(f"{folder}/config.yaml holds no configuration")
-    return legacy.updated({str(key): value for key, value in values.items()})
-
-
 def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:
     """The net and algorithm that a config names, with the weights of a checkpoint if there is one; needs no data.
 
     Raises:
         UserError: net, algorithm, problem and checkpoint do not fit each other.
     """
+    if not trained:
+        return _build(valid, problem)
+    with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
+        shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
+    for name, tensor in trained["algorithm"].items():
+        if list(tensor.shape) != shapes.get(name, list(tensor.shape)):
+            raise UserError(
+                _other_channels(valid, problem, trained)
+                or f"the checkpoint does not fit this configuration: {name} is {list(tensor.shape)} in it, and should be {shapes[name]}"
+            )
+    algorithm = _build(valid, problem)
+    try:
+        algorithm.load_state_dict(trained["algorithm"])
+    except RuntimeError as error:
+        raise UserError(f"the checkpoint does not fit this configuration: {_last_line(error)}") from None
+    return algorithm
+
+
+def _build(valid: Valid, problem: Problem) -> Algorithm:
     try:
         algorithm: Algorithm = valid.algo.build(valid.net.build(problem.input_shape), problem)
+        return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
-    if trained:
-        try:
-            algorithm.load_state_dict(trained["algorithm"])
-        except RuntimeError as error:
-            why = _other_channels(valid, problem, trained) or f"the checkpoint does not fit this configuration: {_last_line(error)}"
-            raise UserError(why) from None
-    return algorithm
 
 
 def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> str | None:
@@ -174,8 +167,9 @@ def warm_start(algorithm: Algorithm, source: str) -> str:
         UserError: no such run, no checkpoint that can be read, or nothing in it that fits.
     """
     try:
-        method = schema.target_of(read_config(Path(source)), "algo")
-        trained = checkpoint.load(Path(source) / "checkpoints" / "best.pt")
+        folder = Path(source).expanduser()
+        method = schema.target_of(read_config(folder), "algo")
+        trained = checkpoint.load(folder / "checkpoints" / "best.pt")
     except (UserError, RunError) as error:
         raise UserError(f"init_from={source} is not possible: {error}") from None
     line = warmstart.take(algorithm.net, method.backbone(trained["algorithm"]), source)

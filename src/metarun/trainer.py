@@ -5,12 +5,10 @@ from __future__ import annotations
 
 import logging
 import math
-import signal
 import time
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Annotated, Any
 
 import numpy as np
@@ -24,46 +22,15 @@ from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.optim import MetaOptimizer
 from metarun.problem import Problem
-from metarun.runtime.distributed import Alone, World
+from metarun.runtime.distributed import Alone
 from metarun.runtime.profiling import profiled
+from metarun.runtime.signals import Interrupted, StopFlag
 from metarun.storage import checkpoint
 from metarun.task import select
 from metarun.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; the checkpoint is saved. Not an ``Exception``: it also ends a sweep."""
-
-
-class StopFlag:
-    """Turns the first SIGINT or SIGTERM into a flag that loops look at; the second one stops at once."""
-
-    def __enter__(self) -> StopFlag:
-        self.raised = False
-        self.previous: dict[int, Any] = {}
-        try:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self.previous[number] = signal.signal(number, self._raise)
-        except ValueError:
-            pass  # not the main thread: whoever owns it handles signals
-        return self
-
-    def _raise(self, number: int, frame: FrameType | None) -> None:
-        if self.raised:
-            raise KeyboardInterrupt
-        self.raised = True
-
-    def check(self, world: World) -> None:
-        """Raise ``Interrupted`` on all ranks when a signal has come to any."""
-        if world.any(self.raised):
-            raise Interrupted
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 @dataclass
@@ -80,6 +47,18 @@ class Progress:
     train_s: float = 0.0  # spent in training steps
     wall_s: float = 0.0  # spent altogether, in all processes
     metrics_bytes: int = 0
+
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> Progress:
+        """What a checkpoint holds.
+
+        Raises:
+            RunError: it holds something else.
+        """
+        blank = asdict(cls())
+        if any(type(value) is not type(blank.get(name)) for name, value in stored.items()):
+            raise RunError("the checkpoint's progress is not that of a run of metarun; start the run again")
+        return cls(**stored)
 
     def tasks_per_s(self, meta_batch: int) -> float:
         """Training throughput so far."""
@@ -106,7 +85,16 @@ def watched_score(
         tracker.show(label, done, n, {})
         stop.check(engine.world)
 
-    return engine.score(algorithm, episodes, n, curve, after_block)
+    values = engine.score(algorithm, episodes, n, curve, after_block)
+    # Whatever class the largest of numbers that are none would point at, it is no answer.
+    values["score"] = np.where(np.isfinite(values["loss"]), values["score"], np.nan)
+    return values
+
+
+def divergence(values: dict[str, np.ndarray]) -> str:
+    """What to say of scores, some of which may be no numbers; nothing if all are."""
+    lost, n = int(np.isnan(values["score"][:, -1]).sum()), len(values["score"])
+    return f": adaptation diverges in {lost} of {n} episodes; try a smaller algo.inner_lr or fewer algo.test_steps" if lost else ""
 
 
 class Trainer:
@@ -179,6 +167,7 @@ class Trainer:
                     step_done()
                     stop.check(self.engine.world)
             except (Interrupted, Alone):
+                stop.leave()
                 self.save("last")
                 raise
 
@@ -233,9 +222,7 @@ class Trainer:
         else:
             p.stale += 1
         self.save("last")
-        mark = "  (best so far)" if better else ""
-        if math.isnan(mean):
-            mark = ": adaptation diverges; try a smaller algo.inner_lr or fewer algo.test_steps"
+        mark = divergence(scores) or ("  (best so far)" if better else "")
         log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
 
     def save(self, name: str) -> None:
@@ -263,7 +250,7 @@ class Trainer:
         """Continue from a checkpoint's content; numbers logged after it are dropped, they are computed again."""
         self.algorithm.load_state_dict(state["algorithm"])
         self.optimizer.load_state_dict(state["outer"])
-        self.progress = Progress(**state["progress"])
+        self.progress = Progress.of(state["progress"])
         if self.algorithm.unrolls > 1:
             begun = self.algorithm.begin(select(self.train.batch([0]), 0).context)
             self.carried = self.engine.restored(self.optimizer.carries(self.algorithm, begun), state.get("carried", []))

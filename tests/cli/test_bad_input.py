@@ -43,7 +43,7 @@ BAD = [
     ("shot=0", "shot=0 is not possible: it should be 1 or more, unless algo is a zero-shot method"),
     ("query=-3", "query=-3 .* 1 or more"),
     ("seed=-1", "seed=-1 .* 0 or more"),
-    ("seed=99999999999999999999", "seed=9+ .* or less"),
+    ("seed=99999999999999999999", "seed=9+ .* below 2.63"),
     ("init_from=nowhere", "init_from=nowhere is not possible: there is no run folder nowhere"),
     ("init_from=5", "init_from=5 .* a text"),
     ("name=5", "name=5 .* a text"),
@@ -277,7 +277,6 @@ def stored(run: Path, **changes) -> None:
 
 BROKEN = [
     ("resume finished", lambda run: None, "resume", 2, "is finished.*metarun eval"),
-    ("resume without checkpoint", no_checkpoint, "resume", 2, "no checkpoint at"),
     ("eval without checkpoint", no_checkpoint, "eval", 2, "no checkpoint at"),
     ("resume half checkpoint", cut_checkpoints, "resume", 1, "last.pt is damaged"),
     ("eval half checkpoint", cut_checkpoints, "eval", 1, "best.pt is damaged"),
@@ -286,7 +285,7 @@ BROKEN = [
     ("no config", lambda run: (run / "config.yaml").unlink(), "eval", 2, "is not a run folder"),
     ("not YAML", lambda run: (run / "config.yaml").write_text("a: [1, "), "eval", 2, "config.yaml cannot be read"),
     ("not text", lambda run: (run / "config.yaml").write_bytes(b"\x00\xff\xfe"), "eval", 2, "config.yaml cannot be read"),
-    ("empty config", lambda run: (run / "config.yaml").write_text(""), "eval", 2, "lacks the section|holds no configuration"),
+    ("empty config", lambda run: (run / "config.yaml").write_text(""), "eval", 2, "config.yaml is empty"),
     ("a list", lambda run: (run / "config.yaml").write_text("- 1\n"), "eval", 2, "holds no configuration"),
     ("code", lambda run: stored(run, algo={"_target_": "os.system"}), "eval", 2, "_target_=os.system is refused"),
     ("code, resumed", lambda run: (run / "summary.json").unlink() or stored(run, data={"_target_": "os.system"}), "resume", 2, "refused"),

@@ -74,7 +74,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(("phase", "number"), [("training", signal.SIGINT), ("validation", signal.SIGTERM), ("test", signal.SIGINT)])
+@pytest.mark.parametrize(("phase", "number"), [("training", signal.SIGINT), ("validation", signal.SIGTERM), ("test", signal.SIGHUP)])
 def test_signal_then_resume(tmp_path, uncut, phase, number):
     status, said, run = start_and_signal(tmp_path, PHASES[phase], number)
     assert (status, said) == (130, ["metarun: interrupted, checkpoint saved; go on with: metarun resume run"])

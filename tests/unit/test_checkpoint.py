@@ -121,7 +121,7 @@ class Payload:
 
 def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path: Path) -> None:
     path = tmp_path / "run" / "checkpoints" / "last.pt"
-    checkpoint.save(path, {**STATE, "algorithm": Payload(tmp_path / "hacked")})
+    checkpoint.save(path, {**STATE, "progress": Payload(tmp_path / "hacked")})
     with pytest.raises(RunError):
         checkpoint.load(path)
     assert not (tmp_path / "hacked").exists()

@@ -13,10 +13,10 @@ from omegaconf import OmegaConf
 from PIL import Image
 
 from metarun import experiment
+from metarun.config import inputs
 from metarun.data.base import ImageDataset
 from metarun.errors import UserError
 from metarun.run import read_config
-from metarun.storage import inputs
 from metarun.trainer import Interrupted
 
 

@@ -105,7 +105,8 @@ def test_scores_that_are_no_numbers_are_no_improvement(scripted: Scripted, caplo
     trainer.fit()
     assert (trainer.progress.iteration, trainer.progress.best_step) == (6, 2)
     assert caplog.messages[1] == (
-        "iteration 4: development accuracy nan ± nan: adaptation diverges; try a smaller algo.inner_lr or fewer algo.test_steps"
+        "iteration 4: development accuracy nan ± nan: adaptation diverges in 4 of 4 episodes; "
+        "try a smaller algo.inner_lr or fewer algo.test_steps"
     )
 
 

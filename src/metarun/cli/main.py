@@ -15,8 +15,9 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from metarun.errors import UserError, nearest
-from metarun.runtime import torchrun
+from metarun.runtime import signals, torchrun
 from metarun.runtime.environment import several
+from metarun.storage.foreign import printable
 
 Result = dict[str, Any] | None
 
@@ -37,10 +38,7 @@ def main(words: list[str]) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and errors are explained here
     want_json = "--json" in words
     words = [word for word in words if word != "--json"]
-    try:
-        before = signal.signal(signal.SIGTERM, _stop)
-    except ValueError:  # not the main thread, which gets the signals
-        before = None
+    before = signals.install(_stop)
     try:
         result = _dispatch(words)
         if want_json and result is not None:
@@ -58,19 +56,18 @@ def main(words: list[str]) -> int:
 
         return _complain(*compose.line_and_status(error, words))
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        signals.restore(before)
 
 
 def _stop(number: int, frame: FrameType | None) -> NoReturn:
-    """SIGTERM, while no training is there to save a checkpoint, is like Ctrl-C."""
+    """Any signal, while no training is there to save a checkpoint, is like Ctrl-C."""
     raise KeyboardInterrupt
 
 
 def _complain(line: str, status: int) -> int:
     if os.environ.get("METARUN_DEBUG") == "1":
         traceback.print_exc()
-    print(f"metarun: {line}", file=sys.stderr)
+    print(f"metarun: {printable(line)}", file=sys.stderr)
     return status
 
 
@@ -165,7 +162,7 @@ def _ask_hydra(options: dict[str, str], overrides: list[str]) -> None:
 def _train(words: list[str]) -> dict[str, Any]:
     """Train, validate, test."""
     from metarun.config import compose
-    from metarun.storage.run_folder import alternatives
+    from metarun.storage.run_folder import alternatives, new_folder
 
     cfg = compose.compose(words)
     values, wanted = compose.resolve(cfg), compose.folder(cfg, "run")
@@ -174,34 +171,11 @@ def _train(words: list[str]) -> dict[str, Any]:
 
     schema.validate(values)
     given = any(word.startswith("hydra.run.dir=") for word in words)
-    return _train_in([wanted] if given else alternatives(wanted), values)
-
-
-def _train_in(names: Any, values: dict[str, Any]) -> dict[str, Any]:
-    """Train in the first free one of the folders ``names``."""
-    from metarun.storage.run_folder import new_folder
-
-    with new_folder(names) as folder:
-        return _run(values, folder)
-
-
-def _run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
-    """Train or go on, on all ranks; one that is stopped says how it goes on."""
-    from metarun import experiment
+    from metarun import session
     from metarun.cli import summary_table
-    from metarun.runtime.distributed import Alone
-    from metarun.storage.run_folder import held, relative
-    from metarun.tracking.console import start_logging
 
-    start_logging(folder)
-    try:
-        with held(folder):
-            summary = torchrun.call(experiment.train, values, folder, resume)
-    except (KeyboardInterrupt, Alone) as stop:
-        how = " before the first training step; nothing is kept"
-        if (folder / "checkpoints" / "last.pt").is_file():
-            how = f", checkpoint saved; go on with: metarun resume {relative(folder)}"
-        raise type(stop)(f"{str(stop) or 'interrupted'}{how}") from None
+    with new_folder([wanted] if given else alternatives(wanted)) as folder:
+        summary = session.run(values, folder)
     summary_table.show(summary, folder)
     return summary
 
@@ -215,45 +189,39 @@ def _sweep(words: list[str]) -> dict[str, Any]:
     return sweep(words)
 
 
-def _run_folder(words: list[str], command: str) -> tuple[Path, dict[str, Any], list[str]]:
-    """The run folder named by the first word, its stored config, and the other words."""
+def _named(words: list[str], command: str) -> Path:
+    """The run's folder that the first word names."""
     if not words or "=" in words[0]:
         raise UserError(f"name the run's folder: metarun {command} RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
-    from metarun import run
-
-    return Path(words[0]), run.read_config(Path(words[0])), words[1:]
+    return Path(words[0])
 
 
 def _resume(words: list[str]) -> dict[str, Any]:
     """Go on with an interrupted run, or a sweep; ends with the numbers that it would have had uninterrupted."""
-    if len(words) == 1 and Path(words[0], "sweep.json").is_file():
+    if words and Path(words[0], "sweep.json").is_file():
         from metarun.sweeps.launch import resume_folder
 
-        return resume_folder(Path(words[0]))
-    folder, values, rest = _run_folder(_options(words, {})[0], "resume")
-    if rest:
-        raise UserError(f"resume takes no '{rest[0]}': a run goes on with its own configuration; start a new run to change it")
-    if (folder / "summary.json").is_file():
-        raise UserError(f"{folder} is finished, there is nothing to go on with; test it again with: metarun eval {folder}")
-    return _run(values, folder, resume=True)
+        return resume_folder(Path(words[0]), words[1:])
+    words, _ = _options(words, {})
+    folder = _named(words, "resume")
+    from metarun import session
+    from metarun.cli import summary_table
+
+    summary = session.resume(folder, words[1:])
+    summary_table.show(summary, folder)
+    return summary
 
 
 def _eval(words: list[str]) -> dict[str, Any]:
-    """Meta-test a run's checkpoint again, under changed values; the run's own files stay as they are."""
-    words, options = _options(words, {"--checkpoint": ("best", "last")})
-    folder, values, rest = _run_folder(words, "eval")
-    from metarun import experiment
+    """Test a run's checkpoint again, under changed values or on development episodes; the run's own files stay as they are."""
+    words, options = _options(words, {"--checkpoint": ("best", "last"), "--split": ("test", "val")})
+    folder = _named(words, "eval")
+    from metarun import session
     from metarun.cli import summary_table
-    from metarun.config import compose
-    from metarun.storage.run_folder import new_folder
-    from metarun.tracking.console import start_logging
 
-    values = compose.override(values, rest)
-    start_logging()
-    numbers = (folder / "eval" / str(n) for n in range(10**6))
-    with new_folder(numbers) as target:
-        summary = torchrun.call(experiment.evaluate, values, folder, options.get("--checkpoint", "best"), target)
-    summary_table.show(summary, target, ("test",))
+    split: Any = options.get("--split", "test")
+    summary, target = session.evaluate(folder, words[1:], options.get("--checkpoint", "best"), split)
+    summary_table.show(summary, target, (split,))
     return summary
 
 

@@ -169,6 +169,9 @@ def _report(shape: View, found: Found, verdict: str | None, options: Options) ->
         return []
     from metarun.comparison import report
 
-    files = report.write(shape, found, verdict, Path(chosen) if chosen else _common([run.folder for run in shape.runs]) / "compare")
+    folder = Path(chosen) if chosen else _common([run.folder for run in shape.runs]) / "compare"
+    if not chosen and (links := [path for path in (folder, *folder.glob("*")) if path.is_symlink()]):
+        raise UserError(f"{shown(links[0])} is a link, which metarun never makes: delete it, or name a folder with --out DIR")
+    files = report.write(shape, found, verdict, folder)
     _note(f"report: {shown(files[0])} ({len(files) - 1} plots beside it)")
     return files

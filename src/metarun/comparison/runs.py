@@ -4,7 +4,7 @@ Folders may come from other people: YAML without tags and aliases, arrays withou
 from __future__ import annotations
 
 import glob
-import json
+import io
 import math
 import os
 import re
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from metarun.config import legacy
 from metarun.errors import UserError, nearest
+from metarun.storage import foreign
+from metarun.storage.foreign import DamagedError
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times the speed of the pure Python one
 RUN_FILES = {"config.yaml", "summary.json", "metrics.jsonl", "metarun.log", "test_scores.npy", "checkpoints"}  # one of them marks a run
 REQUIRED: dict[str, tuple[type, ...]] = {
     "algo": (str,), "data": (str,), "way": (int,), "shot": (int,), "seed": (int,), "parameters": (int,), "bn_mode": (str,),
@@ -28,11 +28,7 @@ REQUIRED: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
 LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer"}
-HUGE = 4_000_000  # bytes; no config or summary comes near it
-
-
-class DamagedError(Exception):
-    """A run folder that cannot be used; the message is the reason."""
+LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of episodes, a million points
 
 
 @dataclass(frozen=True)
@@ -75,12 +71,12 @@ class Run:
             DamagedError: no scores, or not as many as the summary says.
         """
         path, expected = self.folder / "test_scores.npy", self.statistics["test"].get(self.metric, {}).get("n")
-        if not path.is_file():
+        if not path.exists():
             raise DamagedError(f"{shown(self.folder)} has no test_scores.npy")
         try:
-            scores = np.load(path, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
-            raise DamagedError(f"{shown(path)} cannot be read ({_line(error)})") from None
+            scores = np.load(io.BytesIO(foreign.read(path, LONG)), allow_pickle=False)
+        except (DamagedError, OSError, ValueError, EOFError, MemoryError) as error:  # a header may ask for terabytes
+            raise DamagedError(f"{shown(path)} cannot be read ({foreign.one_line(error)})") from None
         if scores.ndim != 1 or len(scores) != expected:
             raise DamagedError(f"{shown(path)} has shape {scores.shape}, but the summary tells of {expected} episodes")
         if not np.isfinite(scores).all():
@@ -90,13 +86,13 @@ class Run:
     def metrics(self) -> Iterator[dict[str, Any]]:
         """The points of metrics.jsonl; a line cut off by a crash is left out."""
         try:
-            lines = (self.folder / "metrics.jsonl").read_bytes().splitlines()
-        except OSError:
+            lines = foreign.read(self.folder / "metrics.jsonl", LONG).splitlines()
+        except DamagedError:
             return
         for line in lines:
             try:
-                point = json.loads(line)
-            except ValueError:
+                point = foreign.parse_json(line)
+            except (ValueError, RecursionError):
                 continue
             if isinstance(point, dict) and isinstance(point.get("step"), int):
                 yield point
@@ -195,15 +191,10 @@ def read(folder: Path) -> Run | None:
     """
     if not any(folder.iterdir()):
         raise DamagedError("the folder is empty")
-    config = flatten(legacy.updated(_yaml(folder / "config.yaml")))
+    config = flatten(legacy.updated(foreign.yaml_mapping(folder / "config.yaml")))
     if not (folder / "summary.json").exists():
         return None
-    try:
-        summary = json.loads(_text(folder / "summary.json"))
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"summary.json is not complete JSON ({_line(error)})") from None
-    if not isinstance(summary, dict):
-        raise DamagedError("summary.json holds no object")
+    summary = foreign.json_object(folder / "summary.json")
     missing = [key for key in REQUIRED if key not in summary]
     if missing:
         raise DamagedError(f"summary.json lacks {', '.join(missing)}")
@@ -214,34 +205,6 @@ def read(folder: Path) -> Run | None:
     if not any(run.statistics.values()):
         raise DamagedError("summary.json has no finite result, neither val nor test")
     return run
-
-
-def _text(path: Path) -> str:
-    try:
-        if path.stat().st_size > HUGE:
-            raise DamagedError(f"{path.name} is too large to be one")
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise DamagedError(f"{path.name} is missing") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise DamagedError(f"{path.name} cannot be read ({_line(error)})") from None
-    if not text.strip("\0 \n"):
-        raise DamagedError(f"{path.name} is empty")
-    return text
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    text = _text(path)
-    try:
-        # Aliases can make a few lines unfold to gigabytes.
-        if "&" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=LOADER)):
-            raise DamagedError(f"{path.name} has YAML aliases, which metarun never writes")
-        value = yaml.load(text, Loader=LOADER)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise DamagedError(f"{path.name} is not valid YAML ({_line(error)})") from None
-    if not isinstance(value, dict):
-        raise DamagedError(f"{path.name} holds no configuration")
-    return value
 
 
 def flatten(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
@@ -265,14 +228,9 @@ def _finite(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _line(error: BaseException) -> str:
-    """An exception's text on one line, kept short."""
-    return " ".join(str(error).split())[:120]
-
-
 def shown(path: Path) -> str:
     """A path as people write it: relative to the working folder when below it."""
     try:
-        return str(path.resolve().relative_to(Path.cwd()))
+        return foreign.printable(str(path.resolve().relative_to(Path.cwd())))
     except ValueError:
-        return str(path)
+        return foreign.printable(str(path))

@@ -180,6 +180,7 @@ def markdown(view: View) -> str:
 
 
 def _escape(value: str) -> str:
+    value = value.replace("&", "&amp;").replace("<", "&lt;")  # a name is no HTML
     return value.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("\n", " ")
 
 

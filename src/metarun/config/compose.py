@@ -4,6 +4,7 @@ Imports neither torch nor pydantic, so completion answers at once."""
 from __future__ import annotations
 
 import difflib
+import errno
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metarun.config.options import conf_dir, groups
+from metarun.config.stored import reference_in
 from metarun.errors import RunError, UserError, nearest
 
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # of Hydra's plugins, what to install
@@ -44,13 +46,14 @@ def _initialised() -> initialize_config_dir:
 
 
 def normalise(words: list[str]) -> list[str]:
-    """Overrides as Hydra wants them: ``+GROUP=x`` becomes ``GROUP=x``, since every group has a default here.
+    """Overrides as Hydra wants them: ``+GROUP=x`` becomes ``GROUP=x``, since every group has a default here; ``~/x`` below the home folder.
 
     Raises:
         UserError: there is no key, or a group is chosen twice (Hydra would silently take the last).
     """
     names = "|".join(groups())
     words = [re.sub(rf"^\+({names})=", r"\1=", word) for word in words]
+    words = [re.sub(r"=~(?=/|$)", lambda _: f"={Path.home()}", word, count=1) for word in words]  # a shell leaves it after a dotted key
     chosen: dict[str, str] = {}
     for word in words:
         group = word.partition("=")[0]
@@ -72,6 +75,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
         values = OmegaConf.to_container(kept, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise explain(error, []) from None
+    if reference := reference_in(values):
+        raise UserError(f"{reference} is still to be looked up, which a stored configuration never is: write the value itself")
     return {str(key): value for key, value in values.items()}  # type: ignore[union-attr]
 
 
@@ -87,7 +92,7 @@ def folder(cfg: DictConfig, kind: str) -> Path:
         raise explain(error, []) from None
     if not path:
         raise UserError(f"hydra.{kind}.dir is empty; name a folder")
-    return Path(path)
+    return Path(path).expanduser()
 
 
 def members(words: list[str]) -> list[list[str]]:
@@ -116,6 +121,18 @@ def choices(words: list[str]) -> list[list[str]]:
             return [_values(override) for override in overrides]
     except HydraException as error:
         raise explain(error, words) from None
+
+
+def parse(word: str) -> Override:
+    """One word of the command line, taken apart.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        return OverridesParser.create().parse_overrides([word])[0]
+    except HydraException as error:
+        raise explain(error, [word]) from None
 
 
 def _values(override: Override) -> list[str]:
@@ -150,10 +167,7 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     for word in words:
         if word in chosen:
             continue
-        try:
-            (parsed,) = OverridesParser.create().parse_overrides([word])
-        except HydraException as error:
-            raise explain(error, words) from None
+        parsed = parse(word)
         key = parsed.key_or_group
         if parsed.is_sweep_override() or parsed.type is not OverrideType.CHANGE:
             raise UserError(f"'{word}' is not KEY=VALUE with one value, which is all that a finished run takes")
@@ -197,6 +211,9 @@ def explain(error: Exception, words: list[str]) -> Exception:
         key = str(error).partition("'")[2].partition("'")[0]
         return UserError(f"the configuration needs the key '{key}' (as ${{{key}}}), which does not exist")
     text = " ".join(str(error).split())
+    if isinstance(error, ValueError) and "integer string conversion" in text:
+        key = max(words, key=len).partition("=")[0]
+        return UserError(f"{key} has more digits than any number here may have; write a number that fits 64 bits")
     if "config group override must be a string" in text.lower():
         return UserError("a group takes the name of one of its options; `metarun list` shows them")
     if not isinstance(error, (HydraException, OmegaConfBaseException)):
@@ -237,6 +254,13 @@ def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
         error = explain(error, words)
     if isinstance(error, (UserError, RunError)):
         return str(error), 2 if isinstance(error, UserError) else 1
-    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)):
-        return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2
-    return f"failed: {type(error).__name__}: {' '.join(str(error).split())} (METARUN_DEBUG=1 shows where)", 1
+    text = " ".join(str(error).split())
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or _read_only(error):
+        return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2  # type: ignore[attr-defined]
+    if isinstance(error, MemoryError) or "allocate" in text:  # numpy's, torch's on a CPU, on a GPU
+        return f"out of memory ({text[:100] or type(error).__name__}); make episodes, net or data smaller, or engine.chunk=1", 1
+    return f"failed: {type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1
+
+
+def _read_only(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EROFS

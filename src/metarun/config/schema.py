@@ -6,6 +6,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
@@ -30,6 +31,8 @@ FIXED = {
     "logger": "metarun.tracking.tracker.Tracker",
 }
 SECTIONS = (*TARGETS, *FIXED, "episode")
+LARGEST = {int: 2**63 - 1, float: 1e30}  # by type, in size: what tensors can hold, and still be reckoned with
+WIDEST = 100_000  # classes of an episode
 LATER: dict[str, Any] = {"augment": {}}  # sections that the first run folders lack; their keys have defaults
 
 
@@ -109,6 +112,8 @@ def validate(config: dict[str, Any]) -> Valid:
             raise UserError(f"{key}=0 is not possible: it should be 1 or more, unless algo is a zero-shot method such as protonet_zeroshot")
     for part, spec in specs.items():
         sections["data"].target.kind.check(spec, partial(_key, root, part, spec), config["data"]["name"])
+        if spec.way > WIDEST:
+            raise UserError(f"episode.{part}.way={spec.way} is out of range: choose way <= {WIDEST}")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", root.device):
         raise UserError(
             f"device={root.device} is not a device: use auto, cpu, cuda or cuda:N{nearest(root.device, ['auto', 'cpu', 'cuda'])}"
@@ -185,11 +190,27 @@ def check(target: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
         UserError: an unknown or missing key, a wrong type, a value out of range; one line, naming key, value and mend.
     """
     model = schema(target)
+    for key, value in _numbers(values, prefix):
+        if not -LARGEST[type(value)] <= value <= LARGEST[type(value)] and value == value and abs(value) != float("inf"):
+            what = "a number below 2^63" if isinstance(value, int) else "a number up to 1e30 in size, as weights have 32 bits"
+            raise UserError(f"{key}={_shown(value)[:40]} is not possible: it should be {what}")
     try:
         valid = model.model_validate({str(key): value for key, value in values.items()})
     except ValidationError as error:
         raise UserError(_explain(error, prefix, list(model.model_fields))) from None
     return {name: getattr(valid, name) for name in model.model_fields}
+
+
+def _numbers(value: Any, key: str) -> Iterator[tuple[str, int | float]]:
+    """All numbers in nested values, with the keys that set them."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _numbers(inner, f"{key}{name}" if key.endswith(".") or not key else f"{key}.{name}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            yield from _numbers(inner, f"{key}[{i}]")
+    elif type(value) in LARGEST:
+        yield key, value
 
 
 def _explain(error: ValidationError, prefix: str, known: list[str]) -> str:

@@ -24,7 +24,7 @@ from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, best_guess
 from metarun.run import Run
 from metarun.runtime.fonts import families, legible
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 from metarun.task import Batch, Task, select
 
 COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block

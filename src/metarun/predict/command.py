@@ -22,7 +22,8 @@ from metarun.data.picture import Found, Pictures, UnreadableError, reasons, sear
 from metarun.errors import UserError, nearest
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import load
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
+from metarun.storage.foreign import refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def command(words: Sequence[str]) -> dict[str, Any]:
     options = _options(words)
     table, sheet = _targets(options)
     model = load(options.run, options.checkpoint)
+    refuse_links(Path(options.run))  # the table goes there
     if model.pictures is None:
         raise UserError(
             f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "

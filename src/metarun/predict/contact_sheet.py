@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from metarun.runtime.fonts import covering, legible
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 
 TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
 CAPTION = 56  # pixels below a classified picture: bar, answer, probability, truth

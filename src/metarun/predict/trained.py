@@ -24,7 +24,7 @@ from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, best_guess
 from metarun.run import build_algorithm, pick_device, read_config
 from metarun.storage.checkpoint import load as load_checkpoint
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
 from metarun.task import Batch, Context
 
 Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[float]

@@ -4,12 +4,14 @@ So one process composes, names the folder, writes and speaks, and all work on th
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 from metarun.errors import RunError, UserError
+from metarun.runtime import signals
 from metarun.runtime.environment import several
 
 T = TypeVar("T")
@@ -22,11 +24,10 @@ def follows() -> bool:
     from metarun.runtime.distributed import World
 
     # While one waits for the others, Python does not run, so a handler written in it would let torchrun wait for half a minute.
-    handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = signals.install(signal.SIG_DFL)
     world = World.join()
     world.any(False)  # gloo connects at the first message
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    signals.restore(handlers)
     return world.rank > 0
 
 
@@ -42,12 +43,27 @@ def call(function: Callable[..., T], *arguments: Any) -> T:
 def dismiss() -> None:
     """On rank 0, when all is done: the other ranks may end. After a failure they end by themselves, or torchrun ends them."""
     if several():
-        import torch.distributed as dist
-
         from metarun.runtime.distributed import World
 
         World.join().broadcast(None)
+        World.join().any(False)  # they have heard it
+
+
+def leave(status: int) -> None:
+    """End this process, if it is one of several, with ``status``: the process group first, then nothing more.
+
+    What C++ does at an orderly exit, taking down threads that still run, has been seen to abort a rank that had finished.
+    """
+    if not several():
+        return
+    import torch.distributed as dist
+
+    if dist.is_initialized():
         dist.destroy_process_group()
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
 
 
 def follow() -> int:
@@ -55,8 +71,6 @@ def follow() -> int:
 
     What rank 0 says itself (wrong input, an interruption, a rank that is gone) is not said again.
     """
-    import torch.distributed as dist
-
     from metarun.runtime.distributed import World
 
     logging.disable()
@@ -65,7 +79,7 @@ def follow() -> int:
         while called := world.broadcast(None):
             function, arguments = called
             function(*arguments)
-        dist.destroy_process_group()
+        world.any(False)
         return 0
     except KeyboardInterrupt:
         return 130

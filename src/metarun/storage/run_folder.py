@@ -22,18 +22,21 @@ def alternatives(wanted: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def new_folder(names: Iterable[Path]) -> Iterator[Path]:
+def new_folder(names: Iterable[Path], mend: str = "name another with hydra.run.dir=FOLDER") -> Iterator[Path]:
     """The first of ``names`` that is free, created. If the block fails before there is a result, all that was created goes again.
+
+    Args:
+        mend: what the user can do when none can be made.
 
     Raises:
         UserError: no folder can be made there, or all names are taken.
     """
     made: list[Path] = []
-    path = _claim(names, made)
+    path = _claim(names, made, mend)
     try:
         yield path
     except BaseException:
-        if not _worth_keeping(path):
+        if not worth_keeping(path):
             for child in path.iterdir():
                 shutil.rmtree(child) if child.is_dir() else child.unlink()
             for folder in reversed(made):
@@ -42,7 +45,7 @@ def new_folder(names: Iterable[Path]) -> Iterator[Path]:
         raise
 
 
-def _claim(names: Iterable[Path], made: list[Path]) -> Path:
+def _claim(names: Iterable[Path], made: list[Path], mend: str) -> Path:
     path = Path()
     try:
         for path in names:
@@ -56,13 +59,12 @@ def _claim(names: Iterable[Path], made: list[Path]) -> Path:
             return path
     except OSError as error:
         why = f"{error.strerror}: {error.filename}"
-        raise UserError(f"the folder {path} cannot be made ({why}); name another with hydra.run.dir=FOLDER") from None
-    raise UserError(
-        f"{path} is there already and is not an empty folder; name another with hydra.run.dir=FOLDER, or: metarun resume {path}"
-    )
+        raise UserError(f"the folder {path} cannot be made ({why}); {mend}") from None
+    other = f"or: metarun resume {path}" if (path / "config.yaml").exists() else "or delete it, as it holds no run"
+    raise UserError(f"{path} is there already and is not an empty folder; {mend}, {other}")
 
 
-def _worth_keeping(path: Path) -> bool:
+def worth_keeping(path: Path) -> bool:
     """A checkpoint, or numbers of a run that failed, or runs of a sweep."""
     return any((path / "checkpoints").glob("*.pt")) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
 

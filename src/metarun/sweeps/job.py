@@ -3,8 +3,6 @@ Its folder alone decides what there is to do, so that a call repeated by Slurm, 
 
 from __future__ import annotations
 
-import json
-import shutil
 import signal
 import threading
 import traceback
@@ -17,13 +15,14 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from metarun.config import compose, legacy
-from metarun.errors import RunError
+from metarun.config import compose
+from metarun.config.stored import read_config
+from metarun.errors import RunError, UserError
+from metarun.runtime.signals import Interrupted, StopFlag
+from metarun.storage.foreign import json_object
 from metarun.storage.run_folder import held
 from metarun.sweeps.reports import report, reports
 from metarun.tracking.console import console, start_logging
-
-LEFTOVERS = ("config.yaml", "metrics.jsonl", "test_scores.npy", "checkpoints", "tb")  # of a run cut before its first checkpoint
 
 # Job numbers of a continued Optuna study go on where they stopped; here because every job's process imports this file.
 OmegaConf.register_new_resolver("metarun.plus", lambda a, b: a + b, replace=True)
@@ -83,21 +82,17 @@ def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str,
     """
     stored = _config(folder)
     finished = (folder / "summary.json").is_file()
-    resume = (folder / "checkpoints" / "last.pt").is_file()
+    resume = any((folder / "checkpoints").glob("*.pt"))
     if (finished or resume) and stored != values:
         raise RunError("its folder holds a run of another configuration; the files in conf/ have changed: start a new sweep")
     if not finished:
         from metarun import experiment  # imports torch, for which a finished run need not wait
 
-        if not resume:
-            for name in LEFTOVERS:
-                path = folder / name
-                shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         start_logging(folder)
         report(folder.parent, folder.name, "resumed" if resume else "started", " ".join(words))
         with _checkpoint_before_requeue():
-            experiment.train(values, folder, resume)
-    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+            experiment.train(values, folder, resume=stored is not None)
+    summary = json_object(folder / "summary.json")
     report(folder.parent, folder.name, "before" if finished else "finished", _results(summary))
     return summary
 
@@ -105,8 +100,6 @@ def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str,
 @contextmanager
 def _checkpoint_before_requeue() -> Iterator[None]:
     """On Slurm: the signal that comes before a job's time is up ends the training with a checkpoint first, then has it queued again."""
-    from metarun.trainer import Interrupted, StopFlag
-
     requeue = signal.getsignal(signal.SIGUSR2)  # submitit's
     if not callable(requeue) or threading.current_thread() is not threading.main_thread():
         yield
@@ -114,7 +107,7 @@ def _checkpoint_before_requeue() -> Iterator[None]:
     told: list[int] = []
 
     def tell(number: int, frame: FrameType | None) -> None:
-        if isinstance(getattr(signal.getsignal(signal.SIGTERM), "__self__", None), StopFlag):
+        if StopFlag.armed:
             told.append(number)
             signal.raise_signal(signal.SIGTERM)
         else:  # not training: nothing to save
@@ -134,8 +127,8 @@ def _checkpoint_before_requeue() -> Iterator[None]:
 def _config(folder: Path) -> Any:
     """The stored config of a run folder, None when there is none that can be read."""
     try:
-        return legacy.updated(OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")))  # type: ignore[arg-type]
-    except Exception:  # not there, or cut short
+        return read_config(folder)
+    except UserError:  # not there, or cut short
         return None
 
 

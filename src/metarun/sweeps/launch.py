@@ -22,18 +22,17 @@ from metarun.comparison.runs import collect
 from metarun.comparison.view import view
 from metarun.config import compose, options, schema
 from metarun.errors import RunError, UserError
-from metarun.storage.checkpoint import replace_file
+from metarun.storage.files import replace_file
+from metarun.storage.foreign import json_object, refuse_links
 from metarun.storage.run_folder import alternatives, held, new_folder, relative
-from metarun.sweeps import optuna_study
+from metarun.sweeps import optuna_study, stored
 from metarun.sweeps.job import job, serial
 from metarun.sweeps.reports import STATES, report
+from metarun.sweeps.stored import MANNER, RECORD, key, record
 from metarun.sweeps.watch import ALIVE, Watch, number
 from metarun.tracking.console import console
 
-RECORD = "sweep.json"
 RESUME = ("sweep=resume", "+sweep=resume")
-# Where and how a sweep runs is no part of what it is.
-MANNER = re.compile(r"\+*hydra(/launcher=|\.launcher\.|\.sweep\.dir=|\.sweeper\.(n_trials|n_jobs|max_batch_size)=)")
 
 
 @dataclass(frozen=True)
@@ -85,14 +84,21 @@ def sweep(words: list[str]) -> dict[str, Any]:
         how = "add sweep=resume to go on with it" if (wanted / RECORD).is_file() else "it must be empty or new"
         raise UserError(f"hydra.sweep.dir={wanted} is there already: {how}, or name another folder")
     with new_folder([wanted] if given else alternatives(wanted)) as top:
-        record = {"words": [word for word in plan.words if not word.startswith("hydra.sweep.dir=")], "started": time.time()}
-        replace_file(top / RECORD, lambda handle: handle.write(json.dumps(record, indent=2).encode()))
+        said = {"words": [word for word in plan.words if not word.startswith("hydra.sweep.dir=")], "started": time.time()}
+        replace_file(top / RECORD, lambda handle: handle.write(json.dumps(said, indent=2).encode()))
     return _go(plan, top)  # from here on the folder stays, whatever happens: jobs may wait for their turn elsewhere
 
 
-def resume_folder(folder: Path) -> dict[str, Any]:
-    """Go on with the sweep in ``folder`` as it was started; returns what ``sweep`` returns."""
-    return _go(check(_record(folder)["words"]), folder)
+def resume_folder(folder: Path, given: list[str]) -> dict[str, Any]:
+    """Go on with the sweep in ``folder`` as it was started, but where and how ``given`` says; returns what ``sweep`` returns.
+
+    Raises:
+        UserError: the folder, which may be somebody else's, holds more than data; see ``stored.words``.
+    """
+    plan = check(stored.words(folder, given))
+    for path in folder.glob(".submitit/**/*.pkl"):  # answers of earlier jobs, as pickles: never to be read again
+        path.unlink()
+    return _go(plan, folder)
 
 
 def check(words: list[str]) -> Plan:
@@ -103,8 +109,8 @@ def check(words: list[str]) -> Plan:
     """
     words = compose.normalise(words)
     params = compose.compose(compose.members(words)[0]).hydra.sweeper.get("params") or {}
-    named = {_key(word) for word in words}
-    space = [*(f"{key}={value}" for key, value in params.items() if key not in named), *words]
+    named = {key(word) for word in words}
+    space = [*(f"{name}={value}" for name, value in params.items() if name not in named), *words]
     kinds = set()
     for member in compose.members(space):
         cfg = compose.compose(member)
@@ -113,8 +119,8 @@ def check(words: list[str]) -> Plan:
     for part in ("sweeper", "launcher"):
         _require(part, cfg.hydra[part]._target_)
     options = compose.choices(space)
-    intervals = {_key(word) for word in space if "interval(" in word}
-    swept = intervals | {_key(words[0]) for words in options if len(words) > 1}
+    intervals = {key(word) for word in space if "interval(" in word}
+    swept = intervals | {key(words[0]) for words in options if len(words) > 1}
     direction = "maximize" if all(kind.higher_is_better for kind in kinds) else "minimize"
     plan = Plan(words, cfg, math.prod(map(len, options)), swept, direction)
     if not plan.search:
@@ -126,24 +132,12 @@ def check(words: list[str]) -> Plan:
     return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)
 
 
-def _key(word: str) -> str:
-    return word.partition("=")[0].lstrip("+")
-
-
 def _require(part: str, target: str) -> None:
     """A plugin's configuration is here whether or not the plugin is."""
     found = re.match(r"hydra_plugins\.(hydra_\w+)", target)
     if found and not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{found[1]}")):
         extra = next(extra for plugin, extra in compose.EXTRAS.items() if plugin in target)
         raise UserError(f"this {part} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
-
-
-def _record(folder: Path) -> dict[str, Any]:
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-        return {"words": [str(word) for word in record["words"]], "started": float(record["started"])}
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder / RECORD} cannot be read ({error}); start the sweep anew") from None
 
 
 def _identity(words: list[str]) -> list[str]:
@@ -153,12 +147,12 @@ def _identity(words: list[str]) -> list[str]:
 def _newest(wanted: Path, words: list[str]) -> Path | None:
     """The newest folder beside the one that a new sweep would have (…/DATE/TIME) whose sweep has the same words."""
     found = [path.parent for path in wanted.parent.parent.glob(f"*/*/{RECORD}")]
-    same = [folder for folder in found if _identity(_record(folder)["words"]) == _identity(words)]
-    return max(same, key=lambda folder: _record(folder)["started"], default=None)
+    same = [folder for folder in found if _identity(record(folder)["words"]) == _identity(words)]
+    return max(same, key=lambda folder: record(folder)["started"], default=None)
 
 
 def _refuse_another(top: Path, words: list[str]) -> None:
-    there, here = _identity(_record(top)["words"]), _identity(words)
+    there, here = _identity(record(top)["words"]), _identity(words)
     if there != here:
         differ = [word for word in [*there, *here] if (word in there) != (word in here)]
         raise UserError(f"{top} holds another sweep ({' '.join(there)}); different: {' '.join(differ) or 'the order'}")
@@ -166,7 +160,7 @@ def _refuse_another(top: Path, words: list[str]) -> None:
 
 def _go(plan: Plan, top: Path) -> dict[str, Any]:
     """Run what is not finished, then show everything."""
-
+    refuse_links(top)
     with held(top):
         for path in (top / STATES).glob("*.jsonl"):  # of an earlier process
             path.unlink()
@@ -270,7 +264,7 @@ def _table(plan: Plan, top: Path) -> list[dict[str, Any]]:
 def _result(plan: Plan, top: Path, failed: dict[str, str], missing: int) -> dict[str, Any]:
     """The table on stdout, what is missing on stderr, all of it as an object."""
     folders = sorted((path.parent for path in top.glob("*/summary.json")), key=lambda path: number(path.name))
-    summaries = [json.loads((folder / "summary.json").read_text(encoding="utf-8")) for folder in folders]
+    summaries = [json_object(folder / "summary.json") for folder in folders]
     groups = _table(plan, top) if summaries else []
     if failed or missing:
         what = [f"{len(failed)} of {plan.total} runs failed"] * bool(failed) + [f"{missing} have not run"] * bool(missing)

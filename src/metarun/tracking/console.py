@@ -30,10 +30,13 @@ def start_logging(folder: Path | None = None) -> None:
     else:
         handlers.append(logging.StreamHandler())
         handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    handlers[0].setLevel(logging.INFO)
     if folder:
         handlers.append(logging.FileHandler(folder / "metarun.log", delay=True, encoding="utf-8"))
         handlers[1].setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    logging.getLogger("metarun").setLevel(logging.DEBUG)  # details are for the file
+    logging.raiseExceptions = False  # a log that a full disk refuses is no reason to stop
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what a sweep runs, the command line says itself
 
 

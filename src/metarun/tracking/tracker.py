@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +12,8 @@ import numpy as np
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.storage.files import writing
+from metarun.storage.resume import whole_lines
 from metarun.tracking.console import Display
 
 
@@ -37,9 +40,13 @@ class Tracker:
         progress: bool,
     ) -> None:
         self.every, self.display = every, Display(progress)
-        self.metrics = (folder / "metrics.jsonl" if folder else Path(os.devnull)).open("a", encoding="utf-8")
+        self.path = folder / "metrics.jsonl" if folder else Path(os.devnull)
+        # Never through a link, and without a buffer: what has been logged is in the file, and closing cannot fail.
+        with writing(self.path):
+            self.metrics = os.fdopen(os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666), "ab", buffering=0)
         self.writer: Any = None
         if tensorboard and folder:
+            threading.excepthook = _without_disk_errors
             from torch.utils.tensorboard import SummaryWriter  # as slow to import as torch itself
 
             # Of a new run, too: TensorBoard takes the second such mark for a restart, not the first.
@@ -55,19 +62,22 @@ class Tracker:
             self.writer.add_custom_scalars({"learning": charts, "adaptation": adaptation})
 
     def position(self) -> int:
-        """Length of metrics.jsonl in bytes, for the checkpoint."""
-        self.metrics.flush()
+        """Length of metrics.jsonl in bytes, for the checkpoint; so much of it is on the disk."""
+        if self.path != Path(os.devnull):
+            os.fsync(self.metrics.fileno())
         return os.fstat(self.metrics.fileno()).st_size
 
     def rewind(self, position: int) -> None:
-        """Cut metrics.jsonl back to a checkpoint's position: what came after is computed again."""
-        if position < self.position():
-            self.metrics.truncate(position)
+        """Cut metrics.jsonl back to a checkpoint's position, as what came after is computed again, or to its last whole line."""
+        if self.path != Path(os.devnull):
+            self.metrics.truncate(min(position, whole_lines(self.path)))
 
     def log(self, step: int, split: str, values: dict[str, float]) -> None:
         """Record named numbers of a split at a training iteration; ``ci95`` among them belongs to the first."""
-        self.metrics.write(json.dumps({"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}) + "\n")
-        self.metrics.flush()
+        line = json.dumps({"step": step, "split": split, **{name: _plain(value) for name, value in values.items()}}).encode() + b"\n"
+        with writing(self.path):
+            while line:  # a disk that is nearly full takes a part
+                line = line[self.metrics.write(line) :]
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"{split}/{name}", value, step)
@@ -114,14 +124,20 @@ class Tracker:
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
         self.display.close()
+        self.metrics.close()
         if self.writer:
             self.writer.close()
-        self.metrics.close()
 
 
 def _margin(tag: str) -> list[Any]:
     """A Custom Scalars chart of a mean with its band, whose edges are kept in a section of their own."""
     return ["Margin", [tag, f"band/{tag}/low", f"band/{tag}/high"]]
+
+
+def _without_disk_errors(error: threading.ExceptHookArgs) -> None:
+    """TensorBoard writes in a thread of its own; what a disk refuses is raised again in the run's, and told there."""
+    if not issubclass(error.exc_type, OSError):
+        threading.__excepthook__(error)
 
 
 def _plain(value: float) -> float | None:
