@@ -1,0 +1,82 @@
+"""``metarun KEY=VALUE …``: meta-train, validate, test. With ``-m`` the same words are a sweep, and some options only ask Hydra."""
+
+from __future__ import annotations
+
+import re
+from argparse import Namespace
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from metarun.cli import ask_hydra, completion, sweep
+from metarun.cli.parser import Parser
+from metarun.errors import UserError
+from metarun.runtime import torchrun
+
+WORDS = "overrides"
+
+
+def parser() -> Parser:
+    """The options of what has no command word; ``metarun --help`` is their page."""
+    parser = Parser("", "[KEY=VALUE ...]", "Meta-train, validate, meta-test.")
+    sweep.add_options(parser)
+    ask_hydra.add_options(parser)
+    completion.add_options(parser)
+    return parser
+
+
+def run(options: Namespace) -> dict[str, Any] | None:
+    """Train, sweep, or let Hydra answer."""
+    if options.shell_completion:
+        completion.run(options.words)
+        return None
+    if ask_hydra.wanted(options):
+        ask_hydra.run(options)
+        return None
+    if options.multirun:
+        return sweep.run(options)
+    if spaces := [word for word in options.words if re.match(r"\+?sweep=(?!null$)", word)]:
+        raise UserError(f"{spaces[0]} is for a sweep: add -m")
+    return _train(options.words)
+
+
+def _train(words: list[str]) -> dict[str, Any]:
+    from metarun.config import compose
+    from metarun.storage.run_folder import alternatives
+
+    cfg = compose.compose(words)
+    values, wanted = compose.resolve(cfg), compose.folder(cfg, "run")
+
+    from metarun.config import schema  # imports torch, for which a typo need not wait
+
+    schema.validate(values)
+    given = any(word.startswith("hydra.run.dir=") for word in words)
+    return _in_first_free([wanted] if given else alternatives(wanted), values)
+
+
+def _in_first_free(names: Iterable[Path], values: dict[str, Any]) -> dict[str, Any]:
+    from metarun.storage.run_folder import new_folder
+
+    with new_folder(names) as folder:
+        return in_folder(values, folder)
+
+
+def in_folder(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
+    """Train or go on, on all ranks; one that is stopped says how it goes on."""
+    from metarun import experiment
+    from metarun.cli import summary_table
+    from metarun.runtime.distributed import Alone
+    from metarun.storage.run_folder import held, relative
+    from metarun.tracking.console import start_logging
+
+    start_logging(folder)
+    try:
+        with held(folder):
+            summary = torchrun.call(experiment.train, values, folder, resume)
+    except (KeyboardInterrupt, Alone) as stop:
+        how = " before the first training step; nothing is kept"
+        if (folder / "checkpoints" / "last.pt").is_file():
+            how = f", checkpoint saved; go on with: metarun resume {relative(folder)}"
+        raise type(stop)(f"{str(stop) or 'interrupted'}{how}") from None
+    summary_table.show(summary, folder)
+    return summary
