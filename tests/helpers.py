@@ -151,7 +151,7 @@ def norms_of(net: str) -> list[str]:
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
-ALGORITHMS, NETS = groups()["algo"], groups()["net"]
+ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
 TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression)}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests

@@ -3,6 +3,7 @@ The only place where classes are picked by name; everything it builds is handed 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -19,6 +20,10 @@ from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError, nearest
+from metarun.extensions import targets
+from metarun.nets import foreign
+from metarun.nets.base import Net
+from metarun.nets.module import Module
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.runtime.allocator import keep_freed_memory
@@ -118,7 +123,8 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         UserError: net, algorithm, problem and checkpoint do not fit each other.
     """
     try:
-        algorithm: Algorithm = valid.algo.build(valid.net.build(problem.input_shape), problem)
+        net = _net(valid, problem.input_shape)
+        algorithm: Algorithm = valid.algo.build(net, problem)
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
     if trained:
@@ -127,6 +133,19 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         except RuntimeError as error:
             raise UserError(f"the checkpoint does not fit this configuration: {str(error).splitlines()[-1].strip()}") from None
     return algorithm
+
+
+def _net(valid: Valid, input_shape: tuple[int, ...]) -> Net:
+    """The net; one of the user is tried first, so that what is wrong with it is said in one line."""
+    net: Net = valid.net.build(input_shape)
+    theirs = valid.net.target if targets.foreign(valid.net.target) else type(net.module) if isinstance(net, Module) else None
+    if theirs:
+        home = Path(inspect.getfile(theirs)).parent
+        if theirs is valid.net.target:
+            foreign.check_net(net, input_shape, home)
+        if valid.engine.values["map"] == "vmap":
+            foreign.check_mapped(net, input_shape, home)
+    return net
 
 
 def warm_start(algorithm: Algorithm, source: str) -> str:

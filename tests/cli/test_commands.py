@@ -159,7 +159,7 @@ def test_every_command_has_a_help_of_its_own(metarun, command):
 
 def test_options_and_words_stand_in_any_order(metarun, run_folder):
     lines = [f"eval {run_folder} shot=2 --checkpoint last --json", f"--json eval --checkpoint=last {run_folder} shot=2"]
-    first, second = (metarun(line) for line in [*lines])
+    first, second = (metarun(line) for line in lines)
     assert (first.status, second.status) == (0, 0)
     assert first.json["test"] == second.json["test"]
     assert first.json["shot"] == 2
@@ -224,10 +224,9 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
 def test_completion_query(metarun, monkeypatch, line, expected):
     monkeypatch.setenv("COMP_LINE", line)
     result = metarun("-sc query=bash")
-    assert result.out == ([expected] if expected else []) or result.out == [expected]
+    assert result.out == ([expected] if expected else [])
     assert (result.err, result.status) == ([], 0)
-    monkeypatch.setenv("COMP_LINE", line)
-    assert metarun("-sc query=fish").out == (expected.split() or [""][: len(result.out)])
+    assert metarun("-sc query=fish").out == expected.split()
 
 
 def test_a_reader_that_has_enough_is_not_an_error():

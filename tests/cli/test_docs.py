@@ -24,8 +24,8 @@ from cli_support import program
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
+from metarun.cli import commands as known
 from metarun.cli import compare, main
-from metarun.cli.commands import COMMANDS, module_of
 from metarun.config import compose, options, schema
 from metarun.errors import UserError
 
@@ -221,9 +221,9 @@ def test_commands_compose(page, line):
     words = [word for word in shlex.split(line)[1:] if word not in ("--json", "sweep=resume")]  # neither is part of a configuration
     if {"--help", "--version", "-sc"} & set(words):
         return
-    command = words[0] if words and words[0] in COMMANDS else ""
+    command = words[0] if words and words[0] in known.COMMANDS else ""
     with explained(line):
-        given = import_module(module_of(command)).parser().read(words[bool(command) :])
+        given = import_module(known.module_of(command)).parser().read(words[bool(command) :])
         if command == "compare":
             compare.parse(given)
         elif command == "eval":

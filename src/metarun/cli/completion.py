@@ -13,6 +13,7 @@ from metarun.cli.commands import COMMANDS, module_of
 from metarun.cli.parser import Parser
 from metarun.config import options as catalogue
 from metarun.errors import UserError
+from metarun.extensions.sources import given
 
 
 def add_options(parser: Parser) -> None:
@@ -35,7 +36,11 @@ def run(words: list[str]) -> None:
     line = os.environ["COMP_LINE"].split()[1:]
     last = line.pop() if line and not os.environ["COMP_LINE"][-1].isspace() else ""
     with contextlib.suppress(Exception):  # an error would stand in the user's prompt
-        print(("\n" if shell == "fish" else " ").join(sorted(offers(line, last, shell))))
+        common = Parser("", "", "").known(line)
+        with given(common.folders, common.config_dir):
+            found = offers(line, last, shell)
+        if found:
+            print(("\n" if shell == "fish" else " ").join(sorted(found)))
 
 
 def offers(words: list[str], last: str, shell: str) -> list[str]:

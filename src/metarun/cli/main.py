@@ -8,19 +8,22 @@ import os
 import signal
 import sys
 import traceback
+from argparse import Namespace
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
 
 from metarun.cli.commands import COMMANDS, module_of, unknown
 from metarun.cli.parser import Parser
+from metarun.errors import UserError
+from metarun.extensions.sources import given
 from metarun.runtime import torchrun
 
 
 def main(words: list[str]) -> int:
     """Run the command line ``words`` (without the program's name); returns the exit status."""
     if torchrun.follows():
-        return torchrun.follow()
+        return _follow(words)
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and errors are explained here
     try:
         before = signal.signal(signal.SIGTERM, _stop)
@@ -57,9 +60,24 @@ def _complain(line: str, status: int) -> int:
     return status
 
 
+def _follow(words: list[str]) -> int:
+    """On the other ranks of torchrun: what rank 0 calls for, under the same folders; what is wrong with the words, rank 0 says."""
+    try:
+        common = Parser("", "", "").known(words)
+        with given(common.folders, common.config_dir):
+            return torchrun.follow()
+    except UserError:
+        return 2
+
+
 def _run(words: list[str]) -> bool:
     """Do what the words ask for; returns whether runs of a sweep failed, which has been told already."""
     common = Parser("", "", "").known(words)
+    with given(common.folders, common.config_dir):
+        return _do(common)
+
+
+def _do(common: Namespace) -> bool:
     words = common.words
     command = words[0] if words and words[0] in COMMANDS else ""
     if common.version:

@@ -51,6 +51,23 @@ class Parser(argparse.ArgumentParser):
         )  # fmt: skip
         self.own = self.add_argument_group("options")
         anywhere = self.add_argument_group("with every command")
+        anywhere.add_argument(
+            "--with",
+            dest="folders",
+            metavar="FOLDER",
+            type=Choice("--with"),
+            action="append",
+            default=[],
+            help="code and options of your own: FOLDER/conf and the Python packages beside it",
+        )
+        anywhere.add_argument(
+            "--config-dir",
+            metavar="FOLDER",
+            type=Choice("--config-dir"),
+            action="append",
+            default=[],
+            help="options of your own without code: FOLDER has the folders algo/, experiment/, …",
+        )
         anywhere.add_argument("--json", action="store_true", help="the last line of stdout is the result as one JSON object")
         anywhere.add_argument("-h", "--help", action="store_true", help="print this and stop")
         anywhere.add_argument("--version", action="store_true", help=argparse.SUPPRESS)

@@ -1,0 +1,113 @@
+"""Classes of the user: found where the user said, imported when a configuration names one, and every mistake told in one line.
+Nothing is run that lies elsewhere, whatever a configuration says: a run folder from somebody else is data, not code."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from metarun.errors import MissingLibrary, RunError, UserError, nearest
+from metarun.extensions.sources import sources
+
+
+def foreign(target: Any) -> bool:
+    """Whether a class is not metarun's own."""
+    return target.__module__.partition(".")[0] != "metarun"
+
+
+def load(key: str, path: str, base: type, ours: str) -> type:
+    """The class that ``key=path`` of a configuration names.
+
+    Args:
+        key: for the error, such as ``algo._target_``.
+        path: PACKAGE.MODULE.CLASS, in a folder of ``--with`` or an installed package of the entry point group.
+        base: the class that it must derive from.
+        ours: for the error, how the paths of metarun's own such classes begin; empty if there are none.
+
+    Raises:
+        UserError: it lies elsewhere, cannot be imported, or is no such class.
+    """
+    module, _, name = path.rpartition(".")
+    root = _root(module.partition(".")[0])
+    if root is None:
+        own = f"only classes below {ours}* are run from a configuration, and" if ours else "only"
+        raise UserError(f"{key}={path} is refused: {own} those of a folder that you name with --with FOLDER or $METARUN_WITH")
+    target = _member(key, path, _imported(key, path, module, root), name)
+    if not (inspect.isclass(target) and issubclass(target, base)):
+        raise UserError(f"{key}={path} is refused: it is no {base.__name__}; derive the class from {base.__module__}.{base.__name__}")
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        raise UserError(f"{key}={path} is not complete: it lacks {', '.join(missing)}, which every {base.__name__} has")
+    home = Path(inspect.getfile(target)).resolve()
+    if not home.is_relative_to(root):
+        raise UserError(f"{key}={path} is refused: {name} is defined in {home}, not below {root}; name it where it is defined")
+    return target
+
+
+def _root(package: str) -> Path | None:
+    """The folder of the user's that ``package`` lies in; None if it lies elsewhere. Nothing is imported."""
+    roots = [source.code for source in sources() if source.code]
+    for root in roots:
+        if str(root) not in sys.path and not (root / "__init__.py").is_file():
+            sys.path.append(str(root))  # never before: what is installed is not replaced by a file of the same name
+    importlib.invalidate_caches()
+    try:
+        spec = importlib.util.find_spec(package) if package else None
+    except (ImportError, ValueError):
+        return None
+    places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
+    return next((root for root in roots for place in places if place and Path(place).resolve().is_relative_to(root)), None)
+
+
+def _imported(key: str, path: str, module: str, root: Path) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and module.startswith(error.name):
+            raise UserError(f"{key}={path} does not exist: there is no module {error.name} below {root}") from None
+        raise UserError(f"{key}={path} cannot be imported: {said(error, root)}") from error
+    except (Exception, SystemExit) as error:
+        raise UserError(f"{key}={path} cannot be imported: {said(error, root)}") from error
+
+
+def _member(key: str, path: str, module: ModuleType, name: str) -> Any:
+    if not hasattr(module, name):
+        classes = [name for name, value in vars(module).items() if inspect.isclass(value) and value.__module__ == module.__name__]
+        raise UserError(f"{key}={path} does not exist: {module.__file__} has no {name}{nearest(name, classes)}")
+    return getattr(module, name)
+
+
+@contextmanager
+def told(what: str, target: Any) -> Iterator[None]:
+    """Within, a class of the user is at work: whatever goes wrong is one line that says ``what``, and where in the user's file.
+
+    Raises:
+        UserError: for every error that is neither told already nor a ``ValueError``, by which a net or method refuses data.
+    """
+    try:
+        yield
+    except (UserError, MissingLibrary, RunError):
+        raise
+    except Exception as error:
+        if not foreign(target) or (isinstance(error, ValueError) and type(error) is ValueError):
+            raise
+        raise UserError(f"{what}: {said(error, Path(inspect.getfile(target)).parent)}") from error
+
+
+def said(error: BaseException, root: Path) -> str:
+    """``FILE, line N: ERROR: what it says``, of the innermost frame below ``root``, in one line."""
+    if isinstance(error, SyntaxError) and error.filename:
+        where = f"{error.filename}, line {error.lineno}"
+    else:
+        home = root.resolve()
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve().is_relative_to(home)]
+        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(root)
+    text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "")
+    return f"{where}: {type(error).__name__}: {' '.join(text.split())}"
