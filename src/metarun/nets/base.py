@@ -49,9 +49,7 @@ class Net(nn.Module, ABC):
             ValueError: the constructor has not set it.
         """
         if name in Net.__annotations__:
-            raise ValueError(
-                f"the net {type(self).__name__} does not say its {name}: set self.{name} in its constructor (see metarun.nets.base.Net)"
-            )
+            raise ValueError(f"the net {type(self).__name__} does not say its {name}: set self.{name} in its constructor")
         return super().__getattr__(name)
 
     @abstractmethod
