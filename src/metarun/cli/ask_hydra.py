@@ -51,12 +51,12 @@ def answer(words: Sequence[str]) -> None:
     """
     import hydra
 
-    from metarun.config import options as catalogue
+    from metarun.config import compose  # with which the user's own options are on Hydra's search path
 
     kept = sys.argv
     sys.argv = ["metarun", *words]
     try:
-        hydra.main(version_base="1.3", config_path=str(catalogue.conf_dir()), config_name="config")(lambda cfg: None)()
+        hydra.main(version_base="1.3", config_path=str(compose.conf_dir()), config_name="config")(lambda cfg: None)()
     except ValueError as error:
         raise UserError(" ".join(str(error).split())) from None
     except SystemExit:

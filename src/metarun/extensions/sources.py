@@ -23,6 +23,7 @@ class Source(NamedTuple):
     name: str  # what people know it by
     conf: Path  # its YAML, in folders by group
     code: Path | None  # the folder that its classes are defined below; None: it has none
+    installed: bool = False  # Python finds its packages by itself
 
 
 def sources() -> list[Source]:
@@ -90,5 +91,5 @@ def _packages() -> list[Source]:
         if spec is None or not spec.submodule_search_locations:
             raise UserError(f"the installed package {top} (entry point {point.name}) is not to be found: install it again, or uninstall it")
         home = Path(next(iter(spec.submodule_search_locations))).resolve()
-        found.append(Source(top, home.joinpath(*below, "conf"), home))
+        found.append(Source(top, home.joinpath(*below, "conf"), home, installed=True))
     return found

@@ -38,8 +38,8 @@ def load(key: str, path: str, base: type, ours: str) -> type:
     module, _, name = path.rpartition(".")
     root = _root(module.partition(".")[0])
     if root is None:
-        own = f"only classes below {ours}* are run from a configuration, and" if ours else "only"
-        raise UserError(f"{key}={path} is refused: {own} those of a folder that you name with --with FOLDER or $METARUN_WITH")
+        own = f"below {ours}* are run from a configuration, and those " if ours else ""
+        raise UserError(f"{key}={path} is refused: only classes {own}of a folder that you name with --with FOLDER or $METARUN_WITH")
     target = _member(key, path, _imported(key, path, module, root), name)
     if not (inspect.isclass(target) and issubclass(target, base)):
         raise UserError(f"{key}={path} is refused: it is no {base.__name__}; derive the class from {base.__module__}.{base.__name__}")
@@ -53,17 +53,17 @@ def load(key: str, path: str, base: type, ours: str) -> type:
 
 def _root(package: str) -> Path | None:
     """The folder of the user's that ``package`` lies in; None if it lies elsewhere. Nothing is imported."""
-    roots = [source.code for source in sources() if source.code]
-    for root in roots:
-        if str(root) not in sys.path and not (root / "__init__.py").is_file():
+    places = [(source.code, source.installed) for source in sources() if source.code]
+    for root, installed in places:
+        if not installed and str(root) not in sys.path:
             sys.path.append(str(root))  # never before: what is installed is not replaced by a file of the same name
     importlib.invalidate_caches()
     try:
         spec = importlib.util.find_spec(package) if package else None
     except (ImportError, ValueError):
         return None
-    places = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
-    return next((root for root in roots for place in places if place and Path(place).resolve().is_relative_to(root)), None)
+    found = [] if spec is None else [spec.origin] if spec.has_location else list(spec.submodule_search_locations or [])
+    return next((root for root, _ in places for path in found if path and Path(path).resolve().is_relative_to(root)), None)
 
 
 def _imported(key: str, path: str, module: str, root: Path) -> ModuleType:
@@ -103,11 +103,9 @@ def told(what: str, target: Any) -> Iterator[None]:
 
 def said(error: BaseException, root: Path) -> str:
     """``FILE, line N: ERROR: what it says``, of the innermost frame below ``root``, in one line."""
-    if isinstance(error, SyntaxError) and error.filename:
-        where = f"{error.filename}, line {error.lineno}"
-    else:
-        home = root.resolve()
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve().is_relative_to(home)]
-        where = f"{frames[-1].filename}, line {frames[-1].lineno}" if frames else str(root)
-    text = error.msg if isinstance(error, SyntaxError) else next(iter(str(error).splitlines()), "")
-    return f"{where}: {type(error).__name__}: {' '.join(text.split())}"
+    home, text = root.resolve(), next(iter(str(error).splitlines()), "")
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve().is_relative_to(home)]
+    where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
+    if isinstance(error, SyntaxError):
+        where, text = f"{error.filename}, line {error.lineno}: ", error.msg
+    return f"{where}{type(error).__name__}: {' '.join(text.split())}"

@@ -44,7 +44,7 @@ class Module(Net):
     Args:
         input_shape: one example's shape, without the batch axis.
         module: the class, as PACKAGE.MODULE.CLASS, in a folder of ``--with`` or an installed package (see ``extensions``).
-        arguments: keyword arguments of its constructor.
+        arguments: keyword arguments of its constructor; None: none.
         features: length of a feature vector; ``auto``: as a trial shows.
         norm: whose statistics a batch norm uses, ``batch`` (transductive) or ``running``; ``none`` where there is no batch norm.
 
@@ -57,7 +57,7 @@ class Module(Net):
         input_shape: tuple[int, ...],
         *,
         module: str | None,
-        arguments: dict[str, Any],
+        arguments: dict[str, Any] | None,
         features: Annotated[int, Ge(1)] | Literal["auto"],
         norm: Literal["batch", "running"],
     ) -> None:
@@ -65,8 +65,8 @@ class Module(Net):
         if module is None:
             raise UserError("net=module needs net.module=PACKAGE.MODULE.CLASS, a torch.nn.Module in a folder named by --with FOLDER")
         what, target = f"net.module={module}", targets.load("net.module", module, nn.Module, "")
-        with targets.told(f"{what} cannot be built with net.arguments={arguments}", target):
-            self.module = _with_our_norms(target(**arguments), norm, what)
+        with targets.told(f"{what} cannot be built with net.arguments={arguments or {}}", target):
+            self.module = _with_our_norms(target(**arguments or {}), norm, what)
         foreign.refuse_layers(self.module, what)
         kinds = [layer.kind for layer in self.modules() if isinstance(layer, Norm)]
         self.norm = norm if norm in kinds else kinds[0] if kinds else "none"
