@@ -4,7 +4,6 @@ and nothing on the disk that was not there before."""
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_support import TINY, everything
+from cli_support import TINY, assert_one_line, everything
 
 FILE = "/dev/null"  # as an output folder: what even root cannot write into
 
@@ -159,13 +158,6 @@ def tiny_for(words: list[str]) -> list[str]:
         return []
     skip = {"net.hidden"} if "net" in given else set()
     return [word for word in TINY if word.split("=")[0] not in given | skip]
-
-
-def assert_one_line(result, status: int, pattern: str) -> None:
-    assert len(result.err) == 1, result.err
-    assert result.err[0].startswith("metarun: ")
-    assert re.search(pattern, result.err[0]), result.err[0]
-    assert (result.status, result.out) == (status, [])
 
 
 @pytest.mark.parametrize(("line", "pattern"), BAD, ids=[line for line, _ in BAD])

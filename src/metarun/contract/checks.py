@@ -65,7 +65,8 @@ def labels(values: dict[str, Any]) -> str:
     x, y = task.context.support
     way = task.context.classes.shape[0]
     new_label = torch.arange(way).roll(1)  # of the classes 0, 1, 2, …
-    regrouped = torch.argsort(new_label[y], stable=True)
+    ordered = getattr(algorithm, "ordered", False)  # then the order stays; others are promised a support that is grouped by class
+    regrouped = torch.arange(len(y)) if ordered else torch.argsort(new_label[y], stable=True)
     relabelled = Context(Batch(x[regrouped], new_label[y][regrouped]), task.context.classes[torch.argsort(new_label)], *task.context[2:])
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, relabelled, task.query.x))
     change = _largest(after[:, new_label] - before for before, after in pairs)
