@@ -54,6 +54,7 @@ class Run:
         self.world = world or World()
         self.device = pick_device(root.device)
         self.data: Dataset = valid.data.build(root.seed)
+        targets.require("the data set", self.data, ("splits", "input_shape"))
         self.spec: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
         outputs = valid.train.way if self.data.kind == "classification" else self.data.target_size
         shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}

@@ -205,7 +205,7 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
         ("metarun ev", "eval"),
         ("metarun --json ev", "eval"),
         ("metarun algo=maml ev", ""),
-        ("metarun --c", "--cfg"),
+        ("metarun --cf", "--cfg"),
         ("metarun --cfg a", "all"),
         ("metarun check da", "data. data="),
         ("metarun check algo=matc", "algo=matching"),

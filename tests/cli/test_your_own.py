@@ -177,6 +177,7 @@ def test_an_installed_package_offers_its_options(mine):
 METHOD = """
 from torch import Tensor
 from metarun.algorithm import Algorithm
+from metarun.data.base import Dataset
 from metarun.algos.metric.protonet import ProtoNet
 
 class Lacking(Algorithm):
@@ -190,6 +191,16 @@ class Whole(Lacking):
 class Untyped(Whole):
     def __init__(self, net, problem, *, size):
         super().__init__(net, problem)
+
+class Failing(Whole):
+    def begin(self, context):
+        return context.support.x[len(context.support.y) + 3]
+
+class Empty(Dataset):
+    def __init__(self, seed):
+        self.splits = {}
+    def episodes(self, split, spec, seed, device="cpu"):
+        return None
 
 class Careless(Whole):
     def __init__(self, net, problem):
@@ -290,6 +301,7 @@ OWN = [
     ("net=silent net._target_=lab.nets.Native", "the net Native has torch's BatchNorm1d .batch.*use metarun.nets.norm.Norm"),
     ("net=silent net._target_=lab.nets.Constructed", r"Constructed cannot be built: \S+/nets.py, line \d+: TypeError"),
     ("data._target_=lab.bad.Whole", "is refused: it is no Dataset"),
+    ("data=empty", "the data set Empty does not say its input_shape: set self.input_shape in its constructor"),
 ]
 
 
@@ -303,11 +315,18 @@ def test_mistakes_are_one_line(metarun, tmp_path, line, pattern):
         "mine/conf/algo/mymethod.yaml": yaml.format("Untyped"), "mine/conf/algo/careless.yaml": yaml.format("Careless"),
         "mine/conf/net/silent.yaml": "# Silent.\n_target_: lab.nets.Silent\nname: silent\n",
         "twice/conf/algo/mymethod.yaml": "# Twice.\n", "taken/conf/algo/maml.yaml": "# Taken.\n", "astray/conf/alog/x.yaml": "# Astray.\n",
-        "empty/notes.txt": "",
+        "empty/notes.txt": "", "mine/conf/data/empty.yaml": yaml.format("Empty"),
     })  # fmt: skip
     before = everything(tmp_path)
-    assert_one_line(metarun(*line.split(), *(FEW if line.startswith("check") else [])), 2, pattern)
+    assert_one_line(metarun(*line.split(), *(FEW if line.startswith("check") and "data=" not in line else [])), 2, pattern)
     assert {name for name in everything(tmp_path) if "__pycache__" not in name} == set(before)
+
+
+def test_a_failure_in_the_users_file_is_told_with_its_line(metarun, tmp_path):
+    write(tmp_path, {"mine/lab/bad.py": METHOD})
+    result = metarun("check", "--with", "mine", "algo=protonet", "algo._target_=lab.bad.Failing", *FEW)
+    line = 1 + METHOD.splitlines().index("        return context.support.x[len(context.support.y) + 3]")
+    assert_one_line(result, 1, rf"failed: \S+/mine/lab/bad.py, line {line}: IndexError: .* \(METARUN_DEBUG=1 shows where\)")
 
 
 def test_a_net_that_looks_at_values_runs_task_by_task(metarun, tmp_path):

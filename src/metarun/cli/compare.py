@@ -23,7 +23,7 @@ def parser() -> Parser:
     parser.option("--split", choices=("val", "test"), help="show and rank by this split alone")
     parser.option("--group-by", metavar="KEY[,KEY]", help="average over everything but these keys (default: over seeds alone)")
     parser.option("--sort", metavar="KEY", help="val, test, seeds, parameters, wall or any config key; -KEY turns the order round")
-    parser.option("--paired", many=2, metavar=("A", "B"), help="compare A with B episode by episode (each a RUN as above)")
+    parser.option("--paired", two=True, metavar=("A", "B"), help="compare A with B episode by episode (each a RUN as above)")
     for form in FORMS:
         parser.flag(f"--{form}", help=f"the table as {FORMS[form].title}, on stdout")
     parser.flag("--report", help="plots as PNG and a self-contained report.html, in the runs' common folder under compare/")

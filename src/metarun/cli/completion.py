@@ -10,7 +10,7 @@ from importlib import import_module
 
 from metarun.cli import ask_hydra
 from metarun.cli.commands import COMMANDS, module_of
-from metarun.cli.parser import Parser
+from metarun.cli.parser import Parser, common
 from metarun.config import options as catalogue
 from metarun.errors import UserError
 from metarun.extensions.sources import given
@@ -36,8 +36,8 @@ def run(words: list[str]) -> None:
     line = os.environ["COMP_LINE"].split()[1:]
     last = line.pop() if line and not os.environ["COMP_LINE"][-1].isspace() else ""
     with contextlib.suppress(Exception):  # an error would stand in the user's prompt
-        common = Parser("", "", "").known(line)
-        with given(common.folders, common.config_dir):
+        anywhere = common(line)
+        with given(anywhere.folders, anywhere.config_dir):
             found = offers(line, last, shell)
         if found:
             print(("\n" if shell == "fish" else " ").join(sorted(found)))
@@ -45,7 +45,7 @@ def run(words: list[str]) -> None:
 
 def offers(words: list[str], last: str, shell: str) -> list[str]:
     """What may stand for ``last`` after ``words``."""
-    rest = Parser("", "", "").known(words).words
+    rest = common(words).words
     command = rest[0] if rest and rest[0] in COMMANDS else ""
     module = import_module(module_of(command))
     parser: Parser = module.parser()

@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from metarun.cli.commands import COMMANDS, module_of, unknown
-from metarun.cli.parser import Parser
+from metarun.cli.parser import Parser, common
 from metarun.errors import UserError
 from metarun.extensions.sources import given
 from metarun.runtime import torchrun
@@ -63,8 +63,8 @@ def _complain(line: str, status: int) -> int:
 def _follow(words: list[str]) -> int:
     """On the other ranks of torchrun: what rank 0 calls for, under the same folders; what is wrong with the words, rank 0 says."""
     try:
-        common = Parser("", "", "").known(words)
-        with given(common.folders, common.config_dir):
+        options = common(words)
+        with given(options.folders, options.config_dir):
             return torchrun.follow()
     except UserError:
         return 2
@@ -72,27 +72,27 @@ def _follow(words: list[str]) -> int:
 
 def _run(words: list[str]) -> bool:
     """Do what the words ask for; returns whether runs of a sweep failed, which has been told already."""
-    common = Parser("", "", "").known(words)
-    with given(common.folders, common.config_dir):
-        return _do(common)
+    anywhere = common(words)
+    with given(anywhere.folders, anywhere.config_dir):
+        return _do(anywhere)
 
 
-def _do(common: Namespace) -> bool:
-    words = common.words
+def _do(anywhere: Namespace) -> bool:
+    words = anywhere.words
     command = words[0] if words and words[0] in COMMANDS else ""
-    if common.version:
+    if anywhere.version:
         from metarun import __version__
 
         print(f"metarun {__version__}")
         return False
-    if common.help and not command:
+    if anywhere.help and not command:
         from metarun.config import options as catalogue
 
         print(catalogue.help_page(), end="")
         return False
     module = import_module(module_of(command))
     parser: Parser = module.parser()
-    if common.help:
+    if anywhere.help:
         parser.print_help()
         return False
     options = parser.read(words[1:] if command else words)
@@ -101,6 +101,6 @@ def _do(common: Namespace) -> bool:
             if "=" not in word and not word.startswith("~"):
                 raise unknown(word, word == words[0])
     result: dict[str, Any] | None = module.run(options)
-    if common.json and result is not None:
+    if anywhere.json and result is not None:
         print(json.dumps(result))
     return bool(result and result.get("failed"))

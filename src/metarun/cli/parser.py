@@ -9,8 +9,6 @@ from typing import Any, NoReturn
 
 from metarun.errors import UserError, nearest
 
-AMOUNTS = {2: "two values"}  # how many values an option may take, beside none and one
-
 
 class Choice:
     """The type of an option's value: a text that is not empty, and one of ``names`` if there are any."""
@@ -76,10 +74,10 @@ class Parser(argparse.ArgumentParser):
         """An option without a value."""
         self.own.add_argument(*names, action="store_true", help=help)
 
-    def option(self, *names: str, help: str, choices: Sequence[str] = (), many: int | None = None, **settings: Any) -> None:
-        """An option with a value, one of ``choices`` if there are any; ``many``: with that many values; settings: as argparse has them."""
+    def option(self, *names: str, help: str, choices: Sequence[str] = (), two: bool = False, **settings: Any) -> None:
+        """An option with a value, one of ``choices`` if there are any; ``two``: with two values; settings: as argparse has them."""
         settings = {"metavar": "|".join(choices) or None, **settings}
-        self.own.add_argument(*names, type=Choice(names[0], choices), nargs=many, help=help, **settings)
+        self.own.add_argument(*names, type=Choice(names[0], choices), nargs=2 if two else None, help=help, **settings)
 
     def names(self) -> list[str]:
         """Every option's names."""
@@ -112,10 +110,7 @@ class Parser(argparse.ArgumentParser):
             action = next((a for a in self._actions if "/".join(a.option_strings) == error.argument_name), None)
             if action is None:
                 self.error(error.message)
-            if not isinstance(action.type, Choice):
-                wanted = "no value"
-            else:
-                wanted = AMOUNTS[action.nargs] if isinstance(action.nargs, int) else action.type.wanted
+            wanted = "no value" if not isinstance(action.type, Choice) else "two values" if action.nargs else action.type.wanted
             raise UserError(f"{action.option_strings[0]} takes {wanted} (`{self.prog} --help` says which)") from None
         options.words = rest
         return options
@@ -134,6 +129,15 @@ class Parser(argparse.ArgumentParser):
             else:
                 joined.append(word)
         return joined
+
+
+def common(words: Sequence[str]) -> argparse.Namespace:
+    """The options that every command has, and what else there is among the words of a command line, as ``words``.
+
+    Raises:
+        UserError: a value is missing or too many.
+    """
+    return Parser("", "", "").known(words)
 
 
 def run_folder(words: Sequence[str], command: str) -> str:

@@ -23,6 +23,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from metarun.config.options import conf_dir, groups
 from metarun.errors import RunError, UserError, nearest
 from metarun.extensions.sources import sources
+from metarun.extensions.targets import place
 
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # of Hydra's plugins, what to install
 
@@ -254,4 +255,4 @@ def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
         return str(error), 2 if isinstance(error, UserError) else 1
     if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)):
         return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2
-    return f"failed: {type(error).__name__}: {' '.join(str(error).split())} (METARUN_DEBUG=1 shows where)", 1
+    return f"failed: {place(error)}{type(error).__name__}: {' '.join(str(error).split())} (METARUN_DEBUG=1 shows where)", 1

@@ -101,11 +101,32 @@ def told(what: str, target: Any) -> Iterator[None]:
         raise UserError(f"{what}: {said(error, Path(inspect.getfile(target)).parent)}") from error
 
 
+def require(what: str, thing: Any, names: tuple[str, ...]) -> None:
+    """Refuse a thing of the user's that lacks one of the attributes ``names``.
+
+    Raises:
+        UserError: it does.
+    """
+    for name in names:
+        if not hasattr(thing, name):
+            raise UserError(f"{what} {type(thing).__name__} does not say its {name}: set self.{name} in its constructor")
+
+
 def said(error: BaseException, root: Path) -> str:
     """``FILE, line N: ERROR: what it says``, of the innermost frame below ``root``, in one line."""
-    home, text = root.resolve(), next(iter(str(error).splitlines()), "")
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve().is_relative_to(home)]
-    where = f"{frames[-1].filename}, line {frames[-1].lineno}: " if frames else ""
     if isinstance(error, SyntaxError):
-        where, text = f"{error.filename}, line {error.lineno}: ", error.msg
-    return f"{where}{type(error).__name__}: {' '.join(text.split())}"
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    text = next(iter(str(error).splitlines()), "")
+    return f"{_place(error, [root])}{type(error).__name__}: {' '.join(text.split())}"
+
+
+def place(error: BaseException) -> str:
+    """``FILE, line N: `` of the innermost frame in a file of the user's; empty where there is none."""
+    return _place(error, [source.code for source in sources() if source.code])
+
+
+def _place(error: BaseException, roots: list[Path]) -> str:
+    homes = [root.resolve() for root in roots]
+    frames = traceback.extract_tb(error.__traceback__) if homes else []
+    mine = [frame for frame in frames if any(Path(frame.filename).resolve().is_relative_to(home) for home in homes)]
+    return f"{mine[-1].filename}, line {mine[-1].lineno}: " if mine else ""
