@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from argparse import Namespace
+from contextlib import ExitStack
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -24,13 +24,18 @@ def main(words: list[str]) -> int:
     """Run the command line ``words`` (without the program's name); returns the exit status."""
     if torchrun.follows():
         return _follow(words)
+    with ExitStack() as within:  # the user's folders count while an error is explained, too
+        return _lead(words, within)
+
+
+def _lead(words: list[str], within: ExitStack) -> int:
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # Hydra then raises instead of printing, and errors are explained here
     try:
         before = signal.signal(signal.SIGTERM, _stop)
     except ValueError:  # not the main thread, which gets the signals
         before = None
     try:
-        failed = _run(words)
+        failed = _run(words, within)
         sys.stdout.flush()
         torchrun.dismiss()
         return 1 if failed else 0
@@ -70,14 +75,10 @@ def _follow(words: list[str]) -> int:
         return 2
 
 
-def _run(words: list[str]) -> bool:
+def _run(words: list[str], within: ExitStack) -> bool:
     """Do what the words ask for; returns whether runs of a sweep failed, which has been told already."""
     anywhere = common(words)
-    with given(anywhere.folders, anywhere.config_dir):
-        return _do(anywhere)
-
-
-def _do(anywhere: Namespace) -> bool:
+    within.enter_context(given(anywhere.folders, anywhere.config_dir))
     words = anywhere.words
     command = words[0] if words and words[0] in COMMANDS else ""
     if anywhere.version:
