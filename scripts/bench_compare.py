@@ -143,7 +143,7 @@ def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 500
     with tempfile.TemporaryDirectory() as name:
         make_runs(Path(name), n, n // 10)
-        code = "import sys; from metarun.comparison.command import command; command(sys.argv[1:])"
+        code = "import sys; from metarun.cli import compare; compare.run(compare.parser().read(sys.argv[1:]))"
         for label, options in (("table", []), ("table, plots and report", ["--out", f"{name}/report"])):
             taken = []
             for _ in range(3):

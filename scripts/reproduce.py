@@ -18,7 +18,7 @@ from typing import Any
 
 from metarun.config import schema
 from metarun.config.compose import compose, resolve
-from metarun.run import read_config
+from metarun.config.stored import read_config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 # Every run that is trained: its name, and its words.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -38,3 +39,11 @@ def program(*words: str, cwd: Path, **environment: str) -> subprocess.Popen[str]
     command = [sys.executable, "-m", "metarun", *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, **pipes)
+
+
+def assert_one_line(result: Outcome, status: int, pattern: str) -> None:
+    """The program said one line, which the regular expression ``pattern`` finds, and ended with ``status``."""
+    assert len(result.err) == 1, result.err
+    assert result.err[0].startswith("metarun: ")
+    assert re.search(pattern, result.err[0]), result.err[0]
+    assert (result.status, result.out) == (status, [])

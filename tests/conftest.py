@@ -21,7 +21,7 @@ def surroundings(tmp_path_factory):
     """The user's cache, data folder and debug switches neither help nor disturb a test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("METARUN_CACHE", str(tmp_path_factory.mktemp("metarun-cache")))
-        for name in ("METARUN_DATA", "METARUN_DEBUG", "HYDRA_FULL_ERROR"):
+        for name in ("METARUN_DATA", "METARUN_DEBUG", "METARUN_WITH", "HYDRA_FULL_ERROR"):
             patch.delenv(name, raising=False)
         yield
 

@@ -18,10 +18,10 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, groups, resolve
+from metarun.contract.measures import double, engine, in_float64, meta_gradient, relative_error, slopes
 from metarun.data.base import ImageDataset
 from metarun.data.episodes import Split
 from metarun.data.slots import Slots
-from metarun.engine import Engine
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
@@ -31,6 +31,8 @@ from metarun.optim import MetaOptimizer
 from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.run import Run
 from metarun.task import Batch, Context, Task
+
+__all__ = ["double", "engine", "in_float64", "meta_gradient", "relative_error", "slopes"]  # for the tests, which find all they share here
 
 torch.set_num_threads(1)
 
@@ -152,7 +154,7 @@ def norms_of(net: str) -> list[str]:
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
-ALGORITHMS, NETS = groups()["algo"], groups()["net"]
+ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
 TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression)}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
@@ -190,48 +192,9 @@ def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -
     return Problem(Classification(), (features,), way, way, spec, spec), Task(context, batch(query))
 
 
-def double(tasks: Any) -> Any:
-    """The same tasks (or any tree) with every float in float64."""
-    return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tasks)
-
-
-def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]:
-    """The algorithm of a config and its first training tasks, all in float64."""
-    run = Run(values)
-    return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
-
-
 def moved(tasks: Any, device: str) -> Any:
     """The same tasks (or any tree) on another device."""
     return tree_map(lambda leaf: leaf.to(device), tasks)
-
-
-def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu", kernels: Any = "auto") -> Engine:
-    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, record=record, kernels=kernels)
-
-
-def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
-    """The meta-gradient as one vector; parameters without a gradient count as zeros."""
-    algorithm.zero_grad(set_to_none=True)
-    how.meta_gradient(algorithm, tasks, 0.0)
-    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in algorithm.parameters()])
-
-
-def slopes(algorithm: Algorithm, tasks: Task, step: float = 1e-6) -> tuple[float, float]:
-    """How steep the mean objective is along one random direction: by the meta-gradient, and by finite differences; frozen weights stay."""
-    gradient = meta_gradient(algorithm, tasks, engine())
-    parameters = list(algorithm.parameters())
-    way = [
-        torch.randn(p.shape, generator=torch.Generator().manual_seed(i), dtype=p.dtype) * p.requires_grad for i, p in enumerate(parameters)
-    ]
-    losses = []
-    for stride in (step, -2 * step):  # there, and from there back to the other side
-        for parameter, direction in zip(parameters, way):
-            parameter.data.add_(direction, alpha=stride)
-        losses.append(engine().meta_gradient(algorithm, tasks, 0.0)["loss"])
-    for parameter, direction in zip(parameters, way):
-        parameter.data.add_(direction, alpha=step)
-    return float(gradient @ torch.cat([direction.flatten() for direction in way])), (losses[0] - losses[1]) / (2 * step)
 
 
 def places(*indices: int) -> Slots:
@@ -263,11 +226,6 @@ def rectified(norm: Norm, conv: Conv, x: Tensor, n_support: int | None, pool: bo
     nn.Module.__init__(block)
     block.down, block.conv, block.norm = "pool" if pool else "none", conv, norm
     return block(x, n_support)
-
-
-def relative_error(a: Tensor, b: Tensor) -> float:
-    """‖a − b‖ / ‖b‖."""
-    return float((a - b).norm() / b.norm())
 
 
 def same(a: Any, b: Any) -> bool:

@@ -1,18 +1,19 @@
 """metarun: a config-driven experiment runner for meta-learning.
-``load`` opens a trained run for prediction; it brings torch with it, so it is imported when first asked for."""
+``train`` and ``evaluate`` do what the command line does, ``load`` opens a trained run; each brings torch when first asked for."""
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from metarun.api import compose, evaluate, including, train
     from metarun.predict.trained import load
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load"]
+__all__ = ["__version__", "compose", "evaluate", "including", "load", "train"]
+_HOMES = {"load": "metarun.predict.trained", **dict.fromkeys(("compose", "evaluate", "including", "train"), "metarun.api")}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load":
-        from metarun.predict.trained import load
-
-        return load
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'metarun' has no attribute '{name}'")

@@ -3,6 +3,7 @@ The only place where classes are picked by name; everything it builds is handed 
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from dataclasses import replace
@@ -14,13 +15,17 @@ import torch
 from metarun.algorithm import Algorithm
 from metarun.config import schema
 from metarun.config.schema import Valid
-from metarun.config.stored import read_config as read_config
+from metarun.config.stored import read_config
 from metarun.data.augment import Augment, Augmented
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError
+from metarun.extensions import targets
 from metarun.kernels.bfloat16 import slowdown
+from metarun.nets import foreign
+from metarun.nets.base import Net
+from metarun.nets.module import Module
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.runtime.allocator import keep_freed_memory
@@ -52,6 +57,7 @@ class Run:
         self.world = world or World()
         self.device = pick_device(root.device)
         self.data: Dataset = valid.data.build(root.seed)
+        targets.require("the data set", self.data, ("splits", "input_shape"))
         self.spec: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
         outputs = self.data.kind.outputs(valid.train)
         shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
@@ -130,7 +136,7 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
 
 def _build(valid: Valid, problem: Problem) -> Algorithm:
     try:
-        algorithm: Algorithm = valid.algo.build(valid.net.build(problem.input_shape), problem)
+        algorithm: Algorithm = valid.algo.build(_net(valid, problem.input_shape), problem)
         return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
@@ -158,6 +164,19 @@ def _other_channels(valid: Valid, problem: Problem, trained: dict[str, Any]) -> 
 
 def _last_line(error: Exception) -> str:
     return str(error).splitlines()[-1].strip()
+
+
+def _net(valid: Valid, input_shape: tuple[int, ...]) -> Net:
+    """The net; one of the user is tried first, so that what is wrong with it is said in one line."""
+    net: Net = valid.net.build(input_shape)
+    theirs = valid.net.target if targets.foreign(valid.net.target) else type(net.module) if isinstance(net, Module) else None
+    if theirs:
+        home = Path(inspect.getfile(theirs)).parent
+        if theirs is valid.net.target:
+            foreign.check_net(net, input_shape, home)
+        if valid.engine.values["map"] == "vmap":
+            foreign.check_mapped(net, input_shape, home)
+    return net
 
 
 def warm_start(algorithm: Algorithm, source: str) -> str:

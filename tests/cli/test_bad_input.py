@@ -4,7 +4,6 @@ and nothing on the disk that was not there before."""
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from cli_support import TINY, everything
+from cli_support import TINY, assert_one_line, everything
 
 FILE = "/dev/null"  # as an output folder: what even root cannot write into
 
@@ -101,6 +100,16 @@ BAD = [
     # commands and options
     ("evla", "no command 'evla'; did you mean 'eval'"),
     ("evla RUN", "no command 'evla'; did you mean 'eval'"),
+    ("help", "no command 'help'; did you mean `metarun --help`"),
+    ("test RUN", "no command 'test'; did you mean `metarun eval RUN`"),
+    ("way=3 check", "the command comes first: metarun check"),
+    ("--json evla", "no command 'evla'; did you mean 'eval'"),
+    ("--json=1", "--json takes no value"),
+    ("-m=1", "-m takes no value"),
+    ("check -m way=2,3", "no option '-m'"),
+    ("eval --chekpoint last", "no option '--chekpoint'; did you mean '--checkpoint'"),
+    ("show nothing", "no run folder nothing"),
+    ("show way=3 nothing", "show takes KEY=VALUE …, not 'nothing'"),
     ("--jsn", "no option '--jsn'; did you mean '--json'"),
     ("--jsn=1", "no option '--jsn=1'; did you mean '--json'"),
     ("-x", "no option '-x'"),
@@ -149,13 +158,6 @@ def tiny_for(words: list[str]) -> list[str]:
         return []
     skip = {"net.hidden"} if "net" in given else set()
     return [word for word in TINY if word.split("=")[0] not in given | skip]
-
-
-def assert_one_line(result, status: int, pattern: str) -> None:
-    assert len(result.err) == 1, result.err
-    assert result.err[0].startswith("metarun: ")
-    assert re.search(pattern, result.err[0]), result.err[0]
-    assert (result.status, result.out) == (status, [])
 
 
 @pytest.mark.parametrize(("line", "pattern"), BAD, ids=[line for line, _ in BAD])

@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from cli_support import TINY, everything
 from PIL import Image
 
+from metarun.cli.commands import COMMANDS, module_of
 from metarun.config import options
 from metarun.storage.run_folder import alternatives, new_folder
 
@@ -141,7 +144,49 @@ def test_version_and_help(metarun):
     for group, names in options.groups().items():
         assert re.search(rf"\b{group} +{' '.join(names)}\n", page)
     assert '"$(metarun -sc install=bash)"' in page
-    assert metarun("eval --help").out == metarun("--help").out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_of_its_own(metarun, command):
+    for words in (f"{command} --help", f"--json {command} -h"):
+        result = metarun(words)
+        assert result.status == 0
+        assert result.out[0].startswith(f"usage: metarun {command} ")
+        assert any("--json" in line for line in result.out)
+        for name in import_module(module_of(command)).parser().names():
+            assert name == "--version" or any(name in line for line in result.out)
+
+
+def test_options_and_words_stand_in_any_order(metarun, run_folder):
+    lines = [f"eval {run_folder} shot=2 --checkpoint last --json", f"--json eval --checkpoint=last {run_folder} shot=2"]
+    first, second = (metarun(line) for line in lines)
+    assert (first.status, second.status) == (0, 0)
+    assert first.json["test"] == second.json["test"]
+    assert first.json["shot"] == 2
+
+
+def test_show_of_a_run_draws_what_its_learner_answers(metarun, run_folder):
+    before = everything(run_folder)
+    result = metarun(f"show {run_folder} shot=2 --index 3 --json")
+    assert result.json == {"picture": str(run_folder / "show" / "val-3.png"), "answered": True}
+    plain = metarun(f"show {run_folder} --what classes --json")
+    assert plain.json == {"picture": str(run_folder / "show" / "val-classes-0.png"), "answered": False}
+    after = everything(run_folder)
+    assert {path: after[path] for path in before} == before
+    shutil.rmtree(run_folder / "checkpoints")
+    assert metarun(f"show {run_folder} --split test --json").json["answered"] is False
+
+
+def test_every_page_of_help_needs_no_torch():
+    code = """
+import sys
+from metarun.cli.main import main
+for words in [*([command, "--help"] for command in %s), ["evla"], ["eval"], ["show", "--index", "x"]]:
+    main(words)
+sys.exit(' '.join({'torch', 'matplotlib', 'pydantic'} & set(sys.modules)) or 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code % repr(COMMANDS)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["list"], ["--version"], ["-sc", "query=bash"], ["--cfg", "job"], ["wayy=5"]])
@@ -157,11 +202,31 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
         ("metarun algo=matc", "algo=matching"),
         ("metarun -m data=omniglot_o", "data=omniglot_oneshot"),
         ("metarun trainer.iter", "trainer.iterations="),
+        ("metarun ev", "eval"),
+        ("metarun --json ev", "eval"),
+        ("metarun algo=maml ev", ""),
+        ("metarun --cf", "--cfg"),
+        ("metarun --cfg a", "all"),
+        ("metarun check da", "data. data="),
+        ("metarun check algo=matc", "algo=matching"),
+        ("metarun check --h", "--help"),
+        ("metarun show --split v", "val"),
+        ("metarun show --out ", ""),
+        ("metarun eval data", ""),
+        ("metarun eval outputs/run --checkpoint=last data=omniglot_o", "data=omniglot_oneshot"),
+        ("metarun resume outputs/run ", ""),
+        ("metarun list al", "algo"),
+        ("metarun check algo=nothing wa", ""),
+        ("metarun check way=[ wa", ""),
+        ("metarun show --wat wa", "way="),
     ],
 )
 def test_completion_query(metarun, monkeypatch, line, expected):
     monkeypatch.setenv("COMP_LINE", line)
-    assert expected in metarun("-sc query=bash").out
+    result = metarun("-sc query=bash")
+    assert result.out == ([expected] if expected else [])
+    assert (result.err, result.status) == ([], 0)
+    assert metarun("-sc query=fish").out == expected.split()
 
 
 def test_a_reader_that_has_enough_is_not_an_error():
@@ -183,8 +248,11 @@ def test_completion_in_a_real_bash(tmp_path):
         COMP_LINE="metarun algo=matc"; COMP_WORDS=(metarun algo=matc); COMP_CWORD=1; COMP_POINT=17
         hydra_bash_completion
         echo "${COMPREPLY[@]}"
+        COMP_LINE="metarun check trainer.iter"; COMP_WORDS=(metarun check trainer.iter); COMP_CWORD=2; COMP_POINT=26
+        hydra_bash_completion
+        echo "${COMPREPLY[@]}"
     """
     environment = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     found = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
     assert found[0].endswith("-F hydra_bash_completion metarun")
-    assert found[1:] == ["algo=matching"]
+    assert found[1:] == ["algo=matching", "trainer.iterations="]

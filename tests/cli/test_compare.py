@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from metarun.comparison import command
+from metarun.cli import compare
 from metarun.errors import UserError
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "bench_compare.py"))
@@ -33,8 +33,12 @@ def sweep(tmp_path, monkeypatch):
     return Path("sweep")
 
 
+def run(words):
+    return compare.run(compare.parser().read([str(word) for word in words]))
+
+
 def call(capsys, *words):
-    result = command.command([str(word) for word in words])
+    result = run(words)
     json.dumps(result, allow_nan=False)
     out, err = capsys.readouterr()
     return result, out, err
@@ -122,7 +126,7 @@ def test_damaged_and_unfinished_runs_are_named_once_each(sweep, capsys):
         (["sweep", "--split", "tset"], "did you mean 'test'"),
         (["sweep", "--sort", "inr_lr"], "did you mean 'inner_lr'"),
         (["sweep", "--group-by", "algo,shto"], "did you mean 'shot'"),
-        (["sweep", "--paired", "sweep/maml-1-0"], "--paired takes two runs"),
+        (["sweep", "--paired", "sweep/maml-1-0"], "--paired takes two values"),
         (["sweep", "--csv", "--latex"], "choose one"),
         (["-x", "sweep"], "no option '-x'"),
         (["sweep", "--out", "sweep/maml-1-0/config.yaml"], "choose another folder with --out"),
@@ -131,7 +135,7 @@ def test_damaged_and_unfinished_runs_are_named_once_each(sweep, capsys):
 )
 def test_mistakes_are_one_line_that_helps(sweep, words, message):
     with pytest.raises(UserError) as caught:
-        command.command(words)
+        run(words)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -223,7 +227,7 @@ def test_without_a_test_split_development_scores_rank(sweep, capsys):
     assert [group["val_best"] for group in result["groups"]] == [True, False] * 2
     assert "–" in out
     with pytest.raises(UserError, match="no run has a test result"):
-        command.command([str(sweep), "--split", "test"])
+        run([sweep, "--split", "test"])
 
 
 def test_no_files_unless_asked_for(sweep, capsys):
@@ -313,9 +317,3 @@ def test_a_folder_that_cannot_be_opened_is_named(sweep, capsys, monkeypatch):
     result, _, err = call(capsys, sweep)
     assert err == "metarun: damaged run left out: sweep/maml-1-0: cannot be opened (Permission denied)\n"
     assert result["runs"] == 7
-
-
-def test_help(capsys):
-    result, out, _ = call(capsys, "--help")
-    assert result == {}
-    assert all(name in out for name in command.ARGUMENTS if name != "--help")

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,11 +24,10 @@ from cli_support import program
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from metarun.cli import main
-from metarun.comparison import command as compare
+from metarun.cli import commands as known
+from metarun.cli import compare, main
 from metarun.config import compose, options, schema
 from metarun.errors import UserError
-from metarun.predict import command as predict
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -200,7 +200,9 @@ def explained(line: str) -> Iterator[None]:
         pytest.fail(f"{line}\n{error}")
 
 
-COMMANDS = [(page.name, line) for page in PAGES if page.name != "CONTRIBUTING.md" for line in commands(page) if not vague(line)]
+COMMANDS = [
+    (page.name, line) for page in PAGES if page.name not in ("CONTRIBUTING.md", "your-own.md") for line in commands(page) if not vague(line)
+]
 
 
 def stored(page: str, line: str) -> dict:
@@ -219,25 +221,23 @@ def resolved(words: tuple[str, ...]) -> dict:
 @pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
 def test_commands_compose(page, line):
     words = [word for word in shlex.split(line)[1:] if word not in ("--json", "sweep=resume")]  # neither is part of a configuration
+    if {"--help", "--version", "-sc"} & set(words):
+        return
+    command = words[0] if words and words[0] in known.COMMANDS else ""
     with explained(line):
-        command = words[0] if words else ""
+        given = import_module(known.module_of(command)).parser().read(words[bool(command) :])
         if command == "compare":
-            compare.parse(words[1:])
-        elif command == "predict" and "--help" not in words:
-            predict._options(words[1:])
+            compare.parse(given)
         elif command == "eval":
-            compose.override(stored(page, line), main._options(words[2:], {"--checkpoint": ("best", "last")})[0])
+            compose.override(stored(page, line), given.words[1:])
         elif command == "list":
-            assert set(words[1:]) <= options.descriptions().keys()
-        elif command == "resume":
-            assert len(words) <= 2  # the command itself, or with its run
-        elif not {"--help", "--version", "-sc"} & set(words):
-            overrides, given = main._options(
-                words[1:] if command in ("check", "show") else words,
-                main.HYDRA | dict.fromkeys(main.SWEEP) | {"--what": (), "--out": (), "--split": (), "--index": ()},
-            )
-            several = given.keys() & set(main.SWEEP)
-            for member in compose.members(overrides) if several else [overrides]:
+            assert set(given.words) <= options.descriptions().keys()
+        elif command in ("resume", "predict"):
+            assert len(given.words) <= 1  # the command itself, or with its run
+        else:
+            overrides = [word for word in given.words if "=" in word or command != "show"]
+            assert len(given.words) - len(overrides) <= 1  # its run
+            for member in compose.members(overrides) if not command and given.multirun else [overrides]:
                 schema.validate(compose.resolve(compose.compose(member)))
 
 

@@ -1,7 +1,9 @@
 """The wheel: everything is in it, and it works from another folder in a virtual environment that has never seen the checkout."""
 
 import importlib
+import json
 import os
+import re
 import subprocess
 import sys
 import sysconfig
@@ -9,8 +11,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from metarun.config import compose, options, schema
 
@@ -96,6 +100,35 @@ def test_the_installed_package_trains(installed):
     out = installed("python", "-m", "metarun", *words)
     assert "run folder" in out
     assert len(list(installed.away.glob("outputs/*/*/summary.json"))) == 1
+
+
+def test_the_installed_package_runs_a_method_of_the_users_from_start_to_end(installed):
+    """The cosine classifier of docs/your-own.md, in a folder that is neither the package's nor the current one."""
+    page = (CHECKOUT / "docs" / "your-own.md").read_text(encoding="utf-8")
+    for name, text in re.findall(r"^`(mine/\S*cosine\.\w+)`:\n\n```\w+\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        path = installed.away / "elsewhere" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    random = np.random.default_rng(0)
+    for i in range(9):
+        for shot in range(4):
+            path = installed.away / "photos" / f"class{i}" / f"{shot}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (28, 28), dtype=np.uint8)).save(path)
+    words = ("algo=cosine", "data=folder", "data.root=photos", "net=mlp", "way=2", "query=2", "logger=quiet", "trainer.iterations=2",
+             "trainer.meta_batch=2", "trainer.val_episodes=2", "trainer.test_episodes=2")  # fmt: skip
+
+    def metarun(*words):
+        return json.loads(installed("metarun", "--with", "elsewhere/mine", *words, "--json").splitlines()[-1])
+
+    trained = metarun(*words, "hydra.run.dir=mine_run")
+    assert trained["algo"] == "cosine"
+    (installed.away / "mine_run" / "summary.json").unlink()
+    assert metarun("resume", "mine_run")["test"] == metarun("eval", "mine_run")["test"] == trained["test"]
+    assert metarun("predict", "mine_run", "--support", "photos", "--query", "photos")["pictures"] == 36
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    swept = metarun("-m", *words, "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=mine_sweep")
+    assert [summary["algo"] for summary in swept["runs"]] == ["cosine", "cosine"]
 
 
 @pytest.mark.parametrize("choice", OPTIONS)

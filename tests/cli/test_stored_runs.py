@@ -15,7 +15,8 @@ import torch
 import yaml
 
 import metarun as library
-from metarun.run import Run, read_config
+from metarun.config.stored import read_config
+from metarun.run import Run
 
 STORED = Path(__file__).resolve().parents[1] / "stored"
 KINDS = ["maml", "sinusoid"]

@@ -169,3 +169,17 @@ def test_joined_numbers(tmp_path):
     """What ``ranks_worker.py`` finds on each of two processes, in float64."""
     status, out, _ = ended(torchrun(str(Path(__file__).parents[1] / "ranks_worker.py"), cwd=tmp_path, module=False))
     assert (status, sorted(out)) == (0, ["rank 0 agrees", "rank 1 agrees"])
+
+
+def test_every_process_knows_the_users_folder(tmp_path):
+    (tmp_path / "mine" / "conf" / "algo").mkdir(parents=True)
+    (tmp_path / "mine" / "nearby.py").write_text(
+        "from metarun.algorithm import Prototypes, PrototypeLearner\nfrom metarun import inner\n\n\nclass Nearby(PrototypeLearner):\n"
+        "    def begin(self, context):\n        x, y = context.support\n"
+        "        return Prototypes(inner.class_means(self.net(x, x), y, context.classes.shape[0]), x)\n"
+    )
+    (tmp_path / "mine" / "conf" / "algo" / "nearby.yaml").write_text("# Nearby.\n_target_: nearby.Nearby\nname: nearby\n")
+    status, out, err = ended(torchrun("--with", "mine", "algo=nearby", *WORDS, "--json", cwd=tmp_path))
+    assert (status, json.loads(out[-1])["algo"]) == (0, "nearby"), err
+    status, out, err = ended(torchrun("--with", "mien", "algo=nearby", *WORDS, cwd=tmp_path))
+    assert (out, err) == ([], ["metarun: --with mien does not exist; did you mean 'mine'?"])

@@ -8,21 +8,13 @@ from typing import Any
 import pytest
 import torch
 from helpers import CLASSIFIERS, PROBLEMS, Builder, accepts, classification, engine, in_float64, small, suits, with_nets
-from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithm import Algorithm
-from metarun.engine import adapt
+from metarun.contract import checks
+from metarun.contract.measures import answers
 from metarun.run import Run
-from metarun.task import Batch, Context, Task, select
-
-
-@torch.no_grad()
-def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
-    """What the adapted learner predicts for x, as in evaluation: one or more tensors [n, ...]."""
-    algorithm.eval()
-    *_, state = adapt(algorithm, context, algorithm.test_steps)
-    return tree_leaves(algorithm.predict(state, x))
+from metarun.task import Batch, Task, select
 
 
 def one_task(values: dict[str, Any]) -> tuple[Algorithm, Task]:
@@ -71,14 +63,7 @@ def test_query_labels_never_change_an_answer(algo: str, problem: Builder, monkey
 
 @pytest.mark.parametrize("algo", CLASSIFIERS)
 def test_permuting_labels_permutes_answers_if_and_only_if_classes_have_no_order(algo: str) -> None:
-    algorithm, task = one_task(classification(algo))
-    x, y = task.context.support
-    new_label = torch.tensor([2, 0, 1])  # of the classes 0, 1, 2
-    regrouped = torch.argsort(new_label[y], stable=True)
-    relabelled = Context(Batch(x[regrouped], new_label[y][regrouped]), task.context.classes[torch.argsort(new_label)], *task.context[2:])
-    pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, relabelled, task.query.x))
-    change = max(float((after[:, new_label] - before).abs().max()) for before, after in pairs)
-    assert change > 1e-6 if algorithm.label_dependent else change < 1e-9
+    checks.labels(classification(algo))
 
 
 @pytest.mark.parametrize("algo", CLASSIFIERS)
@@ -107,11 +92,5 @@ def test_images_encoded_once_for_all_episodes_get_the_same_scores(algo: str, nor
 
 
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
-def test_the_order_of_the_support_does_not_matter(algo: str, problem: Builder) -> None:
-    algorithm, task = one_task(problem(algo))
-    x, y = task.context.support
-    order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    shuffled = task.context._replace(support=Batch(x[order], y[order]))
-    pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, shuffled, task.query.x))
-    for before, after in pairs:
-        torch.testing.assert_close(after, before, rtol=1e-9, atol=1e-9)
+def test_the_order_of_the_support_does_not_matter_unless_declared(algo: str, problem: Builder) -> None:
+    checks.order(problem(algo))

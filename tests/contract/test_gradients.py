@@ -7,10 +7,10 @@ from typing import get_args
 
 import pytest
 from helpers import (
-    LEARNERS,
     LEARNING_CLASSIFIERS,
     NETS,
     NETS_WITH_NORMS,
+    PROBLEMS,
     Builder,
     engine,
     in_float64,
@@ -20,6 +20,7 @@ from helpers import (
     with_nets,
 )
 
+from metarun.contract import checks
 from metarun.inner import Mode
 from metarun.nets.norm import NormKind
 
@@ -48,10 +49,6 @@ def test_chunks_change_nothing(algo: str, net: str) -> None:
     assert relative_error(meta_gradient(algorithm, tasks, engine("vmap", chunk=2)), whole) < 1e-9
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
 def test_every_kind_of_problem_agrees(algo: str, problem: Builder) -> None:
-    algorithm, tasks = in_float64(problem(algo))
-    loop = meta_gradient(algorithm, tasks, engine("loop"))
-    assert loop.norm() > 0
-    for how in (engine("vmap"), engine("vmap", chunk=2)):
-        assert relative_error(meta_gradient(algorithm, tasks, how), loop) < 1e-9
+    checks.mapping(problem(algo))

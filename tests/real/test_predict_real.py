@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from metarun import experiment
+from metarun.cli import predict
 from metarun.config.compose import compose, resolve
-from metarun.predict.command import command
-from metarun.run import Run, read_config
+from metarun.config.stored import read_config
+from metarun.run import Run
 from metarun.task import select
 
 pytestmark = pytest.mark.real
@@ -76,7 +77,8 @@ def test_folders_of_png_files_are_answered_like_the_episode_they_come_from(train
                 path = base / part / f"{label}-{data.names[c].replace('/', '-')}" / f"{i}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(files[data.names[c]][row - data.starts[c]])
-        result = command([str(folder), f"--support={base}/support", f"--query={base}/query", f"--out={base}/out"])
+        words = [str(folder), f"--support={base}/support", f"--query={base}/query", f"--out={base}/out"]
+        result = predict.run(predict.parser().read(words))
         with open(base / "out" / "predictions.csv", newline="") as handle:
             answers = list(csv.DictReader(handle))
         assert [int(answer["class"].partition("-")[0]) for answer in answers] == wanted.tolist()

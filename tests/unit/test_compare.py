@@ -61,7 +61,7 @@ def test_nothing_heavy_is_imported(tmp_path):
     make_run(tmp_path / "a")
     make_run(tmp_path / "b", seed=1)
     code = (
-        "import sys; from metarun.comparison.command import command; command(sys.argv[1:]); "
+        "import sys; from metarun.cli import compare; compare.run(compare.parser().read(sys.argv[1:])); "
         "sys.exit(' '.join({'torch', 'pydantic', 'omegaconf', 'matplotlib'} & set(sys.modules)) or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)

@@ -14,9 +14,9 @@ from PIL import Image
 
 from metarun import experiment
 from metarun.config import inputs
+from metarun.config.stored import read_config
 from metarun.data.base import ImageDataset
 from metarun.errors import UserError
-from metarun.run import read_config
 from metarun.trainer import Interrupted
 
 

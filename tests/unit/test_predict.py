@@ -14,9 +14,10 @@ from PIL import Image
 
 import metarun
 from metarun import experiment
+from metarun.config.stored import read_config
 from metarun.errors import RunError, UserError
 from metarun.predict import trained as module
-from metarun.run import Run, read_config
+from metarun.run import Run
 from metarun.task import select
 
 GLYPHS = ["data=glyphs", "data.train_classes=8", "data.val_classes=8", "data.test_classes=8", "data.size=16", "trainer.iterations=1"]

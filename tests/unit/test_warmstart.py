@@ -13,11 +13,12 @@ import torch
 from helpers import LEARNERS, SIDE, Builder, classification, metrics_of, regression, same
 
 from metarun.algos.gradient.mamlpp import MAMLPP
+from metarun.config.stored import read_config
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
 from metarun.optim import MetaOptimizer
 from metarun.predict import trained
-from metarun.run import Run, read_config
+from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 

@@ -11,18 +11,34 @@ from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metarun.config.options import conf_dir, groups
 from metarun.config.stored import reference_in
 from metarun.errors import RunError, UserError, nearest
+from metarun.extensions.sources import sources
+from metarun.extensions.targets import place
 
 EXTRAS = {"joblib": "joblib", "submitit": "slurm", "ray": "ray", "optuna": "optuna"}  # of Hydra's plugins, what to install
+
+
+class Sources(SearchPathPlugin):
+    """The user's own options, after metarun's, wherever Hydra composes: here, for a sweep, for an answer of its own."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        for source in sources():
+            search_path.append(source.name, f"file://{source.conf}")
+
+
+Plugins.instance().register(Sources)
 
 
 def compose(words: list[str]) -> DictConfig:
@@ -201,7 +217,7 @@ def explain(error: Exception, words: list[str]) -> Exception:
         return UserError(f"cannot read '{error.override}': write KEY=VALUE, and quote values with special characters, as in 'name=\"a,b\"'")
     if isinstance(error, MissingConfigException):
         group, _, option = str(error.missing_cfg_file).rpartition("/")
-        options = groups().get(group, error.options)
+        options = sorted({*groups().get(group, []), *(error.options or [])}) if group in groups() else error.options
         if extra := next((extra for plugin, extra in EXTRAS.items() if group.startswith("hydra/") and option.startswith(plugin)), None):
             return UserError(f"{group}={option} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
         if options is None:
@@ -259,7 +275,7 @@ def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
         return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2  # type: ignore[attr-defined]
     if isinstance(error, MemoryError) or "allocate" in text:  # numpy's, torch's on a CPU, on a GPU
         return f"out of memory ({text[:100] or type(error).__name__}); make episodes, net or data smaller, or engine.chunk=1", 1
-    return f"failed: {type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1
+    return f"failed: {place(error)}{type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1
 
 
 def _read_only(error: Exception) -> bool:

@@ -1,10 +1,13 @@
-"""What there is to choose from: the configuration folder, its groups, their options and the help page.
+"""What there is to choose from: the configuration folder, the user's own, their groups and options, and the help page.
 Imports next to nothing, so that ``--help`` and ``list`` answer at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from string import Template
+
+from metarun.errors import UserError, nearest
+from metarun.extensions.sources import sources
 
 
 def conf_dir() -> Path:
@@ -14,17 +17,36 @@ def conf_dir() -> Path:
     return installed if installed.is_dir() else package.parents[1] / "conf"
 
 
+def files() -> dict[str, dict[str, Path]]:
+    """By group and option, the option's YAML; metarun's own and those of every source.
+
+    Raises:
+        UserError: a source has a group that is none, or an option that is there already.
+    """
+    seen: dict[str, str] = {}
+    found: dict[str, dict[str, Path]] = {}
+    for owner, folder in [("metarun", conf_dir()), *((source.name, source.conf) for source in sources())]:
+        for path in sorted(folder.rglob("*.yaml")):
+            group, _, option = path.relative_to(folder).with_suffix("").as_posix().rpartition("/")
+            name = f"{group}={option}" if group else option
+            if name in seen:
+                raise UserError(f"{path}: {seen[name]} has {name} already; give the file another name")
+            seen[name] = owner
+            if owner != "metarun" and group.partition("/")[0] not in (*found, "hydra"):
+                raise UserError(f"{path} is in no group of options{nearest(group, found)} (groups: {', '.join(found)})")
+            if group and "/" not in group:
+                found.setdefault(group, {})[option] = path
+    return {group: dict(sorted(options.items())) for group, options in sorted(found.items())}
+
+
 def groups() -> dict[str, list[str]]:
     """Options of every config group, by group."""
-    folders = sorted(path for path in conf_dir().iterdir() if path.is_dir() and path.name != "hydra")
-    return {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return {group: list(options) for group, options in files().items()}
 
 
 def descriptions() -> dict[str, dict[str, str]]:
     """By group and option, the comment that opens the option's YAML."""
-    return {
-        group: {option: _first_comment(conf_dir() / group / f"{option}.yaml") for option in options} for group, options in groups().items()
-    }
+    return {group: {option: _first_comment(path) for option, path in options.items()} for group, options in files().items()}
 
 
 def _first_comment(path: Path) -> str:

@@ -15,9 +15,10 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
 from metarun.errors import UserError, nearest
+from metarun.extensions import targets
 from metarun.problem import EpisodeSpec
 
-# What a section may configure: classes below a package, and of which kind. A run folder from somebody else is data, not code.
+# What a section may configure: classes below a package, and of which kind; or of the user's own folders (``extensions``).
 TARGETS = {
     "algo": ("metarun.algos.", "metarun.algorithm.Algorithm"),
     "data": ("metarun.data.", "metarun.data.base.Dataset"),
@@ -66,7 +67,8 @@ class Section(NamedTuple):
 
     def build(self, *arguments: Any, **changes: Any) -> Any:
         """The object: ``target(*arguments, **values)``, with ``changes`` to the values."""
-        return self.target(*arguments, **self.values | changes)
+        with targets.told(f"{self.target.__name__} cannot be built", self.target):
+            return self.target(*arguments, **self.values | changes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +144,8 @@ def target_of(config: dict[str, Any], section: str) -> Any:
     if section in FIXED:
         return _locate(FIXED[section])
     path, (package, base) = str(config[section].get("_target_")), TARGETS[section]
+    if not path.startswith("metarun."):
+        return targets.load(f"{section}._target_", path, _locate(base), package)
     if not path.startswith(package):
         raise UserError(f"{section}._target_={path} is refused: only classes below {package}* are run from a configuration")
     try:
@@ -174,9 +178,12 @@ def schema(target: Any) -> type[BaseModel]:
     for owner in target.__mro__:
         if "__init__" not in vars(owner):
             continue
-        hints = get_type_hints(owner.__init__, include_extras=True)
         parameters = inspect.signature(owner.__init__).parameters.values()
         keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        with targets.told(f"the types of {owner.__name__}'s parameters cannot be read", owner):
+            hints = get_type_hints(owner.__init__, include_extras=True)
+        if untyped := [p.name for p in keys if p.name not in hints]:
+            raise UserError(f"{owner.__name__}.__init__: give the parameter {untyped[0]} a type, by which its values are checked")
         fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keys} | fields
         if not any(p.kind is p.VAR_KEYWORD for p in parameters):
             break

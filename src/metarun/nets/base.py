@@ -60,6 +60,16 @@ class Net(nn.Module, ABC):
     norm: NormKind
     modulated: str
 
+    def __getattr__(self, name: str) -> Any:
+        """What torch looks up; a net that lacks an answer above is told which.
+
+        Raises:
+            ValueError: the constructor has not set it.
+        """
+        if name in Net.__annotations__:
+            raise ValueError(f"the net {type(self).__name__} does not say its {name}: set self.{name} in its constructor")
+        return super().__getattr__(name)
+
     @abstractmethod
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         """Features [n, features] of x [n, *input_shape]; ``n_support`` is handed on to every ``Norm``."""

@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
+from metarun.config.stored import read_config
 from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Pictures, UnreadableError
 from metarun.engine import adapt
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, best_guess
-from metarun.run import build_algorithm, pick_device, read_config
+from metarun.run import build_algorithm, pick_device
 from metarun.storage.checkpoint import load as load_checkpoint
 from metarun.storage.files import replace_file
 from metarun.task import Batch, Context

@@ -1,25 +1,23 @@
 """``metarun predict``: classify a folder of pictures after adapting a trained run to class folders of other pictures.
-Tables, picture sheet and export of one call; what happens in between is model.py's."""
+Tables, picture sheet and export of one call; what happens in between is trained.py's."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import io
 import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal
 
 import numpy as np
 
 from metarun.data.leakage import digest
 from metarun.data.picture import Found, Pictures, UnreadableError, reasons, search, suffixes, tell
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import load
 from metarun.storage.files import replace_file
@@ -39,13 +37,27 @@ class Picture:
     image: np.ndarray  # [channels, height, width] uint8, as the net will see it
 
 
-def command(words: Sequence[str]) -> dict[str, Any]:
-    """``metarun predict RUN --support DIR --query DIR …``: adapt, classify, write, and tell on stdout; returns the result for ``--json``.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to predict, and what to write; ``metarun predict --help`` says what each means."""
+
+    run: str
+    support: str
+    query: str
+    steps: int | None = None
+    checkpoint: Literal["best", "last"] = "best"
+    out: str | None = None
+    format: Literal["csv", "json"] | None = None
+    sheet: str | None = None
+    export: str | None = None
+
+
+def predict(options: Options) -> dict[str, Any]:
+    """Adapt, classify, write, and tell on stdout; returns the result for ``--json``.
 
     Raises:
-        UserError, RunError: whatever is wrong with options, folders or pictures; see also ``model.load`` and ``Model.adapt``.
+        UserError, RunError: whatever is wrong with folders or pictures; see also ``trained.load`` and ``Model.adapt``.
     """
-    options = _options(words)
     table, sheet = _targets(options)
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
@@ -130,35 +142,7 @@ def command(words: Sequence[str]) -> dict[str, Any]:
     }
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"predict: {message} (see metarun predict --help)")
-
-
-def _options(words: Sequence[str]) -> argparse.Namespace:
-    parser = _Parser(
-        prog="metarun predict",
-        description="Adapt a trained run to your own pictures and classify others.",
-        allow_abbrev=False,
-        argument_default=None,
-    )
-    parser.add_argument("run", metavar="RUN", help="the run's folder, such as outputs/DATE/TIME_NAME")
-    parser.add_argument("--support", metavar="DIR", required=True, help=f"{SUPPORT}, any number of pictures in each")
-    parser.add_argument("--query", metavar="DIR", required=True, help="pictures to classify; in folders named like the classes: accuracy")
-    parser.add_argument("--steps", metavar="K", type=int, help="inner steps of adaptation (default: as in the run's test)")
-    parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="best on development tasks (default), or last")
-    parser.add_argument("--out", metavar="DIR|FILE", help="folder for table and sheet, or a .csv or .json file (default: RUN/predict/<n>)")
-    parser.add_argument("--format", choices=("csv", "json"), help="of the table (default: csv, or as FILE ends)")
-    parser.add_argument("--sheet", metavar="FILE.png", help="where to draw the pictures with their answers (default: in the folder)")
-    parser.add_argument("--export", metavar="FILE.pt2", help="write the adapted classifier as a torch.export program")
-    options, unknown = parser.parse_known_args(words)
-    if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
-        raise UserError(f"predict takes no '{unknown[0]}'{nearest(unknown[0], known)} (see metarun predict --help)")
-    return options
-
-
-def _targets(options: argparse.Namespace) -> tuple[Path, Path | None]:
+def _targets(options: Options) -> tuple[Path, Path | None]:
     """Where the table and the sheet go; no sheet beside a table that was asked for as a file."""
     sheet = Path(options.sheet) if options.sheet else None
     if sheet and sheet.suffix != ".png":

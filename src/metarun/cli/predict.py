@@ -1,0 +1,50 @@
+"""``metarun predict RUN --support DIR --query DIR``: the options of a prediction, which ``predict.prediction`` makes."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from metarun.cli.parser import Parser, run_folder
+from metarun.errors import UserError
+
+WORDS = "run"
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = Parser("predict", "RUN --support DIR --query DIR", "Adapt a trained run to your own pictures and classify others.")
+    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each")
+    parser.option("--query", metavar="DIR", required=True, help="pictures to classify; in folders named like the classes: accuracy")
+    parser.option("--steps", metavar="K", help="inner steps of adaptation (default: as in the run's test)")
+    parser.option("--checkpoint", choices=("best", "last"), default="best", help="best on development tasks (default), or last")
+    parser.option("--out", metavar="DIR|FILE", help="folder for table and sheet, or a .csv or .json file (default: RUN/predict/<n>)")
+    parser.option("--format", choices=("csv", "json"), help="of the table (default: csv, or as FILE ends)")
+    parser.option("--sheet", metavar="FILE.png", help="where to draw the pictures with their answers (default: in the folder)")
+    parser.option("--export", metavar="FILE.pt2", help="write the adapted classifier as a torch.export program")
+    return parser
+
+
+def run(options: Namespace) -> dict[str, Any]:
+    """Predict; prints a summary and returns it."""
+    folder = run_folder(options.words, "predict")
+    if rest := options.words[1:]:
+        raise UserError(f"predict takes no '{rest[0]}' (`metarun predict --help` says what it takes)")
+    steps = options.steps
+    if steps is not None and not steps.removeprefix("-").isdecimal():
+        raise UserError(f"--steps {steps} is not possible: it is a number of inner steps, 0, 1, 2, …")
+    from metarun.predict.prediction import Options, predict
+
+    return predict(
+        Options(
+            run=folder,
+            support=options.support,
+            query=options.query,
+            steps=None if steps is None else int(steps),
+            checkpoint=options.checkpoint,
+            out=options.out,
+            format=options.format,
+            sheet=options.sheet,
+            export=options.export,
+        )
+    )

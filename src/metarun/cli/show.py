@@ -1,0 +1,66 @@
+"""``metarun show``: a picture of an episode, of the classes of a split, or of what augmentation does; of a RUN, with its answers."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+from metarun.cli.parser import Parser, overrides
+from metarun.errors import UserError
+
+WORDS = "run or overrides"
+DRAWINGS = {"episode": "", "classes": "classes-", "augmentation": "augmentation-"}  # and how their files' names begin
+SPLITS = ("train", "val", "test")
+
+
+def parser() -> Parser:
+    """Its options."""
+    parser = Parser(
+        "show",
+        "[RUN] [KEY=VALUE ...]",
+        "Draw what a learner gets: support and query of an episode. With a RUN's folder first, an episode of that run's\n"
+        "configuration, and, where it has a checkpoint, what its learner answers after adapting.",
+    )
+    parser.option("--what", choices=tuple(DRAWINGS), default="episode", help="what to draw (default: episode)")
+    parser.option("--split", choices=SPLITS, help="of which split (default: the first there is; of a RUN, val)")
+    parser.option("--index", metavar="N", default="0", help="number of the episode, or of the sheet of classes (default: 0)")
+    parser.option("--checkpoint", choices=("best", "last"), default="best", help="of a RUN: best on development tasks (default), or last")
+    parser.option("--out", metavar="FILE.png", help="where to (default: below outputs/show, or RUN/show)")
+    return parser
+
+
+def run(options: Namespace) -> dict[str, Any]:
+    """Draw; prints the picture's path."""
+    index = options.index
+    if not index.isdecimal() or int(index) >= 2**63:
+        raise UserError(f"--index {index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
+    folder, values = _configuration(options.words)
+    from metarun import run
+    from metarun.drawing import figures
+    from metarun.storage import checkpoint
+    from metarun.tracking.console import start_logging
+
+    start_logging()
+    stored = folder / "checkpoints" / f"{options.checkpoint}.pt" if folder else None
+    trained = checkpoint.load(stored) if stored and stored.is_file() else None
+    built = run.Run(values, trained)
+    order = ("val", "test", "train") if folder else SPLITS
+    split = options.split or next(name for name in order if name in built.data.splits)
+    name = f"{split}-{DRAWINGS[options.what]}{index}.png"
+    path = Path(options.out or (folder / "show" / name if folder else f"outputs/show/{values['name']}-{name}"))
+    answered = {"answered": True} if trained and options.what == "episode" else {}
+    figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
+    print(path)
+    return {"picture": str(path), "answered": bool(answered)}
+
+
+def _configuration(words: list[str]) -> tuple[Path | None, dict[str, Any]]:
+    """The RUN's folder, if the first word is one, and what is to be drawn."""
+    from metarun.config import compose
+
+    if words and "=" not in words[0] and not words[0].startswith("~"):
+        from metarun.config.stored import read_config
+
+        return Path(words[0]), compose.override(read_config(Path(words[0])), words[1:])
+    return None, compose.resolve(compose.compose(overrides(words, "show")))

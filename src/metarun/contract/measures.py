@@ -1,0 +1,89 @@
+"""What the checks measure of a method: its meta-gradient, its answers, slopes by finite differences; in float64, on few tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from metarun.algorithm import Algorithm
+from metarun.engine import Engine, adapt
+from metarun.run import Run
+from metarun.task import Context, Task, count, select
+
+
+def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu", kernels: Any = "auto") -> Engine:
+    """An engine in fp32, whose precision is that of the weights; all tasks in one chunk by default."""
+    return Engine(torch.device(device), "fp32", map=map, chunk=chunk, record=record, kernels=kernels)
+
+
+def double(tasks: Any) -> Any:
+    """The same tasks (or any tree) with every float in float64."""
+    return tree_map(lambda leaf: leaf.double() if leaf.is_floating_point() else leaf, tasks)
+
+
+def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]:
+    """The algorithm of a config and its first training tasks, all in float64."""
+    run = Run(values)
+    return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
+
+
+def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
+    """The meta-gradient as one vector; parameters without a gradient count as zeros."""
+    algorithm.zero_grad(set_to_none=True)
+    how.meta_gradient(algorithm, tasks, 0.0)
+    return torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in algorithm.parameters()])
+
+
+def outcome(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
+    """The meta-gradient, or, where there is nothing to learn, the losses after every inner step, [tasks * (test_steps + 1)]."""
+    if algorithm.learns:
+        return meta_gradient(algorithm, tasks, how)
+    algorithm.eval()
+    return how.evaluate(algorithm, tasks, True)["loss"].flatten()
+
+
+def relative_error(a: Tensor, b: Tensor) -> float:
+    """‖a − b‖ / ‖b‖."""
+    return float((a - b).norm() / b.norm())
+
+
+@torch.no_grad()
+def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
+    """What the adapted learner predicts for x, as in evaluation: one or more tensors [n, ...]."""
+    algorithm.eval()
+    *_, state = adapt(algorithm, context, algorithm.test_steps)
+    return tree_leaves(algorithm.predict(state, x))
+
+
+def mean_objective(algorithm: Algorithm, tasks: Task) -> float:
+    """The mean meta-training loss over tasks, one by one."""
+    total = 0.0
+    for i in range(count(tasks)):
+        task = select(tasks, i)
+        loss, _ = algorithm.objective(list(adapt(algorithm, task.context, algorithm.inner_steps)), task, 0.0)
+        total += float(loss.detach())
+    return total / count(tasks)
+
+
+def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7) -> tuple[float, float]:
+    """How steep the mean objective is along a random direction of length 1: by the meta-gradient, and by finite differences.
+
+    Frozen weights stay. ``step`` is small, as a large one crosses kinks of ReLU and max-pool.
+    """
+    gradient = meta_gradient(algorithm, tasks, engine())
+    parameters = list(algorithm.parameters())
+    draw = torch.Generator().manual_seed(seed)
+    direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * p.requires_grad for p in parameters]
+    length = torch.cat([along.flatten() for along in direction]).norm()
+    direction = [along / length for along in direction]
+    values = []
+    for stride in (step, -2 * step):  # there, and from there back to the other side
+        for parameter, along in zip(parameters, direction):
+            parameter.data.add_(along, alpha=stride)
+        values.append(mean_objective(algorithm, tasks))
+    for parameter, along in zip(parameters, direction):
+        parameter.data.add_(along, alpha=step)
+    return float(gradient @ torch.cat([along.flatten() for along in direction])), (values[0] - values[1]) / (2 * step)

@@ -1,0 +1,91 @@
+"""An ordinary nn.Module as a net: the numbers stay those of torch's layers, and second derivatives become right."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import small
+from torch import Tensor, nn
+
+from metarun.contract import checks
+from metarun.extensions.sources import given
+from metarun.nets.module import LayerNorm, Module
+from metarun.nets.norm import Norm
+
+TEXT = """
+import torch
+from torch import nn
+
+
+class OfOneNorm(nn.Module):
+    def __init__(self, norm: str, arguments: list, channels: int = 1) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(channels, 8, 3, stride=2), getattr(nn, norm)(*arguments)
+        for parameter in self.norm.parameters():
+            nn.init.normal_(parameter, 1)
+
+    def forward(self, x):
+        return torch.tanh(self.norm(self.conv(x))).flatten(1)
+"""
+# By the name of a norm of torch: its arguments, and what the net then says of itself.
+NORMS: dict[str, tuple[list[Any], str]] = {
+    "BatchNorm2d": ([8], "batch"),
+    "GroupNorm": ([4, 8], "group"),
+    "InstanceNorm2d": ([8, 1e-5, 0.1, True], "instance"),
+    "LayerNorm": ([[8, 7, 7]], "none"),
+}
+
+
+@pytest.fixture(autouse=True)
+def mine(tmp_path: Path) -> Iterator[None]:
+    """A folder with a net that has one norm; every test's package has a name of its own, as Python imports one once."""
+    (tmp_path / f"{tmp_path.name}_nets.py").write_text(TEXT, encoding="utf-8")
+    with given([tmp_path]):
+        yield
+
+
+def built(tmp_path: Path, kind: str, shape: tuple[int, ...], **settings: Any) -> Module:
+    arguments = {"norm": kind, "arguments": NORMS[kind][0], "channels": shape[0]}
+    return Module(shape, module=f"{tmp_path.name}_nets.OfOneNorm", arguments=arguments, features="auto", **{"norm": "batch", **settings})
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_the_answers_are_those_of_torchs_layers(tmp_path: Path, norm: str) -> None:
+    torch.manual_seed(0)
+    net = built(tmp_path, norm, (1, 16, 16))
+    torch.manual_seed(0)
+    native = type(net.module)(norm, NORMS[norm][0])
+    x = torch.randn(5, 1, 16, 16)
+    torch.testing.assert_close(net(x), native(x), rtol=1e-5, atol=1e-5)
+    assert (net.features, net.map_shape, net.norm) == (8 * 7 * 7, (8 * 7 * 7, 1, 1), NORMS[norm][1])
+    assert [type(layer) for layer in net.modules() if isinstance(layer, (Norm, LayerNorm))] == [LayerNorm if norm == "LayerNorm" else Norm]
+    assert net.transductive == (norm == "BatchNorm2d")
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_second_derivatives_are_right_where_weights_adapt_per_task(tmp_path: Path, norm: str) -> None:
+    arguments = {"norm": norm, "arguments": NORMS[norm][0], "channels": 2}
+    values = small("algo=maml", "net=module")
+    values["net"] |= {"module": f"{tmp_path.name}_nets.OfOneNorm", "arguments": arguments}
+    checks.mapping(values)
+    checks.gradient(values)
+
+
+def test_running_statistics_are_a_choice_for_batch_norm_alone(tmp_path: Path) -> None:
+    assert built(tmp_path, "BatchNorm2d", (1, 16, 16), norm="running").norm == "running"
+    assert built(tmp_path, "GroupNorm", (1, 16, 16), norm="running").norm == "group"
+
+
+def test_building_leaves_torchs_random_numbers_to_the_net(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    built(tmp_path, "GroupNorm", (1, 16, 16))
+    after = torch.rand(3)
+    torch.manual_seed(0)
+    conv: nn.Module = nn.Conv2d(1, 8, 3, stride=2)
+    weights: list[Tensor] = [nn.init.normal_(parameter, 1) for parameter in nn.GroupNorm(4, 8).parameters()]
+    assert torch.equal(torch.rand(3), after)
+    assert (sum(p.numel() for p in conv.parameters()), len(weights)) == (80, 2)
