@@ -221,6 +221,8 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
         ("metarun check algo=nothing wa", ""),
         ("metarun check way=[ wa", ""),
         ("metarun show --wat wa", "way="),
+        ("metarun show wa", "way="),
+        ("metarun show outputs/run wa", "way="),
     ],
 )
 def test_completion_query(metarun, monkeypatch, line, expected):
