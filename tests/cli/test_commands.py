@@ -171,6 +171,8 @@ def test_show_of_a_run_draws_what_its_learner_answers(metarun, run_folder):
     assert result.json == {"picture": str(run_folder / "show" / "val-3.png"), "answered": True}
     plain = metarun(f"show {run_folder} --what classes --json")
     assert plain.json == {"picture": str(run_folder / "show" / "val-classes-0.png"), "answered": False}
+    augmented = metarun(f"show {run_folder} --what augmentation augment=characters --json")
+    assert augmented.json == {"picture": str(run_folder / "show" / "train-augmentation-0.png"), "answered": False}
     after = everything(run_folder)
     assert {path: after[path] for path in before} == before
     shutil.rmtree(run_folder / "checkpoints")
@@ -219,6 +221,8 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
         ("metarun check algo=nothing wa", ""),
         ("metarun check way=[ wa", ""),
         ("metarun show --wat wa", "way="),
+        ("metarun show wa", "way="),
+        ("metarun show outputs/run wa", "way="),
     ],
 )
 def test_completion_query(metarun, monkeypatch, line, expected):

@@ -59,7 +59,7 @@ def offers(words: list[str], last: str, shell: str) -> list[str]:
     else:
         plain = parser.known(words).words[bool(command) :]
         found = [] if rest else [*COMMANDS]
-        if "overrides" in module.WORDS and (plain or "run" not in module.WORDS):
+        if "overrides" in module.WORDS and (plain or module.WORDS != "run overrides"):  # a RUN comes first
             found += _hydras([word for word in plain if "=" in word], last, shell)
     return [word for word in found if word.startswith(last)]
 

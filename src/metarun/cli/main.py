@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import traceback
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from importlib import import_module
 from types import FrameType
 from typing import Any, NoReturn
@@ -64,12 +64,11 @@ def _complain(line: str, status: int) -> int:
 
 def _follow(words: list[str]) -> int:
     """On the other ranks of torchrun: what rank 0 calls for, under the same folders; what is wrong with the words, rank 0 says."""
-    try:
-        options = common(words)
-        with given(options.folders, options.config_dir):
-            return torchrun.follow()
-    except UserError:
-        return 2
+    with ExitStack() as within:
+        with suppress(UserError):
+            options = common(words)
+            within.enter_context(given(options.folders, options.config_dir))
+        return torchrun.follow()
 
 
 def _run(words: list[str], within: ExitStack) -> bool:

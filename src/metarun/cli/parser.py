@@ -1,5 +1,5 @@
 """The one parser of all commands: argparse, with words that stand anywhere between options, and errors of one line with the nearest name.
-Every command has a module of this folder with ``parser()``, its options and its help, and ``run(options)``, its work."""
+Every command is a module of this folder: ``parser()``, its options and help; ``run(options)``, its work; ``WORDS``, what completes."""
 
 from __future__ import annotations
 

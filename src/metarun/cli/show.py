@@ -45,7 +45,7 @@ def run(options: Namespace) -> dict[str, Any]:
     stored = folder / "checkpoints" / f"{options.checkpoint}.pt" if folder else None
     trained = checkpoint.load(stored) if stored and stored.is_file() else None
     built = run.Run(values, trained)
-    order = ("val", "test", "train") if folder else SPLITS
+    order = SPLITS[1:] + SPLITS[:1] if folder and options.what != "augmentation" else SPLITS
     split = options.split or next(name for name in order if name in built.data.splits)
     name = f"{split}-{DRAWINGS[options.what]}{index}.png"
     path = Path(options.out or (folder / "show" / name if folder else f"outputs/show/{values['name']}-{name}"))
