@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
@@ -26,6 +25,7 @@ from metarun.nets.encoded import Encoded
 from metarun.runtime import memory
 from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
+from metarun.runtime.private import tree_map
 from metarun.runtime.threads import replica
 from metarun.task import Context, Task, count, select
 from metarun.verification import pairs
@@ -44,7 +44,10 @@ def adapt(algorithm: Algorithm, context: Context, steps: int) -> Iterator[State]
 
 
 def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients in memory as their parameters, which a fused optimizer asks for, each its own: autograd gives two that are equal as one."""
+    """Gradients with the strides of their parameters, as a fused optimizer needs them.
+
+    No two share memory: autograd returns the same tensor for two parameters whose gradients are equal.
+    """
     laid: list[Tensor | None] = []
     for g, p in zip(gradients, parameters):
         if g is not None and (g.stride() != p.stride() or any(g is other for other in laid)):

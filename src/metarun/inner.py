@@ -13,7 +13,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from metarun.runtime.private import alone_under_vmap, function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
@@ -38,7 +39,7 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     """
     leaves, spec = tree_flatten((fast, args))
     weights, form = tree_flatten(fast)
-    modes = torch.overrides._get_current_function_mode_stack()
+    modes = function_modes()
 
     def flat_loss(*flat: Tensor) -> Tensor:
         fast, args = tree_unflatten(list(flat), spec)
@@ -50,19 +51,12 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     constant = mode == "none" or not torch.is_grad_enabled()
     if mode == "mixed" and not constant:
         grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
-    elif _by_task(leaves):
+    elif alone_under_vmap(leaves):
         grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
     else:
         with torch.set_grad_enabled(not constant):
             return torch.func.grad(loss)(fast, *args)
     return tree_unflatten(list(grads), form)
-
-
-def _by_task(leaves: list[Tensor]) -> bool:
-    """Whether some of these are those of many tasks under torch.vmap, and no other transform of torch.func is there."""
-    top = torch._C._functorch.peek_interpreter_stack()
-    alone = top is not None and top.level() == 1 and top.key() == torch._C._functorch.TransformType.Vmap
-    return alone and any(map(torch._C._functorch.is_batchedtensor, leaves))
 
 
 class _GradientByTask(torch.autograd.Function):

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metarun.runtime.private import tree_map
+
 
 class Batch(NamedTuple):
     """Examples of one task."""
@@ -39,12 +41,12 @@ class Task(NamedTuple):
 
 def stack(tasks: list[Task]) -> Task:
     """Single tasks to stacked tasks: one leading axis on every tensor."""
-    return torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *tasks)
+    return tree_map(lambda *leaves: torch.stack(leaves), *tasks)
 
 
 def select(tasks: Task, index: int | slice) -> Task:
     """One task (an int) or a run of tasks (a slice) out of stacked tasks."""
-    return torch.utils._pytree.tree_map(lambda leaf: leaf[index], tasks)
+    return tree_map(lambda leaf: leaf[index], tasks)
 
 
 def count(tasks: Task) -> int:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from metarun.kernels.interface import Block, Kernels, Lift, Patches
+from metarun.runtime.private import is_profiling
 
 inlined: Any = intrinsic
 BITS = ir.IntType(32)
@@ -44,8 +45,7 @@ def shown(function: Any) -> Any:
 
     @wraps(function)
     def call(*arguments: Any) -> None:
-        # Torch's own question is about this thread alone, and chunks have threads of their own.
-        with record_function(name) if torch.autograd.profiler._is_profiler_enabled else nullcontext():
+        with record_function(name) if is_profiling() else nullcontext():
             function(*arguments)
 
     return call

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from metarun.runtime.private import tree_leaves
 
 CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
 STATE_BYTES = 64 * 2**20  # of the states of all inner steps that a core keeps for the way back

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.runtime.recording import BOOKS, PLAIN
+from metarun.runtime.private import MODULE_ATTRIBUTES, tree_leaves, tree_map
+from metarun.runtime.settings import NUMBERS
 
 Module = TypeVar("Module", bound=nn.Module)
 Item = TypeVar("Item")
@@ -28,8 +28,8 @@ def replica(module: Module, known: dict[int, nn.Module] | None = None) -> Module
         other.__dict__.update(module.__dict__)  # what copy.copy does, but it refuses parametrized modules
         other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
         other._modules = {name: child and replica(child, known) for name, child in module._modules.items()}
-        # The same modules once more, in plain lists or as whose methods they are; every step makes replicas, so numbers are passed by.
-        more = {name: value for name, value in module.__dict__.items() if not isinstance(value, PLAIN) and name not in BOOKS}
+        # Modules may also be held in lists, or through a bound method. Numbers are skipped: replicas are made in every step.
+        more = {name: value for name, value in module.__dict__.items() if not isinstance(value, NUMBERS) and name not in MODULE_ATTRIBUTES}
         held = {name: value for name, value in more.items() if any(map(owner, tree_leaves(value)))}
         if held:
             other.__dict__.update(tree_map(lambda leaf: _own(leaf, known), held))

@@ -15,7 +15,8 @@ from torch.overrides import handle_torch_function, has_torch_function
 from metarun.inner import widen
 from metarun.kernels import select
 from metarun.kernels.interface import Kernels
-from metarun.runtime.recording import whole
+from metarun.runtime.private import unwrapped
+from metarun.runtime.tracer import opaque
 
 
 def of(x: Tensor) -> Kernels:
@@ -28,9 +29,10 @@ def of(x: Tensor) -> Kernels:
 
 def derived(x: Tensor) -> bool:
     """Whether anything goes back through x, also outside of the torch.vmap around it, of which x itself says nothing."""
-    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.requires_grad
+    inside: Tensor | None = x
+    while inside is not None and not inside.requires_grad:
+        inside = unwrapped(inside)
+    return inside is not None
 
 
 def empty(x: Tensor, height: int, width: int) -> Tensor:
@@ -62,7 +64,7 @@ class Covariance(torch.autograd.Function):
     """Mean [*tasks, k] and covariance [*tasks, k, k] in float64 of rows [*tasks, n, k], which nothing is differentiated by."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
         *tasks, _, inputs = rows.shape
         mean, spread = (torch.empty(*tasks, *size, dtype=torch.float64) for size in ((inputs,), (inputs, inputs)))
@@ -92,7 +94,7 @@ class Normed(torch.autograd.Function):
     """
 
     @staticmethod
-    @whole
+    @opaque
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = empty(x, x.shape[-2] // window, x.shape[-1] // window)
         where = torch.empty_like(y, dtype=torch.uint8)
@@ -130,7 +132,7 @@ class First(torch.autograd.Function):
     """The gradient of ⟨g, ``Normed``⟩ with respect to x, weight and bias."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, where: Tensor, mean: Tensor, var: Tensor, eps: float, window: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -171,7 +173,7 @@ class Second(torch.autograd.Function):
     """The gradient of ⟨v, gx⟩ + ⟨a, gweight⟩ + ⟨b, gbias⟩, of the outcomes of ``First``, with respect to g, x and weight."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(
         v: Tensor, a: Tensor, b: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, where: Tensor, mean: Tensor, var: Tensor,
         eps: float, window: int,
@@ -236,7 +238,7 @@ class Lifted(torch.autograd.Function):
     """relu(max_pool(seen @ weight + bias)) of seen [*tasks, n, h, w, k], weight [*tasks, k, c] and bias [*tasks, c]; and where from."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(seen: Tensor, weight: Tensor, bias: Tensor, window: int) -> tuple[Tensor, Tensor]:
         y = seen.new_empty(*seen.shape[:-3], seen.shape[-3] // window, seen.shape[-2] // window, weight.shape[-1])
         where = torch.empty_like(y, dtype=torch.uint8)
@@ -275,7 +277,7 @@ class Pick(torch.autograd.Function):
     """seen @ weight + bias at the places ``where``, and nothing elsewhere."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(seen: Tensor, where: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
         y = seen.new_empty(where.shape)
         loops = of(seen)
@@ -308,7 +310,7 @@ class Collect(torch.autograd.Function):
     """The transpose of ``Pick``: [*tasks, n, c, h, w] to what it says of weight and bias."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(seen: Tensor, where: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
         inputs, channels = seen.shape[-1], where.shape[-1]
         gweight, gbias = (widen(seen[..., :0]).new_empty(*seen.shape[:-4], *shape) for shape in ((inputs, channels), (channels,)))
