@@ -26,7 +26,7 @@ from metarun.runtime import memory
 from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
 from metarun.runtime.private import tree_map
-from metarun.runtime.threads import replica
+from metarun.runtime.replica import replica
 from metarun.task import Context, Task, count, select
 from metarun.verification import pairs
 

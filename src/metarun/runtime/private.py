@@ -31,6 +31,7 @@ __all__ = [
     "TorchDispatchMode",
     "WeakTensorKeyDictionary",
     "alone_under_vmap",
+    "as_parameter",
     "below_autograd",
     "call_hooks",
     "copy_each",
@@ -77,6 +78,13 @@ def copy_each(targets: list[Tensor], sources: list[Tensor]) -> None:
 def weight_hooks(parameter: Tensor) -> Any:
     """The hooks of a tensor's gradient, or nothing."""
     return parameter._backward_hooks
+
+
+def as_parameter(parameter: Tensor, other: Tensor) -> Tensor:
+    """Another tensor for a parameter's place in a module, which takes it for a parameter as well."""
+    if other is not parameter:
+        other._is_param = True  # type: ignore[attr-defined]
+    return other
 
 
 def call_hooks(module: nn.Module) -> list[Any]:

@@ -17,7 +17,11 @@ from metarun.runtime.private import MODULE_ATTRIBUTES, call_hooks, has_global_ho
 from metarun.runtime.tracer import tensors
 
 NUMBERS = (int, float, str, type(None))  # the plain values that modules have most of
-PLAIN = (*NUMBERS, complex, bytes, range, slice, enum.Enum, torch.dtype, torch.device, torch.layout, torch.memory_format)
+# The values and functions that hold no others.
+ATOMS = (
+    *NUMBERS, complex, bytes, range, slice, enum.Enum, torch.dtype, torch.device, torch.layout, torch.memory_format,
+    type, ModuleType, CodeType,
+)  # fmt: skip
 
 
 class Unseen(Exception):
@@ -84,7 +88,7 @@ class Comparison:
         """
         if isinstance(value, NUMBERS):
             return value
-        if isinstance(value, (*PLAIN, type, ModuleType, CodeType)):
+        if isinstance(value, ATOMS):
             return type(value), repr(value) if isinstance(value, (range, slice)) else value
         if isinstance(value, Tensor):
             return value.data_ptr(), kind(value)

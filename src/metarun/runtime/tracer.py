@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metarun.runtime.private import TorchDispatchMode, WeakTensorKeyDictionary, mutates, overload, tree_leaves, tree_map
-from metarun.runtime.program import Operation, Slot
+from metarun.runtime.program import Operation, Slot, slots
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 LONGEST = 10_000  # operations of a program; longer ones take seconds to compile and gain little
@@ -37,6 +37,21 @@ def active() -> Tracer | None:
     """The tracer that notes what this thread does; None where nothing is traced."""
     tracer: Tracer | None = getattr(_thread, "tracer", None)
     return tracer if tracer and tracer.noting else None
+
+
+def loops_recorded() -> bool:
+    """Whether the steps of a loop are to be recorded in this thread, where what is around it is not."""
+    return getattr(_thread, "loops", False)
+
+
+@contextmanager
+def recording_loops() -> Iterator[None]:
+    """Within, ``loops_recorded``."""
+    before, _thread.loops = loops_recorded(), True
+    try:
+        yield
+    finally:
+        _thread.loops = before
 
 
 def opaque(function: Call) -> Call:
@@ -73,10 +88,14 @@ class Guard(TorchDispatchMode):
 
     def check(self, function: Any, args: tuple[Any, ...], kwargs: Any) -> None:
         """Raise ``CannotRepeat`` if an operation cannot be repeated."""
-        if VALUE_DEPENDENT & set(function.tags) and not (function is aten.index.Tensor and all(map(_is_positions, args[1]))):
+        if not VALUE_DEPENDENT.isdisjoint(function.tags) and not self.may_look(function, args):
             raise CannotRepeat(f"{function} looks into the data")
         if self.numbers and not self.numbers.isdisjoint(map(id, tree_leaves((args, kwargs)))):
             raise CannotRepeat(f"{function} computes with a number that changes from call to call")
+
+    def may_look(self, function: Any, args: tuple[Any, ...]) -> bool:
+        """Whether an operation that depends on values does not do so for these."""
+        return function is aten.index.Tensor and all(map(_is_positions, args[1]))
 
 
 class Tracer(Guard):
@@ -95,6 +114,7 @@ class Tracer(Guard):
         self.operations: list[Operation] = []
         self.slots: Any = WeakTensorKeyDictionary()
         self.bases: list[Slot | None] = []  # by slot number: the slot in whose memory it lies; None where that is an input's
+        self.fixed: set[Slot] = set()  # numbers in the code and what is computed from them alone: the same every time
         self.noting = True
         for tensor in inputs:
             self.new(tensor, None)
@@ -117,6 +137,7 @@ class Tracer(Guard):
             pass  # types and sizes, which stay as they are
         elif function is aten.lift_fresh.default:  # a number in the code, as of torch.tensor(1.0)
             self.note(args[0].clone().clone, (), {}, made)
+            self.fixed.add(self.slot(made))
         elif function in SAME:
             self.slots[made] = self.slot(args[0])
         elif function.is_view or function in MORE_VIEWS:
@@ -125,6 +146,9 @@ class Tracer(Guard):
             effect = mutates(function) or torch.Tag.nondeterministic_seeded in function.tags
             self.note(overload(function), args, kwargs, made, effect=effect)
         return made
+
+    def may_look(self, function: Any, args: tuple[Any, ...]) -> bool:
+        return super().may_look(function, args) or self.fixed.issuperset(map(self.slot, tensors(args)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -135,11 +159,11 @@ class Tracer(Guard):
         finally:
             self.noting = True
 
-    def once(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
-        """A call of an ``opaque`` function."""
+    def once(self, function: Callable[..., Any], arguments: tuple[Any, ...], *, new: bool = True) -> Any:
+        """A call of an ``opaque`` function; ``new``: what it returns lies in memory of its own."""
         with self.paused():
             made = function(*arguments)
-        self.note(function, arguments, {}, made)
+        self.note(function, arguments, {}, made, base=ITSELF if new else None)
         return made
 
     def view(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
@@ -159,6 +183,11 @@ class Tracer(Guard):
         arguments, named = self.slotted((args, kwargs))
         outputs = [self._outcome(leaf, base) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(made)]
         self.operations.append(Operation(function, arguments, named, outputs, isinstance(made, Tensor), effect))
+        read = slots((arguments, named))
+        if self.fixed and read and self.fixed.issuperset(read):
+            self.fixed.update(slots(outputs))
+        elif effect:
+            self.fixed.clear()  # one of them may have been written to
         if len(self.operations) > LONGEST:
             raise CannotRepeat(f"more than {LONGEST} operations")
 
