@@ -3,7 +3,6 @@ Train, validation and test share one adaptation path: begin, then step after ste
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -15,6 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun import inner
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes, to_float
@@ -110,8 +110,10 @@ class Engine:
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
         def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-            steps = adapt(learner, task.context, learner.inner_steps)
-            states = list(steps) if learner.every_state else deque(steps, maxlen=1)
+            segment = 1 if learner.saves_memory else None
+            read = (lambda state: state) if learner.every_state else None
+            start, last, later = self._adapted(learner, task.context, learner.inner_steps, read, segment)
+            states = [start, *(select(later, k) for k in range(learner.inner_steps))] if read else [last]
             loss, metrics = learner.objective(states, task, progress)
             return loss, {name: value.detach() for name, value in metrics.items()}
 
@@ -145,13 +147,16 @@ class Engine:
         problem = algorithm.problem
 
         def scores(learner: Algorithm, task: Task) -> dict[str, Tensor]:
-            rows = []
-            for k, state in enumerate(adapt(learner, task.context, learner.test_steps)):
-                if curve or k == learner.test_steps:
-                    prediction = learner.predict(state, task.query.x)
-                    rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
-            score, loss = zip(*rows)
-            scored = {"score": torch.stack(score), "loss": torch.stack(loss)}
+            def judge(prediction: Any) -> dict[str, Tensor]:
+                return {"score": problem.score(prediction, task.query.y), "loss": problem.loss(prediction, task.query.y)}
+
+            read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
+            start, last, later = self._adapted(learner, task.context, learner.test_steps, read)
+            prediction = learner.predict(last, task.query.x)
+            if read and learner.test_steps:
+                scored = {name: torch.cat([value[None], later[name]]) for name, value in read(start).items()}
+            else:
+                scored = {name: value[None] for name, value in judge(prediction).items()}
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
 
         def answer(learner: Algorithm, chunk: Task) -> dict[str, Tensor]:
@@ -199,6 +204,18 @@ class Engine:
         # What a method does with features takes memory, too: the chunks stay as small as with images.
         self._activations[learner.net] = self._activation_bytes(net, select(episodes.batch([0]), 0).query.x[:2])
         return learner, found
+
+    def _adapted(
+        self, algorithm: Algorithm, context: Context, steps: int, read: Callable[[State], Any] | None, segment: int | None = None
+    ) -> tuple[State, State, Any]:
+        """The first and the last of the states of ``adapt``, and what ``read`` makes of every state after a step: see ``inner.loop``."""
+        if not self._vmaps(algorithm):
+            start, *states = adapt(algorithm, context, steps)
+            noted = [read(state) for state in states] if read else []
+            return start, (states or [start])[-1], tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
+        start = algorithm.begin(context)
+        made = inner.loop(lambda state, k: algorithm.step(state, context, k), start, steps, read=read, segment=segment)
+        return start, *(made if read else (made, ()))
 
     def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
         size = self.chunk_size(algorithm, tasks, train)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.runtime.loop import loop as scanned_loop
 from metarun.runtime.private import alone_under_vmap, function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 Mode = Literal["unroll", "mixed", "none"]
@@ -121,6 +122,38 @@ class _MixedGradient(torch.autograd.Function):
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 
 
+def loop(
+    step: Callable[[Any, Any], Any],
+    state: Any,
+    steps: int,
+    xs: Any = None,
+    *,
+    read: Callable[[Any], Any] | None = None,
+    segment: int | None = None,
+) -> Any:
+    """``steps`` times ``state = step(state, x)``, at the cost of one step to be recorded and differentiated.
+
+    The same numbers as Python's own loop, under torch.vmap too, differentiable as often as ``step`` is, and loops may be nested. Where a
+    step is not the same computation as the one before it (the state changes its shape; the step closes over an object with a state of its
+    own), Python's own loop is what runs.
+
+    Args:
+        step: a pure function of nested tensors, of whatever it closes over, and of x. Without ``xs``, x is k = 0, 1, …, an int64 tensor [];
+            where its value decides what is done, every step is recorded by itself.
+        state: nested tuples and dicts of tensors, which keep their shapes and types.
+        steps: K >= 0.
+        xs: nested tensors with a leading axis of length K; x is their row k.
+        read: what to note of the state after every step, nested tensors.
+        segment: steps between states that are kept for the way back, from which the others are computed again; 0 keeps all that each step
+            needs instead, and None decides between that and √K by what fits the memory.
+
+    Returns:
+        The last state; with ``read`` also what it noted, with a leading axis of length K.
+    """
+    last, noted = scanned_loop(step, state, steps, xs, read, segment)
+    return last if read is None else (last, noted)
+
+
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
     if isinstance(lr, (float, int)):
@@ -189,12 +222,13 @@ def no_moments(fast: Weights) -> Moments:
 
 
 def adam(
-    fast: Weights, grads: Weights, moments: Moments, k: int, lr: float, beta1: float, beta2: float = 0.999, eps: float = 1e-8
+    fast: Weights, grads: Weights, moments: Moments, k: int | Tensor, lr: float, beta1: float, beta2: float = 0.999, eps: float = 1e-8
 ) -> tuple[Weights, Moments]:
     """Step k = 0, 1, … of Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1): the new weights and moments."""
     mean = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, grads)
     square = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments.square, grads)
-    unbias1, unbias2 = 1 - beta1 ** (k + 1), 1 - beta2 ** (k + 1)
+    age = k.double() + 1 if isinstance(k, Tensor) else k + 1
+    unbias1, unbias2 = 1 - beta1**age, 1 - beta2**age
     fast = tree_map(lambda w, m, v: w - lr * (m / unbias1) / ((v / unbias2).sqrt() + eps), fast, mean, square)
     return fast, Moments(mean, square)
 

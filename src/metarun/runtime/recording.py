@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,7 +15,7 @@ from torch import nn
 from metarun.runtime.cuda_graph import Graph
 from metarun.runtime.program import Program
 from metarun.runtime.settings import kind, masked, settings, shape_of, tensors_of
-from metarun.runtime.tracer import Tracer, tensors, without_hidden_inputs
+from metarun.runtime.tracer import Tracer, recording_loops, tensors, without_hidden_inputs
 
 Function = Callable[[Any, Any], Any]
 EAGER = 2  # calls before one is recorded: recording costs as much as several calls, and pays when there are many
@@ -67,6 +68,11 @@ class Recordings:
             state = settings(module)
             if state is None:
                 return function(module, item)
+
+            def eagerly() -> Any:
+                with recording_loops() if self.device.type == "cpu" else nullcontext():
+                    return function(module, item)
+
             inputs = tensors_of(module, item)
             # A CUDA graph reads weights where they lie.
             places = [t.data_ptr() for t in inputs[len(tensors(item)) :]] if self.device.type == "cuda" else []
@@ -77,7 +83,7 @@ class Recordings:
                 while len(entries) > MOST:
                     del entries[next(iter(entries))]  # the oldest
             if entry.why_not or entry.calls <= EAGER:
-                return function(module, item)
+                return eagerly()
             with entry.lock:
                 if entry.program is None and not entry.why_not:
                     try:
@@ -89,6 +95,6 @@ class Recordings:
                             return result
                     except Exception as error:  # if it is the function's own, it will come again
                         entry.why_not = f"{type(error).__name__}: {error}"
-            return entry.program(inputs) if entry.program else function(module, item)
+            return entry.program(inputs) if entry.program else eagerly()
 
         return call

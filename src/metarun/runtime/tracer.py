@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from metarun.runtime.private import TorchDispatchMode, WeakTensorKeyDictionary, mutates, overload, tree_leaves, tree_map
-from metarun.runtime.program import Operation, Slot, slots
+from metarun.runtime.program import Operation, Slot
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 LONGEST = 10_000  # operations of a program; longer ones take seconds to compile and gain little
@@ -81,10 +81,13 @@ class Guard(TorchDispatchMode):
     def __init__(self, numbers: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self.numbers = set(map(id, numbers))
+        self.fixed: Any = WeakTensorKeyDictionary()  # numbers in the code, and what is computed of them alone: the same every time
 
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
         self.check(function, args, kwargs)
-        return function(*args, **(kwargs or {}))
+        made = function(*args, **(kwargs or {}))
+        self.learn(function, args, kwargs, made)
+        return made
 
     def check(self, function: Any, args: tuple[Any, ...], kwargs: Any) -> None:
         """Raise ``CannotRepeat`` if an operation cannot be repeated."""
@@ -94,8 +97,21 @@ class Guard(TorchDispatchMode):
             raise CannotRepeat(f"{function} computes with a number that changes from call to call")
 
     def may_look(self, function: Any, args: tuple[Any, ...]) -> bool:
-        """Whether an operation that depends on values does not do so for these."""
-        return function is aten.index.Tensor and all(map(_is_positions, args[1]))
+        """Whether an operation that depends on values would do the same every time."""
+        return (function is aten.index.Tensor and all(map(_is_positions, args[1]))) or self.is_fixed(args)
+
+    def is_fixed(self, tree: Any) -> bool:
+        """Whether all tensors in nested values, of which there are some, are ``fixed``."""
+        read = tensors(tree)
+        return bool(read) and all(tensor in self.fixed for tensor in read)
+
+    def learn(self, function: Any, args: tuple[Any, ...], kwargs: Any, made: Any) -> None:
+        """Note which results are ``fixed``."""
+        if function is aten.lift_fresh.default or (len(self.fixed) and self.is_fixed((args, kwargs))):  # as of torch.tensor(1.0)
+            for tensor in tensors(made):
+                self.fixed[tensor] = True
+        elif mutates(function):
+            self.fixed.clear()  # one of them may have been written to
 
 
 class Tracer(Guard):
@@ -114,7 +130,6 @@ class Tracer(Guard):
         self.operations: list[Operation] = []
         self.slots: Any = WeakTensorKeyDictionary()
         self.bases: list[Slot | None] = []  # by slot number: the slot in whose memory it lies; None where that is an input's
-        self.fixed: set[Slot] = set()  # numbers in the code and what is computed from them alone: the same every time
         self.noting = True
         for tensor in inputs:
             self.new(tensor, None)
@@ -133,11 +148,11 @@ class Tracer(Guard):
             return function(*args, **kwargs)
         self.check(function, args, kwargs)
         made = function(*args, **kwargs)
+        self.learn(function, args, kwargs, made)
         if not tensors(made):
             pass  # types and sizes, which stay as they are
-        elif function is aten.lift_fresh.default:  # a number in the code, as of torch.tensor(1.0)
+        elif function is aten.lift_fresh.default:
             self.note(args[0].clone().clone, (), {}, made)
-            self.fixed.add(self.slot(made))
         elif function in SAME:
             self.slots[made] = self.slot(args[0])
         elif function.is_view or function in MORE_VIEWS:
@@ -146,9 +161,6 @@ class Tracer(Guard):
             effect = mutates(function) or torch.Tag.nondeterministic_seeded in function.tags
             self.note(overload(function), args, kwargs, made, effect=effect)
         return made
-
-    def may_look(self, function: Any, args: tuple[Any, ...]) -> bool:
-        return super().may_look(function, args) or self.fixed.issuperset(map(self.slot, tensors(args)))
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -183,11 +195,6 @@ class Tracer(Guard):
         arguments, named = self.slotted((args, kwargs))
         outputs = [self._outcome(leaf, base) if isinstance(leaf, Tensor) else None for leaf in tree_leaves(made)]
         self.operations.append(Operation(function, arguments, named, outputs, isinstance(made, Tensor), effect))
-        read = slots((arguments, named))
-        if self.fixed and read and self.fixed.issuperset(read):
-            self.fixed.update(slots(outputs))
-        elif effect:
-            self.fixed.clear()  # one of them may have been written to
         if len(self.operations) > LONGEST:
             raise CannotRepeat(f"more than {LONGEST} operations")
 
