@@ -110,14 +110,13 @@ class _MixedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         leaves = ctx.saved_tensors
-        fast, rest = leaves[: ctx.n_fast], leaves[ctx.n_fast :]
         needed = [i for i, leaf in enumerate(leaves) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
 
-        def gradients(*weights: Tensor) -> tuple[Tensor, ...]:
-            return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
+        def gradients(*moved: Tensor) -> tuple[Tensor, ...]:
+            by_leaf = dict(zip(needed, moved))
+            return torch.func.grad(ctx.loss, argnums=tuple(range(ctx.n_fast)))(*(by_leaf.get(i, leaf) for i, leaf in enumerate(leaves)))
 
-        with FORWARD_MODE:
-            products = torch.func.jvp(gradients, tuple(fast), tuple(cotangents))[1]
+        products = torch.func.vjp(gradients, *(leaves[i] for i in needed))[1](cotangents)
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from metarun.runtime.private import tree_leaves
 
 CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
-STATE_BYTES = 64 * 2**20  # of the states of all inner steps that a core keeps for the way back
+STATE_BYTES = 128 * 2**20  # of the states of all inner steps that a core keeps for the way back
 CORES = 2  # chunks come in multiples of it on a CPU, so that cores end together
 
 

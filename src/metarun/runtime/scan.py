@@ -378,6 +378,7 @@ class _Traced:
 
     def __init__(self, eager: _Eager) -> None:
         self.eager, self.scan, self.flags = eager, eager.scan, eager.flags
+        eager.first = None  # its graph, which is not needed
         self.known: dict[Hashable, _Step] = {}
         self.by_number = False
         self.numbers = [torch.tensor(k) for k in self.scan.numbers]
