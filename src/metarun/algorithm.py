@@ -43,7 +43,7 @@ class Algorithm(nn.Module, ABC):
         query_bytes: memory that answering one query takes beside the net's, where that is much: what ``engine.chunk=auto`` reckons with.
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
-        saves_memory: what is kept of many inner steps is little and to stay so: tasks are taken in smaller chunks the more steps there are.
+        saves_memory: inner steps keep their states alone for the way back, and are computed again there: memory hardly grows with steps.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 

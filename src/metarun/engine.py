@@ -86,7 +86,6 @@ class Engine:
         self.world = world or World()
         self.executor = Executor(device, record=record, threads=threads)
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
-        self._states: WeakKeyDictionary[Algorithm, int] = WeakKeyDictionary()
 
     def train_on(self, algorithm: Algorithm, episodes: Episodes, indices: range, progress: float) -> dict[str, float]:
         """``meta_gradient`` over the episodes of these indices, each rank doing its share; all ranks end with the same."""
@@ -110,9 +109,8 @@ class Engine:
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
         def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor]]:
-            segment = 1 if learner.saves_memory else None
             read = (lambda state: state) if learner.every_state else None
-            start, last, later = self._adapted(learner, task.context, learner.inner_steps, read, segment)
+            start, last, later = self._adapted(learner, task.context, learner.inner_steps, read)
             states = [start, *(select(later, k) for k in range(learner.inner_steps))] if read else [last]
             loss, metrics = learner.objective(states, task, progress)
             return loss, {name: value.detach() for name, value in metrics.items()}
@@ -205,16 +203,15 @@ class Engine:
         self._activations[learner.net] = self._activation_bytes(net, select(episodes.batch([0]), 0).query.x[:2])
         return learner, found
 
-    def _adapted(
-        self, algorithm: Algorithm, context: Context, steps: int, read: Callable[[State], Any] | None, segment: int | None = None
-    ) -> tuple[State, State, Any]:
+    def _adapted(self, algorithm: Algorithm, context: Context, steps: int, read: Callable[[State], Any] | None) -> tuple[State, State, Any]:
         """The first and the last of the states of ``adapt``, and what ``read`` makes of every state after a step: see ``inner.loop``."""
         if not self._vmaps(algorithm):
             start, *states = adapt(algorithm, context, steps)
             noted = [read(state) for state in states] if read else []
             return start, (states or [start])[-1], tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
         start = algorithm.begin(context)
-        made = inner.loop(lambda state, k: algorithm.step(state, context, k), start, steps, read=read, segment=segment)
+        kept: Literal["states", "auto"] = "states" if algorithm.saves_memory else "auto"
+        made = inner.loop(lambda state, k: algorithm.step(state, context, k), start, steps, read=read, kept=kept)
         return start, *(made if read else (made, ()))
 
     def _chunks(self, algorithm: Algorithm, tasks: Task, train: bool) -> list[Task]:
@@ -239,29 +236,22 @@ class Engine:
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; with ``auto`` by ``memory.chunk_size``.
 
-        A task's activations are those of its images, those of the support kept for every inner step in training, and what the method
-        says of its queries.
+        A task's activations are those of its images, in training those of the support once more for every inner step that is kept on the
+        way forward, and what the method says of its queries.
         """
         if self.chunk != "auto":
             return self.chunk
         one = select(tasks, 0)
         queries = one.query.y.shape[0]
-        images = one.context.support.y.shape[0] * (1 + algorithm.inner_steps * train) + queries + one.context.unlabelled.shape[0]
+        kept = memory.kept_steps(algorithm.inner_steps, self.device, states_alone=algorithm.saves_memory) if train else 0
+        images = one.context.support.y.shape[0] * (1 + kept) + queries + one.context.unlabelled.shape[0]
         size = images * self._activation_bytes(algorithm.net, one.query.x[:2]) + queries * algorithm.query_bytes
-        kept = train and algorithm.inner_steps and (self.device.type == "cpu" or algorithm.saves_memory)
-        states = algorithm.inner_steps * self._state_bytes(algorithm, one) if kept else 0
-        return memory.chunk_size(count(tasks), size, states, self.device)
+        return memory.chunk_size(count(tasks), size, self.device)
 
     def _activation_bytes(self, net: Net, x: Tensor) -> int:
         if net not in self._activations:
             self._activations[net] = memory.activations(net, x)
         return self._activations[net]
-
-    def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
-        """Bytes of what the way back through an inner step needs of a task's state."""
-        if algorithm not in self._states:
-            self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
-        return self._states[algorithm]
 
     def _arithmetic(self) -> ExitStack:
         """The kernels and the precision of this engine, for the thread that enters it."""

@@ -4,7 +4,6 @@ Everything is written for one task, in operations that torch.vmap can batch."""
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -16,10 +15,10 @@ from torch import Tensor
 
 from metarun.runtime.loop import loop as scanned_loop
 from metarun.runtime.private import alone_under_vmap, function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from metarun.runtime.steps import Kept
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
-FORWARD_MODE = threading.RLock()  # torch counts the levels of forward mode for all threads together
 
 
 def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode = "unroll") -> Weights:
@@ -31,8 +30,9 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
         fast: the adapted weights.
         args: all else the loss depends on (shared weights, support examples).
         mode: ``unroll`` keeps the graph of the gradient (autograd through autograd, exact second order);
-            ``mixed`` gives the same derivatives but saves only the inputs and, on the way back, gets the Hessian-vector product by
-            forward-over-reverse (Kemaev et al. 2025, MixFlow-MG, arXiv:2505.00793): less memory and time for many steps;
+            ``mixed`` gives the same derivatives but keeps only the inputs, and computes the rest again on the way back: less memory for
+            many steps, as in MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793), whose product with the Hessian is forward over reverse;
+            here it is reverse over reverse, which takes as many products of matrices and has faster kernels;
             ``none`` treats the gradient as a constant (first order).
 
     Returns:
@@ -94,7 +94,7 @@ class _GradientByTask(torch.autograd.Function):
 
 
 class _MixedGradient(torch.autograd.Function):
-    """g(fast, args) = ∇_fast loss; its vector-Jacobian product is ∂/∂ε ∇ loss(fast + ε v, args) at ε = 0, one jvp of one gradient."""
+    """g(fast, args) = ∇_fast loss, which keeps its arguments alone; the way back computes it again."""
 
     generate_vmap_rule = True
 
@@ -128,7 +128,7 @@ def loop(
     xs: Any = None,
     *,
     read: Callable[[Any], Any] | None = None,
-    segment: int | None = None,
+    kept: Kept = "auto",
 ) -> Any:
     """``steps`` times ``state = step(state, x)``, at the cost of one step to be recorded and differentiated.
 
@@ -143,13 +143,13 @@ def loop(
         steps: K >= 0.
         xs: nested tensors with a leading axis of length K; x is their row k.
         read: what to note of the state after every step, nested tensors.
-        segment: steps between states that are kept for the way back, from which the others are computed again; 0 keeps all that each step
-            needs instead, and None decides between that and √K by what fits the memory.
+        kept: for the way back: ``all`` that each step needs; ``states``, from which steps are computed again; ``auto``, all while it is
+            little; or a number n, the state before every n-th step. Results do not depend on it.
 
     Returns:
         The last state; with ``read`` also what it noted, with a leading axis of length K.
     """
-    last, noted = scanned_loop(step, state, steps, xs, read, segment)
+    last, noted = scanned_loop(step, state, steps, xs, read, kept)
     return last if read is None else (last, noted)
 
 

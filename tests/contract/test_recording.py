@@ -445,3 +445,22 @@ def test_an_algorithm_that_is_gone_takes_its_programs_along() -> None:
     assert len(list(entries(how))) == 1
     del run
     assert not list(entries(how))
+
+
+def test_a_number_of_the_code_may_decide_until_it_is_written_to() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        n, other = torch.tensor(2), torch.zeros(2)
+        other.add_(x)  # writes elsewhere
+        return sum(x * i for i in range(n + 1))
+
+    def written(module: Affine, x: Tensor) -> Tensor:
+        n = torch.tensor(2.0)
+        n.add_(x[0])
+        return x if n > 1 else -x
+
+    program, _ = record(function, Affine(), torch.ones(2))
+    assert torch.equal(program([2 * torch.ones(2), Affine().weight]), 6 * torch.ones(2))
+    with pytest.raises(CannotRepeat, match="looks into the data"):
+        record(written, Affine(), torch.ones(2))
+    with Guard(), pytest.raises(CannotRepeat, match="looks into the data"):
+        written(Affine(), torch.ones(2))

@@ -9,17 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.runtime.private import function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten, under_vmap_only
+from metarun.runtime.private import function_modes, tree_flatten, tree_map, tree_unflatten, under_vmap_only
 from metarun.runtime.replica import lifted
-from metarun.runtime.scan import Scan, Tensors, Unsteady
+from metarun.runtime.scan import scan
 from metarun.runtime.settings import Unseen
+from metarun.runtime.steps import Kept, Repeated, Tensors, Unsteady
 
 Tree = Any  # nested tuples, named tuples, dicts and lists of tensors
 LEAST = 3  # steps that are worth a scan
 
 
 def loop(
-    step: Callable[[Any, Any], Any], state: Tree, steps: int, xs: Tree | None, read: Callable[[Any], Any] | None, segment: int | None
+    step: Callable[[Any, Any], Any], state: Tree, steps: int, xs: Tree | None, read: Callable[[Any], Any] | None, kept: Kept
 ) -> tuple[Tree, Tree]:
     """See ``inner.loop``."""
     if steps < LEAST or not under_vmap_only():
@@ -27,7 +28,7 @@ def loop(
     # The first step tells what the others are: which parts of the state change, their strides, and which depend on the task.
     first, noted = plain(step, state, 1, 0, xs, read)
     try:
-        state, rest = scanned(step, state, first, steps, xs, read, segment)
+        state, rest = scanned(step, state, first, steps, xs, read, kept)
     except (Unseen, Unsteady):
         state, rest = plain(step, first, steps - 1, 1, xs, read)
     return state, tree_map(lambda *parts: torch.cat(parts), noted, rest)
@@ -43,7 +44,7 @@ def plain(step: Any, state: Tree, steps: int, first: int, xs: Tree | None, read:
     return state, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
 
 
-def scanned(step: Any, before: Tree, state: Tree, steps: int, xs: Tree | None, read: Any, segment: int | None) -> tuple[Tree, Tree]:
+def scanned(step: Any, before: Tree, state: Tree, steps: int, xs: Tree | None, read: Any, kept: Kept) -> tuple[Tree, Tree]:
     """``loop`` from step 1 on, as a scan; ``before`` and after step 0 the state was ``before`` and ``state``.
 
     Raises:
@@ -79,16 +80,11 @@ def scanned(step: Any, before: Tree, state: Tree, steps: int, xs: Tree | None, r
             raise Unsteady
         return [leaf for leaf, yes in zip(made, moves) if yes], y
 
-    scan = Scan(body, range(1, steps), len(carry), len(still) + len(captured), torch.is_grad_enabled(), segment)
-    carry, ys = scan(*carry, *still, *captured, *(row[1:] for row in rows))
+    repeated = Repeated(body, range(1, steps), len(carry), len(still) + len(captured), torch.is_grad_enabled(), kept)
+    carry, ys = scan(repeated, *carry, *still, *captured, *(row[1:] for row in rows))
     parts = iter(carry), iter(still)
     return tree_unflatten([next(parts[0] if yes else parts[1]) for yes in moves], form), tree_unflatten(ys, *y_form)
 
 
 def _kind(leaf: Any) -> Any:
     return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else leaf
-
-
-def count(xs: Tree) -> int:
-    """The length of the leading axis of nested tensors."""
-    return tree_leaves(xs)[0].shape[0]

@@ -110,8 +110,10 @@ class Guard(TorchDispatchMode):
         if function is aten.lift_fresh.default or (len(self.fixed) and self.is_fixed((args, kwargs))):  # as of torch.tensor(1.0)
             for tensor in tensors(made):
                 self.fixed[tensor] = True
-        elif mutates(function):
-            self.fixed.clear()  # one of them may have been written to
+        elif len(self.fixed) and mutates(function):
+            written = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
+            for tensor in [tensor for tensor in self.fixed.keys() if tensor.untyped_storage().data_ptr() in written]:
+                del self.fixed[tensor]
 
 
 class Tracer(Guard):
