@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,8 @@ class Footprint(NamedTuple):
     """What one task takes in memory: what ``engine.chunk=auto`` reckons with."""
 
     examples: int  # that pass the net, their activations being held at a time
+    repeated: int = 0  # of them once more at every inner step that is kept for the way back
     bytes: int = 0  # held beside these
-    states: int = 0  # inner steps whose states are held for the way back
-    flat: bool = False  # memory is to grow with steps by the states alone: tasks are taken in smaller chunks the more steps there are
 
 
 class Algorithm(nn.Module, ABC):
@@ -54,6 +53,8 @@ class Algorithm(nn.Module, ABC):
             same in all episodes: validation and test then verify, too (same class or not, see ``verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
+        keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
+            again, so that memory hardly grows with steps.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -68,6 +69,7 @@ class Algorithm(nn.Module, ABC):
     ordered: bool = False
     pairwise: bool = False
     encodes: bool = False
+    keeps: Literal["auto", "states"] = "auto"
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -109,9 +111,8 @@ class Algorithm(nn.Module, ABC):
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
-        context, steps = task.context, self.inner_steps * train
-        images = context.support.y.shape[0] * (1 + steps) + task.query.y.shape[0] + context.unlabelled.shape[0]
-        return Footprint(images, states=steps)
+        support, query, more = task.context.support.y.shape[0], task.query.y.shape[0], task.context.unlabelled.shape[0]
+        return Footprint(support + query + more, support if train else 0)
 
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
@@ -219,9 +220,7 @@ class InnerLoop(StepLearner):
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.mode: inner.Mode = "none" if first_order else mode
-
-    def footprint(self, task: Task, train: bool) -> Footprint:
-        return super().footprint(task, train)._replace(flat=self.mode == "mixed")
+        self.keeps = "states" if self.mode == "mixed" else "auto"
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))

@@ -3,7 +3,6 @@ Train, validation and test share one adaptation path: begin, then step after ste
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,8 +13,8 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
 
+from metarun import inner
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes, to_float
@@ -28,8 +27,9 @@ from metarun.nets.encoded import Encoded
 from metarun.runtime import memory
 from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
-from metarun.runtime.threads import replica
-from metarun.task import AXES, Context, Start, Task, count, own, select
+from metarun.runtime.private import tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
+from metarun.runtime.replica import replica
+from metarun.task import AXES, Context, Start, Task, count, own, rows, select
 from metarun.verification import pairs
 
 Precision = Literal["fp32", "bf16"]
@@ -64,7 +64,10 @@ def resumed(begun: State, start: Start) -> State:
 
 
 def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
-    """Gradients in memory as their parameters, which a fused optimizer asks for, each its own: autograd gives two that are equal as one."""
+    """Gradients with the strides of their parameters, as a fused optimizer needs them.
+
+    No two share memory: autograd returns the same tensor for two parameters whose gradients are equal.
+    """
     laid: list[Tensor | None] = []
     for g, p in zip(gradients, parameters):
         if g is not None and (g.stride() != p.stride() or any(g is other for other in laid)):
@@ -73,13 +76,39 @@ def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -
     return laid
 
 
-def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
+def adapted(
+    algorithm: Algorithm,
+    context: Context,
+    steps: int,
+    read: Callable[[State], Any] | None,
+    start: Start | tuple[()] = (),
+    *,
+    scanned: bool,
+) -> tuple[State, State, Any]:
+    """The first and the last of the states of ``adapt``, and what ``read`` makes of every state after a step, stacked.
+
+    ``scanned``: by ``inner.loop``, which records one step, however many there are.
+    """
+    if not scanned:
+        begun, *states = adapt(algorithm, context, steps, start)
+        noted = [read(state) for state in states] if read else []
+        return begun, (states or [begun])[-1], tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
+    begun = algorithm.begin(context)
+    if start and start.state != ():
+        begun = resumed(begun, start)
+    first: Any = start.k if start else 0
+    made = inner.loop(lambda state, k: algorithm.step(state, context, first + k), begun, steps, read=read, kept=algorithm.keeps)
+    return begun, *(made if read else (made, ()))
+
+
+def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
     """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
-    steps = adapt(learner, task.context, learner.inner_steps, task.start)
-    states = list(steps) if learner.every_state else deque(steps, maxlen=1)
+    read = (lambda state: state) if learner.every_state else None
+    begun, last, later = adapted(learner, task.context, learner.inner_steps, read, task.start, scanned=scanned)
+    states = [begun, *(rows(later, k) for k in range(learner.inner_steps))] if read else [last]
     loss, metrics = learner.objective(states, task, progress)
-    last = tree_map(torch.detach, states[-1]) if learner.unrolls > 1 else ()
-    return loss, {name: value.detach() for name, value in metrics.items()}, last
+    carried = tree_map(torch.detach, last) if learner.unrolls > 1 else ()
+    return loss, {name: value.detach() for name, value in metrics.items()}, carried
 
 
 class Engine:
@@ -112,7 +141,6 @@ class Engine:
         self.world = world or World()
         self.executor = Executor(device, record=record, threads=threads)
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
-        self._states: WeakKeyDictionary[Algorithm, int] = WeakKeyDictionary()
 
     def train_on(
         self, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: State, progress: float
@@ -147,10 +175,13 @@ class Engine:
         algorithm.anneal(progress)
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
+        def one(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
+            return objective(learner, progress, task, scanned=self.scans(learner))
+
         def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor], State]:
             chunk, progress = item
             with self._arithmetic():
-                losses, metrics, states = self._map(learner, partial(objective, learner, progress), chunk)
+                losses, metrics, states = self._map(learner, partial(one, learner, progress), chunk)
                 gradients = torch.autograd.grad(losses.sum() / total, parameters, allow_unused=True)
             return laid_out(gradients, parameters), {name: values.sum() for name, values in metrics.items()}, states
 
@@ -191,13 +222,16 @@ class Engine:
         problem = algorithm.problem
 
         def scores(learner: Algorithm, task: Task, _: float) -> dict[str, Tensor]:
-            rows = []
-            for k, state in enumerate(adapt(learner, task.context, learner.test_steps)):
-                if curve or k == learner.test_steps:
-                    prediction = learner.predict(state, task.query.x)
-                    rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
-            score, loss = zip(*rows)
-            scored = {"score": torch.stack(score), "loss": torch.stack(loss)}
+            def judge(prediction: Any) -> dict[str, Tensor]:
+                return {"score": problem.score(prediction, task.query.y), "loss": problem.loss(prediction, task.query.y)}
+
+            read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
+            start, last, later = adapted(learner, task.context, learner.test_steps, read, scanned=self.scans(learner))
+            prediction = learner.predict(last, task.query.x)
+            if read and learner.test_steps:
+                scored = {name: torch.cat([value[None], later[name]]) for name, value in read(start).items()}
+            else:
+                scored = {name: value[None] for name, value in judge(prediction).items()}
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
 
         return tree_map(Tensor.cpu, self.over(algorithm, scores, tasks, 0.0, ("scores", curve)))
@@ -266,32 +300,32 @@ class Engine:
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Any], Any], items: Sequence[Any], name: Hashable) -> Iterator[Any]:
         """``function(algorithm, item)`` of every item, in order; ``name`` says what the function depends on beside these."""
-        if not self._vmaps(algorithm):
+        if not self.scans(algorithm):
             return (function(algorithm, item) for item in items)
         return self.executor.map(function, algorithm, items, name)
 
     def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
-        if self._vmaps(algorithm):
+        if self.scans(algorithm):
             return torch.vmap(function, in_dims=(AXES,))(tasks)
         results = [function(select(tasks, i)) for i in range(count(tasks))]
         return tree_map(lambda *leaves: torch.stack(leaves), *results)
 
-    def _vmaps(self, algorithm: Algorithm) -> bool:
+    def scans(self, algorithm: Algorithm) -> bool:
+        """Whether tasks go through torch.vmap, and inner loops are scans."""
         return self.map == "vmap" and algorithm.batchable
 
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; with ``auto`` by ``memory.chunk_size``.
 
-        What one task takes is the method's to say (``Algorithm.footprint``).
+        What one task takes is the method's to say (``Algorithm.footprint``), and how many inner steps are kept ``memory.kept_steps``.
         """
         if self.chunk != "auto":
             return self.chunk
         one = select(tasks, 0)
         held = algorithm.footprint(one, train)
-        size = held.examples * self._activation_bytes(algorithm) + held.bytes
-        kept = held.states and (self.device.type == "cpu" or held.flat)
-        states = held.states * self._state_bytes(algorithm, one) if kept else 0
-        return memory.chunk_size(count(tasks), size, states, self.device)
+        kept = memory.kept_steps(algorithm.inner_steps, self.device, states_alone=algorithm.keeps == "states")
+        size = (held.examples + held.repeated * kept) * self._activation_bytes(algorithm) + held.bytes
+        return memory.chunk_size(count(tasks), size, self.device)
 
     def _activation_bytes(self, algorithm: Algorithm) -> int:
         net = algorithm.net
@@ -301,13 +335,6 @@ class Engine:
             with kernels.using(self.kernels):
                 self._activations[net] = memory.activations(net, examples)
         return self._activations[net]
-
-    def _state_bytes(self, algorithm: Algorithm, task: Task) -> int:
-        """Bytes of what the way back through an inner step needs of a task's state."""
-        if algorithm not in self._states:
-            with kernels.using(self.kernels):
-                self._states[algorithm] = memory.size(algorithm.begin(task.context), differentiated=True)
-        return self._states[algorithm]
 
     def _arithmetic(self) -> ExitStack:
         """The kernels and the precision of this engine, for the thread that enters it."""

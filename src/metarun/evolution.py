@@ -4,18 +4,19 @@ Salimans et al. 2017, arXiv:1703.03864; persistent: Vicol, Metz, Sohl-Dickstein 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from metarun import inner
 from metarun.algorithm import Algorithm, State
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
 from metarun.engine import Engine, objective
+from metarun.runtime.private import tree_map
 from metarun.task import Start, Task
 
 STREAM = 2**20  # of the episode's key, where the perturbations begin: no learner draws from there
@@ -50,7 +51,9 @@ class Evolution:
         if share:
             tasks = slots.tasks(episodes, share, carried, algorithm.unrolls)
             algorithm.anneal(progress)
-            gradients, metrics, carried = engine.over(algorithm, self.estimate, tasks, progress, ("evolution", *vars(self).values()))
+            gradients, metrics, carried = engine.over(
+                algorithm, partial(self.estimate, engine.scans(algorithm)), tasks, progress, ("evolution", *vars(self).values())
+            )
             for name, p in parameters.items():
                 gradient = gradients[name].sum(0) / total
                 p.grad = gradient if p.grad is None else p.grad + gradient
@@ -63,10 +66,12 @@ class Evolution:
         total = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
         return ((begun, begun, total),) * self.pairs
 
-    def estimate(self, learner: Algorithm, task: Task, progress: float) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
-        """Of one task: the gradient by parameter, metrics, and what to carry on."""
+    def estimate(
+        self, scanned: bool, learner: Algorithm, task: Task, progress: float
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor], State]:
+        """Of one task: the gradient by parameter, metrics, and what to carry on; ``scanned`` as in ``engine.objective``."""
         parameters = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-        start, whole = task.start, Objective(learner)
+        start, whole = task.start, Objective(learner, scanned)
         found, told, carried = [], [], []
         for pair in range(self.pairs):
             noise = self.noise(task, parameters, pair)
@@ -104,9 +109,12 @@ class Evolution:
 class Objective(nn.Module):
     """``engine.objective`` of a learner as a module, so that ``functional_call`` can move the learner's parameters."""
 
-    def __init__(self, learner: Algorithm) -> None:
+    learner: Algorithm
+    scanned: bool
+
+    def __init__(self, learner: Algorithm, scanned: bool) -> None:
         super().__init__()
-        self.learner = learner
+        self.learner, self.scanned = learner, scanned
 
     def forward(self, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], Any]:
-        return objective(self.learner, progress, task)
+        return objective(self.learner, progress, task, scanned=self.scanned)

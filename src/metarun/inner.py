@@ -4,7 +4,6 @@ Everything is written for one task, in operations that torch.vmap can batch."""
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import copy_context
@@ -14,11 +13,13 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from metarun.runtime.loop import loop as scanned_loop
+from metarun.runtime.private import alone_under_vmap, function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from metarun.runtime.steps import Kept
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
-FORWARD_MODE = threading.RLock()  # torch counts the levels of forward mode for all threads together
 
 
 def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode = "unroll") -> Weights:
@@ -30,8 +31,9 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
         fast: the adapted weights.
         args: all else the loss depends on (shared weights, support examples).
         mode: ``unroll`` keeps the graph of the gradient (autograd through autograd, exact second order);
-            ``mixed`` gives the same derivatives but saves only the inputs and, on the way back, gets the Hessian-vector product by
-            forward-over-reverse (Kemaev et al. 2025, MixFlow-MG, arXiv:2505.00793): less memory and time for many steps;
+            ``mixed`` gives the same derivatives but keeps only the inputs, and computes the rest again on the way back: less memory for
+            many steps, as in MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793), whose product with the Hessian is forward over reverse;
+            here it is reverse over reverse, which takes as many products of matrices and has faster kernels;
             ``none`` treats the gradient as a constant (first order).
 
     Returns:
@@ -39,7 +41,7 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     """
     leaves, spec = tree_flatten((fast, args))
     weights, form = tree_flatten(fast)
-    modes = torch.overrides._get_current_function_mode_stack()
+    modes = function_modes()
 
     def flat_loss(*flat: Tensor) -> Tensor:
         fast, args = tree_unflatten(list(flat), spec)
@@ -51,19 +53,12 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
     constant = mode == "none" or not torch.is_grad_enabled()
     if mode == "mixed" and not constant:
         grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
-    elif _by_task(leaves):
+    elif alone_under_vmap(leaves):
         grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
     else:
         with torch.set_grad_enabled(not constant):
             return torch.func.grad(loss)(fast, *args)
     return tree_unflatten(list(grads), form)
-
-
-def _by_task(leaves: list[Tensor]) -> bool:
-    """Whether some of these are those of many tasks under torch.vmap, and no other transform of torch.func is there."""
-    top = torch._C._functorch.peek_interpreter_stack()
-    alone = top is not None and top.level() == 1 and top.key() == torch._C._functorch.TransformType.Vmap
-    return alone and any(map(torch._C._functorch.is_batchedtensor, leaves))
 
 
 class _GradientByTask(torch.autograd.Function):
@@ -100,7 +95,7 @@ class _GradientByTask(torch.autograd.Function):
 
 
 class _MixedGradient(torch.autograd.Function):
-    """g(fast, args) = ∇_fast loss; its vector-Jacobian product is ∂/∂ε ∇ loss(fast + ε v, args) at ε = 0, one jvp of one gradient."""
+    """g(fast, args) = ∇_fast loss, which keeps its arguments alone; the way back computes it again."""
 
     generate_vmap_rule = True
 
@@ -117,16 +112,47 @@ class _MixedGradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
         leaves = ctx.saved_tensors
-        fast, rest = leaves[: ctx.n_fast], leaves[ctx.n_fast :]
         needed = [i for i, leaf in enumerate(leaves) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
 
-        def gradients(*weights: Tensor) -> tuple[Tensor, ...]:
-            return torch.func.grad(ctx.loss, argnums=tuple(needed))(*weights, *rest)
+        def gradients(*moved: Tensor) -> tuple[Tensor, ...]:
+            by_leaf = dict(zip(needed, moved))
+            return torch.func.grad(ctx.loss, argnums=tuple(range(ctx.n_fast)))(*(by_leaf.get(i, leaf) for i, leaf in enumerate(leaves)))
 
-        with FORWARD_MODE:
-            products = ctx.context.run(torch.func.jvp, gradients, tuple(fast), tuple(cotangents))[1]
+        products = torch.func.vjp(gradients, *(leaves[i] for i in needed))[1](cotangents)
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
+
+
+def loop(
+    step: Callable[[Any, Any], Any],
+    state: Any,
+    steps: int,
+    xs: Any = None,
+    *,
+    read: Callable[[Any], Any] | None = None,
+    kept: Kept = "auto",
+) -> Any:
+    """``steps`` times ``state = step(state, x)``, at the cost of one step to be recorded and differentiated.
+
+    The same numbers as Python's own loop, under torch.vmap too, differentiable as often as ``step`` is, and loops may be nested. Where a
+    step is not the same computation as the one before it (the state changes its shape; the step closes over an object with a state of its
+    own), Python's own loop is what runs.
+
+    Args:
+        step: a pure function of nested tensors, of whatever it closes over, and of x. Without ``xs``, x is k = 0, 1, …, an int64 tensor [];
+            where its value decides what is done, every step is recorded by itself.
+        state: nested tuples and dicts of tensors, which keep their shapes and types.
+        steps: K >= 0.
+        xs: nested tensors with a leading axis of length K; x is their row k.
+        read: what to note of the state after every step, nested tensors.
+        kept: for the way back: ``all`` that each step needs; ``states``, from which steps are computed again; ``auto``, all while it is
+            little; or a number n, the state before every n-th step. Results do not depend on it.
+
+    Returns:
+        The last state; with ``read`` also what it noted, with a leading axis of length K.
+    """
+    last, noted = scanned_loop(step, state, steps, xs, read, kept)
+    return last if read is None else (last, noted)
 
 
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
@@ -197,12 +223,13 @@ def no_moments(fast: Weights) -> Moments:
 
 
 def adam(
-    fast: Weights, grads: Weights, moments: Moments, k: int, lr: float, beta1: float, beta2: float = 0.999, eps: float = 1e-8
+    fast: Weights, grads: Weights, moments: Moments, k: int | Tensor, lr: float, beta1: float, beta2: float = 0.999, eps: float = 1e-8
 ) -> tuple[Weights, Moments]:
     """Step k = 0, 1, … of Adam (Kingma & Ba 2015, arXiv:1412.6980, algorithm 1): the new weights and moments."""
     mean = tree_map(lambda m, g: beta1 * m + (1 - beta1) * g, moments.mean, grads)
     square = tree_map(lambda v, g: beta2 * v + (1 - beta2) * g * g, moments.square, grads)
-    unbias1, unbias2 = 1 - beta1 ** (k + 1), 1 - beta2 ** (k + 1)
+    age = k.double() + 1 if isinstance(k, Tensor) else k + 1
+    unbias1, unbias2 = 1 - beta1**age, 1 - beta2**age
     fast = tree_map(lambda w, m, v: w - lr * (m / unbias1) / ((v / unbias2).sqrt() + eps), fast, mean, square)
     return fast, Moments(mean, square)
 

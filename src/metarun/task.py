@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
+
+from metarun.runtime.private import tree_map
 
 
 class Batch(NamedTuple):
@@ -67,6 +68,11 @@ def select(tasks: Task, index: int | slice) -> Task:
     """One task (an int) or a run of tasks (a slice) out of stacked tasks."""
     chosen: Task = tree_map(lambda leaf: leaf[index], own(tasks))
     return chosen._replace(context=chosen.context._replace(shared=tasks.context.shared))
+
+
+def rows(tree: Any, index: int) -> Any:
+    """Row ``index`` of every tensor in nested values."""
+    return tree_map(lambda leaf: leaf[index], tree)
 
 
 def count(tasks: Task) -> int:

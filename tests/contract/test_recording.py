@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIERS, LEARNERS, Builder, classification, engine, meta_gradient, small
+from helpers import CLASSIFIERS, LEARNERS, TRIED, Builder, classification, engine, meta_gradient, small
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
@@ -21,8 +24,11 @@ from metarun.algorithm import Algorithm
 from metarun.engine import Engine
 from metarun.kernels import numba_conv, select
 from metarun.run import Run
-from metarun.runtime import recording
-from metarun.runtime.recording import EAGER, MOST, CannotRepeat, Entry, Graph, Recordings, Watch, record, settings
+from metarun.runtime import tracer
+from metarun.runtime.cuda_graph import Graph
+from metarun.runtime.recording import EAGER, MOST, Entry, Recordings, record
+from metarun.runtime.settings import settings
+from metarun.runtime.tracer import CannotRepeat, Guard
 
 NEVER = {"maml_learn2learn"}  # runs task by task
 
@@ -135,7 +141,7 @@ def test_what_a_gpu_records_is_the_step(algo: str, problem: Builder, pretended: 
 
 
 def test_a_look_into_the_data_is_known_before_a_gpu_records_it() -> None:
-    with Watch():
+    with Guard():
         assert torch.ones(2)[torch.tensor([0, 1])].sum().shape == ()
         with pytest.raises(CannotRepeat, match="looks into the data"):
             torch.ones(2).sum().item()
@@ -244,6 +250,122 @@ def test_settings_are_known_by_what_they_are(values: tuple[object, object]) -> N
     assert found[0] == found[2] != found[1]
 
 
+@dataclass
+class Loose:
+    """Anyone may change it."""
+
+    value: float = 1.0
+
+
+@dataclass(frozen=True)
+class Firm:
+    """As long as what it holds stays, it does."""
+
+    value: Any
+
+
+class Pair(NamedTuple):
+    """Two values."""
+
+    first: Any
+    second: Any
+
+
+def closure(value: Any) -> Callable[[], Any]:
+    return lambda: value
+
+
+HIDDEN = {
+    "NumPy's generator": lambda: np.random.default_rng(0),
+    "Python's generator": lambda: random.Random(0),
+    "torch's generator": torch.Generator,
+    "iterator": lambda: iter([1, 2]),
+    "counter": lambda: itertools.count(),
+    "generator of Python": lambda: (i for i in range(3)),
+    "object": Loose,
+    "bound method": lambda: np.random.default_rng(0).random,
+    "method of an object of Python": lambda: random.Random(0).random,
+    "partial": lambda: partial(max, Loose()),
+    "closure": lambda: closure(random.Random(0)),
+    "default": lambda: lambda x, rng=random.Random(0): rng.random(),
+    "frozen dataclass": lambda: Firm(Loose()),
+    "named tuple": lambda: Pair(1, Loose()),
+    "list": lambda: [1, {"a": (Loose(),)}],
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_module_with_a_state_that_cannot_be_seen_is_run_as_it_is(kind: str) -> None:
+    module, replay = Affine(), Recordings(torch.device("cpu"))
+    assert settings(module) is not None
+    module.hidden = HIDDEN[kind]()
+    assert settings(module) is None
+    called: list[int] = []
+    call = replay.of(module, "name", lambda module, x: called.append(1) or x * module.weight)
+    for _ in range(EAGER + 2):
+        call(module, torch.ones(2))
+    assert len(called) == EAGER + 2
+
+
+def test_a_generator_of_the_modules_own_goes_on() -> None:
+    module, replay = Affine(), Recordings(torch.device("cpu"))
+    module.rng = np.random.default_rng(0)
+    call = replay.of(module, "name", lambda module, x: x * module.rng.random())
+    found, again = [float(call(module, torch.ones(()))) for _ in range(EAGER + 4)], np.random.default_rng(0)
+    assert found == [pytest.approx(again.random(), rel=1e-6) for _ in found]
+
+
+@pytest.mark.parametrize(
+    ("value", "other"),
+    [
+        (lambda: Firm(1.0), lambda: Firm(2.0)),
+        (lambda: Pair(1, "a"), lambda: Pair(1, "b")),
+        (lambda: partial(max, 1), lambda: partial(max, 2)),
+        (lambda: partial(max, 1), lambda: partial(min, 1)),
+        (lambda: closure(1), lambda: closure(2)),
+        (lambda: closure(closure(np.zeros(2))), lambda: closure(closure(np.ones(2)))),
+        (lambda: Firm(1.0).__eq__, lambda: Firm(2.0).__eq__),
+        (lambda: {1: [2]}, lambda: {1: [3]}),
+        (lambda: torch.float32, lambda: torch.float64),
+        (lambda: {1, 2}, lambda: {1, 3}),
+        (lambda: [nn.Dropout(0.1)], lambda: [nn.Dropout(0.2)]),
+    ],
+    ids=[
+        "frozen dataclass",
+        "named tuple",
+        "partial",
+        "partial of another",
+        "closure",
+        "closure in a closure",
+        "bound method",
+        "dict",
+        "dtype",
+        "set",
+        "module",
+    ],
+)
+def test_what_can_be_seen_is_compared_by_what_it_holds(value: Callable[[], Any], other: Callable[[], Any]) -> None:
+    module, found = Affine(), []
+    for make in (value, other, value):
+        module.setting = make()
+        found.append(settings(module))
+    assert None not in found
+    assert found[0] == found[2] != found[1]
+
+
+def test_objects_that_refer_to_each_other_are_compared() -> None:
+    module = Affine()
+    module.method = module.forward
+    module.loop = [1]
+    module.loop.append(module.loop)
+    assert settings(module) == settings(module) is not None
+
+
+def test_every_algorithm_is_recorded() -> None:
+    hidden = {algo for (algo, _), tried in TRIED.items() if isinstance(tried, Algorithm) and settings(tried) is None}
+    assert hidden <= NEVER
+
+
 def test_a_number_may_be_passed_on_but_not_computed_with() -> None:
     def function(module: Affine, item: tuple[Tensor, float]) -> Tensor:
         return item[0] * module.weight if module.training else item[0] * module.weight.sum() * (1 - item[1])
@@ -308,7 +430,7 @@ def test_settings_that_change_with_every_call_are_not_remembered_for_ever() -> N
 
 
 def test_a_long_program_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recording, "LONGEST", 5)
+    monkeypatch.setattr(tracer, "LONGEST", 5)
     entry, found = recorded(lambda module, x: sum(x * i for i in range(9)), *[torch.ones(2)] * (EAGER + 2))
     assert all(torch.equal(result, torch.full((2,), 36.0)) for result in found)
     assert "more than 5 operations" in entry.why_not
@@ -323,3 +445,22 @@ def test_an_algorithm_that_is_gone_takes_its_programs_along() -> None:
     assert len(list(entries(how))) == 1
     del run
     assert not list(entries(how))
+
+
+def test_a_number_of_the_code_may_decide_until_it_is_written_to() -> None:
+    def function(module: Affine, x: Tensor) -> Tensor:
+        n, other = torch.tensor(2), torch.zeros(2)
+        other.add_(x)  # writes elsewhere
+        return sum(x * i for i in range(n + 1))
+
+    def written(module: Affine, x: Tensor) -> Tensor:
+        n = torch.tensor(2.0)
+        n.add_(x[0])
+        return x if n > 1 else -x
+
+    program, _ = record(function, Affine(), torch.ones(2))
+    assert torch.equal(program([2 * torch.ones(2), Affine().weight]), 6 * torch.ones(2))
+    with pytest.raises(CannotRepeat, match="looks into the data"):
+        record(written, Affine(), torch.ones(2))
+    with Guard(), pytest.raises(CannotRepeat, match="looks into the data"):
+        written(Affine(), torch.ones(2))

@@ -149,15 +149,17 @@ def test_automatic_chunks_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None
     assert sizes == {6, 3, 2, 1}  # 2, 4, 6 and 12 chunks, never the 3 of which one core would have to do two
 
 
-def test_automatic_chunks_shrink_with_the_inner_steps_whose_states_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    def size(*words: str) -> int:
-        algorithm, tasks = in_float64(small("net.hidden=8", *words), tasks=12)
-        algorithm.inner_steps = 40
-        monkeypatch.setattr(memory, "STATE_BYTES", 3 * 40 * 8 * sum(p.numel() for p in algorithm.parameters()))
+def test_automatic_chunks_do_not_shrink_with_long_inner_loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    def size(steps: int, *words: str) -> int:
+        algorithm, tasks = in_float64(small("net.hidden=8", "algo=maml", *words), tasks=12)
+        algorithm.inner_steps = steps
         return engine(chunk="auto").chunk_size(algorithm, tasks, train=True)
 
-    assert size("algo=maml") == 3
-    assert size("algo=imaml") == size("algo=anil") == 6  # no way back, and states of a head alone
+    one, tasks = in_float64(small("net.hidden=8", "algo=maml"), tasks=12)
+    held = one.footprint(select(tasks, 0), True)
+    monkeypatch.setattr(memory, "CPU_BYTES", 3 * engine()._activation_bytes(one) * (held.examples + held.repeated * memory.KEPT_STEPS))
+    assert size(1) > size(memory.KEPT_STEPS) == size(40) == size(400) == 3
+    assert size(400, "algo.mode=mixed") == size(1)  # states alone are kept
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])

@@ -11,7 +11,8 @@ from helpers import LEARNING_CLASSIFIERS, classification, engine, in_float64, me
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.runtime.threads import Threads, replica
+from metarun.runtime.replica import replica
+from metarun.runtime.threads import Threads
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine, adapt
 from metarun.run import Run
+from metarun.runtime.private import tree_leaves, tree_map
 from metarun.task import Context, Task, count, select
 
 

@@ -18,6 +18,8 @@ from numba.extending import intrinsic
 from torch import Tensor
 from torch.profiler import record_function
 
+from metarun.runtime.private import is_profiling
+
 BITS = ir.IntType(32)
 STAMP = Path(__file__).read_bytes()
 inlined: Any = njit(inline="always")  # a function whose body takes the place of its calls
@@ -44,7 +46,7 @@ def shown(function: Any) -> Any:
     @wraps(function)
     def call(*arguments: Any) -> None:
         # Torch's own question is about this thread alone, and chunks have threads of their own.
-        with record_function(name) if torch.autograd.profiler._is_profiler_enabled else nullcontext():
+        with record_function(name) if is_profiling() else nullcontext():
             function(*arguments)
 
     return call

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba.core.registry import cpu_target
 from torch import Tensor
 
 from metarun.kernels.form import Form
 from metarun.kernels.numba_tiles import NEAR, Convolution, convolution
-from metarun.runtime.recording import whole
+from metarun.runtime.private import cpu_features
+from metarun.runtime.tracer import opaque
 
 UNIT = 16  # channels come in multiples of it
 
@@ -60,7 +60,7 @@ def plan(form: Form, back: bool, words: int, channels: int, step: int) -> tuple[
 @cache
 def lanes(dtype: torch.dtype) -> int:
     """How many float32 a vector register of this machine holds, if it has the instructions for operands of this type, else 0."""
-    features = cpu_target.target_context.codegen().magic_tuple()[-1].split(",")  # those that Numba compiles for
+    features = cpu_features()  # those that Numba compiles for
     if dtype == torch.bfloat16:  # torch's convolution is the faster one where it has instructions for tiles
         return 16 if "+avx512bf16" in features and "+amx-bf16" not in features else 0
     if dtype != torch.float32:
@@ -136,7 +136,7 @@ def weight_gradient(form: Form, g: Tensor, x: Tensor) -> Tensor:
     return out.to(g.dtype).movedim(-1, 2)
 
 
-@whole
+@opaque
 def partial(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     """``ops.conv.Partial`` of operands that ``covers``, with or without an axis of tasks."""
     if a.dim() == 4:

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
@@ -24,6 +23,7 @@ from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, best_guess
 from metarun.run import build_algorithm, pick_device
+from metarun.runtime.private import tree_leaves, tree_map
 from metarun.storage.checkpoint import load as load_checkpoint
 from metarun.storage.files import replace_file
 from metarun.task import Batch, Context

@@ -6,17 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
+
+from metarun.runtime.private import tree_leaves
 
 CPU_BYTES = 512 * 2**20  # of activations that a core works on at a time
-STATE_BYTES = 64 * 2**20  # of the states of all inner steps that a core keeps for the way back
+KEPT_STEPS = 10  # of a loop, more or less: longer ones are kept in part (``runtime.steps``)
 CORES = 2  # chunks come in multiples of it on a CPU, so that cores end together
 
 
-def size(tree: Any, *, differentiated: bool = False) -> int:
-    """Bytes of the tensors in nested values; ``differentiated``: of those alone that require a gradient."""
-    leaves = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and (leaf.requires_grad or not differentiated))
-    return sum(leaf.numel() * leaf.element_size() for leaf in leaves)
+def size(tree: Any) -> int:
+    """Bytes of the tensors in nested values."""
+    return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 @torch.no_grad()
@@ -31,20 +31,25 @@ def activations(net: nn.Module, x: Tensor) -> int:
     return max(1, sum(sizes) // len(x))
 
 
-def chunk_size(tasks: int, task_bytes: int, state_bytes: int, device: torch.device) -> int:
+def kept_steps(steps: int, device: torch.device, *, states_alone: bool) -> int:
+    """Of how many inner steps the activations are in memory at a time, before and on the way back."""
+    if states_alone:
+        return min(steps, 1)
+    return steps if device.type == "cuda" else min(steps, KEPT_STEPS)  # a GPU's graph keeps them all
+
+
+def chunk_size(tasks: int, task_bytes: int, device: torch.device) -> int:
     """Tasks per chunk, 1 or more.
 
     Args:
         tasks: how many there are.
         task_bytes: of the activations of one.
-        state_bytes: of the states of one that the way back through its inner steps keeps; they have a budget of their own, so that
-            memory hardly grows with steps. 0: no such limit.
         device: a CPU's core has ``CPU_BYTES`` at a time; on a GPU it is a sixteenth of its memory, as first and second derivatives need
             several times the activations.
     """
     least, budget = CORES, CPU_BYTES
     if device.type == "cuda":
         least, budget = 1, torch.cuda.get_device_properties(device).total_memory // 16
-    chunks = max(least, -(-tasks * task_bytes // budget), -(-tasks * state_bytes // STATE_BYTES))
+    chunks = max(least, -(-tasks * task_bytes // budget))
     chunks += -chunks % least
     return -(-tasks // chunks)

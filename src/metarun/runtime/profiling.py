@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch._C._profiler import _ExperimentalConfig
 from torch.profiler import profile, schedule
 
+from metarun.runtime.private import ProfilerConfig
 from metarun.runtime.recording import EAGER
 
 log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def profiled(folder: Path) -> Iterator[Callable[[], None]]:
         log.info("the trace of these steps is %s: open it in ui.perfetto.dev, or in TensorBoard with its PyTorch plugin", path)
 
     steps = schedule(wait=SKIPPED - 1, warmup=1, active=RECORDED, repeat=1)
-    everywhere = _ExperimentalConfig(profile_all_threads=True)  # the tasks' chunks are worked on in threads of their own
+    everywhere = ProfilerConfig(profile_all_threads=True)  # the tasks' chunks are worked on in threads of their own
     with profile(schedule=steps, on_trace_ready=ready, experimental_config=everywhere) as running:
         yield running.step
     if not path.exists():

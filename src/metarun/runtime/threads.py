@@ -6,49 +6,16 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from types import MethodType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.runtime.recording import BOOKS, PLAIN
+from metarun.runtime.replica import replica
 
 Module = TypeVar("Module", bound=nn.Module)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-def replica(module: Module, known: dict[int, nn.Module] | None = None) -> Module:
-    """A module of the same parameters and buffers, in which ``functional_call`` can put others without the first one noticing."""
-    known = {} if known is None else known
-    if id(module) not in known:
-        other = known[id(module)] = object.__new__(type(module))
-        other.__dict__.update(module.__dict__)  # what copy.copy does, but it refuses parametrized modules
-        other._parameters, other._buffers = dict(module._parameters), dict(module._buffers)
-        other._modules = {name: child and replica(child, known) for name, child in module._modules.items()}
-        # The same modules once more, in plain lists or as whose methods they are; every step makes replicas, so numbers are passed by.
-        more = {name: value for name, value in module.__dict__.items() if not isinstance(value, PLAIN) and name not in BOOKS}
-        held = {name: value for name, value in more.items() if any(map(owner, tree_leaves(value)))}
-        if held:
-            other.__dict__.update(tree_map(lambda leaf: _own(leaf, known), held))
-    return known[id(module)]  # type: ignore[return-value]
-
-
-def owner(value: Any) -> nn.Module | None:
-    """The module that a value is, or is a method of."""
-    value = value.__self__ if isinstance(value, MethodType) else value
-    return value if isinstance(value, nn.Module) else None
-
-
-def _own(value: Any, known: dict[int, nn.Module]) -> Any:
-    """The same of the replicas."""
-    module = owner(value)
-    if module is None:
-        return value
-    other = replica(module, known)
-    return MethodType(value.__func__, other) if isinstance(value, MethodType) else other
 
 
 class Threads:

@@ -10,12 +10,12 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from metarun import inner
 from metarun.algorithm import Adapted, Metrics, StepLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
+from metarun.runtime.private import tree_map
 from metarun.task import Context, Task
 
 

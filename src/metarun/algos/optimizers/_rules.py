@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from metarun import inner
+from metarun.runtime.private import tree_map
 
 Fast = dict[str, Tensor]
 Memory = Any

@@ -8,12 +8,12 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from metarun import inner
 from metarun.algorithm import GradientLearner
 from metarun.nets.base import Net, draw
 from metarun.problem import Problem
+from metarun.runtime.private import tree_map
 from metarun.task import Batch, Context
 
 Fast = dict[str, Tensor]

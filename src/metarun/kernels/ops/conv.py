@@ -15,7 +15,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 from metarun.inner import widen
 from metarun.kernels import select
 from metarun.kernels.form import Form
-from metarun.runtime.recording import whole
+from metarun.runtime.tracer import opaque
 
 X, W, Y = range(3)  # [n, c, h, w], [o, c, k, k], [n, o, h', w']
 FEW = 300, 800, 200  # places in a task's output, by slot: up to here a batched matrix product beats a convolution for each task
@@ -127,7 +127,7 @@ def product_of(a: Tensor, b: Tensor) -> Tensor:
         torch.set_float32_matmul_precision(precision)
 
 
-@whole
+@opaque
 def im2col(x: Tensor, form: Form) -> Tensor:
     """What the kernel sees at every place: [*n, c, h, w] to patches [*n, h', w', kernel² * c]."""
     loops = select.loops(x.device)
@@ -139,7 +139,7 @@ def im2col(x: Tensor, form: Form) -> Tensor:
     return patches
 
 
-@whole
+@opaque
 def col2im(patches: Tensor, form: Form) -> Tensor:
     """The transpose of ``im2col``, which adds up what overlaps: [*n, h', w', kernel² * c] to [*n, c, h, w]."""
     channels = patches.shape[-1] // form.kernel**2

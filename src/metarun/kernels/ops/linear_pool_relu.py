@@ -11,7 +11,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from metarun.inner import widen
 from metarun.kernels.ops.transforms import kernels_for, with_task_axis
-from metarun.runtime.recording import whole
+from metarun.runtime.tracer import opaque
 
 
 def linear_pool_relu(patches: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
@@ -35,7 +35,7 @@ class Covariance(torch.autograd.Function):
     """Mean [*tasks, k] and covariance [*tasks, k, k] in float64 of rows [*tasks, n, k], which get no gradient."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(rows: Tensor) -> tuple[Tensor, Tensor]:
         *tasks, _, inputs = rows.shape
         mean, spread = (torch.empty(*tasks, *size, dtype=torch.float64) for size in ((inputs,), (inputs, inputs)))
@@ -75,7 +75,7 @@ class LinearPoolReLUFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    @whole
+    @opaque
     def forward(patches: Tensor, weight: Tensor, bias: Tensor, window: int) -> tuple[Tensor, Tensor]:
         y = patches.new_empty(*patches.shape[:-3], patches.shape[-3] // window, patches.shape[-2] // window, weight.shape[-1])
         argmax = torch.empty_like(y, dtype=torch.uint8)
@@ -114,7 +114,7 @@ class LinearAtArgmax(torch.autograd.Function):
     """patches @ weight + bias at the places that argmax names, 0 where ReLU cut off: [*tasks, n, c, h / window, w / window]."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(patches: Tensor, argmax: Tensor, weight: Tensor, bias: Tensor, window: int) -> Tensor:
         y = patches.new_empty(argmax.shape)
         loops = kernels_for(patches)
@@ -147,7 +147,7 @@ class LinearPoolReLUBackward(torch.autograd.Function):
     """The transpose of ``LinearAtArgmax``: g [*tasks, n, c, h / window, w / window] to the gradients in weight and bias."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(patches: Tensor, argmax: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
         inputs, channels = patches.shape[-1], argmax.shape[-1]
         gweight, gbias = (widen(patches[..., :0]).new_empty(*patches.shape[:-4], *shape) for shape in ((inputs, channels), (channels,)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.func import vjp
 
 from metarun.kernels.ops.transforms import kernels_for, with_task_axis
-from metarun.runtime.recording import whole
+from metarun.runtime.tracer import opaque
 
 
 def norm_pool_relu(x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -43,7 +43,7 @@ class NormPoolReLUFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    @whole
+    @opaque
     def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, window: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         y = empty_images(x, x.shape[-2] // window, x.shape[-1] // window)
         argmax = torch.empty_like(y, dtype=torch.uint8)
@@ -81,7 +81,7 @@ class NormPoolReLUBackward(torch.autograd.Function):
     """gx, gweight, gbias: the gradient of ⟨g, y⟩ with respect to x, weight and bias, for g and y [*tasks, n, c, h / window, w / window]."""
 
     @staticmethod
-    @whole
+    @opaque
     def forward(
         g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, argmax: Tensor, mean: Tensor, var: Tensor, eps: float, window: int
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,7 +132,7 @@ class NormPoolReLUDoubleBackward(torch.autograd.Function):
     """
 
     @staticmethod
-    @whole
+    @opaque
     def forward(
         v: Tensor, a: Tensor, b: Tensor, g: Tensor, x: Tensor, weight: Tensor, bias: Tensor, argmax: Tensor, mean: Tensor, var: Tensor,
         eps: float, window: int,

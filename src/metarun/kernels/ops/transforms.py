@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from metarun.kernels import select
 from metarun.kernels.interface import Kernels
+from metarun.runtime.private import unwrapped
 
 
 def kernels_for(x: Tensor) -> Kernels:
@@ -25,9 +25,10 @@ def kernels_for(x: Tensor) -> Kernels:
 
 def needs_gradient(x: Tensor) -> bool:
     """Whether a gradient with respect to x is asked for, also outside of the torch.vmap around it, of which x itself says nothing."""
-    while not x.requires_grad and torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x.requires_grad
+    inside: Tensor | None = x
+    while inside is not None and not inside.requires_grad:
+        inside = unwrapped(inside)
+    return inside is not None
 
 
 def with_task_axis(info: Any, in_dims: tuple[Any, ...], values: tuple[Any, ...]) -> list[Any]:

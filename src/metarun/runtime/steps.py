@@ -1,0 +1,293 @@
+"""One step of a loop, and its derivative: by autograd, or as programs that were recorded from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import isqrt
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metarun.runtime import tracer as tracing
+from metarun.runtime.program import Program, Slot, slots
+from metarun.runtime.tracer import LONGEST, CannotRepeat, Tracer, without_hidden_inputs
+
+Tensors = Sequence[Tensor]
+Body = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
+Kept = int | Literal["all", "states", "auto"]
+KEPT_BYTES = 512 * 2**20  # of what all steps of a loop need for the way back; beyond it, ``auto`` keeps states
+STATE_BYTES = 64 * 2**20  # of the states of a loop; beyond it, ``states`` keeps fewer
+
+
+class Unsteady(Exception):
+    """A step is not the same computation as the one before it, or depends on more than its arguments."""
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """K steps (carry, y_k) = body(k, carry, constants, xs_k) of flat lists of tensors.
+
+    Attributes:
+        body: one step; pure. k is a 0-d int64 tensor.
+        numbers: the values of k, one after another.
+        carried, constants: how many of the tensors are the carry, and how many the constants; those after them are the xs, each with a
+            leading axis of length K.
+        derives: whether derivatives may be asked for.
+        kept: for the way back: ``all`` that each step needs; ``states``, from which a step is computed again, or so many of them that they
+            take ``STATE_BYTES`` at most; ``auto``: all, if that takes ``KEPT_BYTES`` at most, and else the state before every √K-th step;
+            or a number n, the state before every n-th step.
+    """
+
+    body: Body
+    numbers: range
+    carried: int
+    constants: int
+    derives: bool
+    kept: Kept = "auto"
+
+    def split(self, tensors: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """Carry, constants and xs, or what else there is one of for each of them."""
+        first, last = self.carried, self.carried + self.constants
+        return list(tensors[:first]), list(tensors[first:last]), list(tensors[last:])
+
+    def at(self, i: int, carry: Tensors, constants: Tensors, xs: Tensors) -> list[Tensor]:
+        """The inputs of step i."""
+        return [*carry, *constants, *(x[i] for x in xs)]
+
+    def segment(self, tensors: Tensors, step_bytes: int) -> int:
+        """Steps from one state that is kept to the next; 0 where all is kept. ``step_bytes``: what one step needs for the way back."""
+        steps = len(self.numbers)
+        if isinstance(self.kept, int):
+            return self.kept
+        if self.kept == "states":
+            state = sum(t.numel() * t.element_size() for t in tensors[: self.carried])
+            return min(isqrt(steps) or 1, -(-steps * state // STATE_BYTES))
+        return 0 if self.kept == "all" or step_bytes * steps <= KEPT_BYTES else isqrt(steps)
+
+
+class Flags(NamedTuple):
+    """Which tensors of a step take part in derivatives."""
+
+    inputs: list[bool]  # of carry, constants and x
+    outputs: list[bool]  # of the next carry and y
+
+
+class Eager:
+    """The steps, by autograd.
+
+    Raises:
+        Unsteady: a step depends on a tensor with a gradient that is not among its inputs.
+    """
+
+    def __init__(self, repeated: Repeated, tensors: Tensors) -> None:
+        self.repeated = repeated
+        first = repeated.at(0, *repeated.split(tensors))
+        inputs = [repeated.derives and t.requires_grad for t in first]
+        self.flags, self.done = Flags(inputs, []), None
+        tracer = tracing.active()
+        while True:
+            with tracer.paused() if tracer else nullcontext():
+                leaves, outputs = self.graph(0, first)
+            self.flags = Flags(inputs, [t.requires_grad for t in outputs])
+            if not ends(outputs) <= set(map(id, leaves)):
+                raise Unsteady("a step depends on a tensor with a gradient that is not among its inputs")
+            more = [a or b for a, b in zip(inputs, self.flags.outputs[: repeated.carried])]
+            if more == inputs[: repeated.carried]:
+                break
+            inputs = [*more, *inputs[repeated.carried :]]  # a part of the carry depends on others that have a gradient
+            self.flags = Flags(inputs, [])
+        self.done: tuple[list[Tensor], list[Tensor]] | None = None if tracer else (leaves, outputs)  # the first step, for its turn
+
+    def graph(self, i: int, inputs: Tensors, k: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
+        """Step i: its inputs, of which those that take part in derivatives are leaves of a graph, and its outputs in that graph."""
+        if self.done and i == 0 and k is None:
+            made, self.done = self.done, None
+            return made
+        leaves = [t.detach().requires_grad_() if yes else t.detach() for t, yes in zip(inputs, self.flags.inputs)]
+        with torch.set_grad_enabled(self.repeated.derives):
+            carry, y = self.repeated.body(torch.tensor(self.repeated.numbers[i]) if k is None else k, *self.repeated.split(leaves))
+        return leaves, [*carry, *y]
+
+    def segment(self, tensors: Tensors) -> int:
+        """See ``Repeated.segment``; what autograd keeps is not counted."""
+        return self.repeated.segment(tensors, 0)
+
+    def values(self, i: int, inputs: Tensors) -> list[Tensor]:
+        """Next carry and y."""
+        return [t.detach() for t in self.graph(i, inputs)[1]]
+
+    def advance(self, i: int, inputs: Tensors) -> tuple[list[Tensor], Any]:
+        """Next carry and y, and what ``pull`` needs."""
+        leaves, outputs = self.graph(i, inputs)
+        return [t.detach() for t in outputs], (leaves, outputs)
+
+    def pull(self, i: int, residual: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """The gradients of the inputs of step i from those of its outputs; None where there is none."""
+        leaves, outputs = residual
+        pairs = [(t, laid_as(t, g)) for t, g in zip(outputs, cotangents) if t.requires_grad]
+        wanted = [t for t, yes in zip(leaves, self.flags.inputs) if yes]
+        found = iter(gradients(pairs, wanted, create_graph=False))
+        return [next(found) if yes else None for yes in self.flags.inputs]
+
+    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """``pull`` of a step that kept nothing."""
+        return self.pull(i, self.graph(i, inputs), cotangents)
+
+
+@dataclass
+class Step:
+    """A step that was traced with its way back; its programs are compiled when they are first needed."""
+
+    operations: list[Any]
+    forward: int  # how many of the operations are those of the step itself
+    inputs: list[Slot]
+    outputs: list[Slot]
+    residuals: list[Slot] = field(default_factory=list)  # what the way back reads of the step: inputs, or results of its operations
+    cotangents: list[Slot] = field(default_factory=list)
+    grads: Any = None
+    likes: list[Tensor | None] = field(default_factory=list)  # by output: a tensor of the shape and strides of its gradient
+
+    @cached_property
+    def values(self) -> Program:
+        """From inputs to outputs."""
+        return Program(self.operations[: self.forward], self.inputs, self.outputs)
+
+    @cached_property
+    def advance(self) -> Program:
+        """From inputs to outputs and residuals."""
+        return Program(self.operations[: self.forward], self.inputs, (self.outputs, self.residuals))
+
+    @cached_property
+    def pull(self) -> Program:
+        """From residuals and the gradients of the outputs to those of the inputs."""
+        return Program(self.operations[self.forward :], [*self.residuals, *self.cotangents], self.grads)
+
+    @cached_property
+    def pull_anew(self) -> Program:
+        """From inputs and the gradients of the outputs to those of the inputs."""
+        return Program(self.operations, [*self.inputs, *self.cotangents], self.grads)
+
+
+class Traced:
+    """The steps, as programs: one for all, or one for each k where k decides what is done.
+
+    Raises:
+        CannotRepeat: from the methods, where a step does not do the same every time.
+    """
+
+    def __init__(self, eager: Eager) -> None:
+        eager.done = None
+        self.eager: Eager | None = eager
+        self.repeated, self.flags = eager.repeated, eager.flags
+        self.known: dict[Hashable, Step] = {}
+        self.by_number = False
+        self.numbers = [torch.tensor(k) for k in self.repeated.numbers]
+
+    def close(self) -> None:
+        """Let go of the body, with all that it closes over: every step is known."""
+        self.eager, self.repeated = None, replace(self.repeated, body=_closed)
+
+    def step(self, i: int, inputs: Tensors) -> Step:
+        """The programs for step i with a carry of these strides."""
+        strides = tuple(t.stride() for t in inputs[: self.repeated.carried])
+        key = (strides, self.repeated.numbers[i] if self.by_number else None)
+        if key not in self.known:
+            try:
+                self.known[key] = self.trace(i, inputs)
+            except CannotRepeat:
+                if self.by_number:
+                    raise
+                self.by_number = True
+                return self.step(i, inputs)
+            if sum(len(step.operations) for step in self.known.values()) > LONGEST:
+                raise CannotRepeat(f"more than {LONGEST} operations")
+        return self.known[key]
+
+    def trace(self, i: int, inputs: Tensors) -> Step:
+        """Do step i and its way back, and note what is done."""
+        assert self.eager, "a step has other strides than when it was recorded"
+        number = self.numbers[i]
+        with without_hidden_inputs(), Tracer([number, *inputs]) as tracer:
+            # Without ``number`` the step makes its own, which is a constant of the code, and may decide what is done.
+            leaves, outputs = self.eager.graph(i, inputs, None if self.by_number else number)
+            forward = len(tracer.operations)
+            step = Step(tracer.operations, forward, [tracer.slot(t) for t in (number, *inputs)], [tracer.slot(t) for t in outputs])
+            if any(self.flags.inputs):
+                with tracer.paused():
+                    step.likes = [torch.zeros_like(t) if yes else None for t, yes in zip(outputs, self.flags.outputs)]
+                step.cotangents = [tracer.new(like, None) for like in step.likes if like is not None]
+                step.grads = tracer.slotted(self.eager.pull(i, (leaves, outputs), step.likes))
+                before = {*step.inputs, *(s for operation in step.operations[:forward] for s in slots(operation.outputs))}
+                read = [s for operation in step.operations[forward:] for s in slots((operation.arguments, operation.named))]
+                step.residuals = [s for s in dict.fromkeys([*read, *slots(step.grads)]) if s in before]
+        return step
+
+    def segment(self, tensors: Tensors) -> int:
+        """See ``Repeated.segment``."""
+        if self.repeated.kept != "auto":
+            return self.repeated.segment(tensors, 0)
+        _, (_, residuals) = self.advance(0, self.repeated.at(0, *self.repeated.split(tensors)))
+        given = {t.untyped_storage().data_ptr() for t in tensors}
+        own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals}
+        return self.repeated.segment(tensors, sum(size for place, size in own.items() if place not in given))
+
+    def values(self, i: int, inputs: Tensors) -> list[Tensor]:
+        """As of ``Eager``; so are the others."""
+        return self.step(i, inputs).values([self.numbers[i], *inputs])
+
+    def advance(self, i: int, inputs: Tensors) -> tuple[list[Tensor], Any]:
+        step = self.step(i, inputs)
+        outputs, residuals = step.advance([self.numbers[i], *inputs])
+        return outputs, (step, residuals)
+
+    def pull(self, i: int, residual: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        step, residuals = residual
+        return step.pull([*residuals, *_laid(step, cotangents)])
+
+    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+        step = self.step(i, inputs)
+        return step.pull_anew([self.numbers[i], *inputs, *_laid(step, cotangents)])
+
+
+def _laid(step: Step, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
+    return [laid_as(like, g) for like, g in zip(step.likes, cotangents) if like is not None]
+
+
+def _closed(*_: Any) -> Any:
+    raise AssertionError("a loop that was recorded makes no step but those that are known")
+
+
+def laid_as(like: Tensor, grad: Tensor | None) -> Tensor:
+    """A gradient of ``like`` with its strides; zeros where there is none."""
+    if grad is None:
+        return torch.zeros_like(like)
+    if grad.stride() == like.stride():
+        return grad
+    place = torch.empty_like(like)
+    return grad if grad.stride() == place.stride() else place.copy_(grad)
+
+
+def gradients(pairs: list[tuple[Tensor, Tensor]], inputs: list[Tensor], *, create_graph: bool) -> Sequence[Tensor | None]:
+    """Gradients of ``inputs`` from pairs of an output and its gradient; None, or zeros in a graph, where there is none."""
+    if not pairs:
+        return [torch.zeros_like(t) if create_graph else None for t in inputs]
+    outputs, given = zip(*pairs)
+    return torch.autograd.grad(outputs, inputs, given, create_graph=create_graph, allow_unused=True)
+
+
+def ends(outputs: Tensors) -> set[int]:
+    """The ids of the leaves of the graph of ``outputs``."""
+    found, seen = {id(t) for t in outputs if t.requires_grad and t.grad_fn is None}, set[Any]()
+    nodes = [t.grad_fn for t in outputs]
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            if hasattr(node, "variable"):
+                found.add(id(node.variable))
+            nodes += [following for following, _ in node.next_functions]
+    return found
