@@ -49,7 +49,7 @@ class Work(NamedTuple):
     tasks: int
     bar: float | None
     bar_gpu: float | None
-    kind: str = "train"  # | test | sample; sampling is the processor's work, wherever the images lie
+    kind: str = "train"  # | test | curve | sample; sampling is the processor's work, wherever the images lie
     peers: tuple[str, ...] = ("learn2learn",)
 
 

@@ -27,9 +27,13 @@ def prepare(work: dict[str, Any], data: dict[str, Any]) -> Side:
     algorithm.load_state_dict(data["weights"])
     classes, keys = (torch.zeros(work["tasks"], *shape, dtype=torch.int64, device=run.device) for shape in ((work["way"],), ()))
     tasks = Task(Context(Batch(data["xs"], data["ys"]), classes, keys, {}), Batch(data["xq"], data["yq"]))
-    if work["kind"] == "test":
+    if work["kind"] in ("test", "curve"):
         algorithm.eval()
-        return Side(lambda: engine.evaluate(algorithm, tasks, curve=False), lambda: engine.evaluate(algorithm, tasks, curve=False))
+
+        def test() -> Outcome:
+            return engine.evaluate(algorithm, tasks, curve=work["kind"] == "curve")
+
+        return Side(test, test)
     outer = run.valid.optim.build(algorithm.parameters(), lr=work["outer_lr"], clip_norm=None)
 
     def gradient() -> Outcome:

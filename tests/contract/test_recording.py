@@ -15,12 +15,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIERS, LEARNERS, TRIED, Builder, classification, engine, meta_gradient, small
+from helpers import (
+    CLASSIFIERS,
+    LEARNERS,
+    TRIED,
+    Builder,
+    classification,
+    double,
+    engine,
+    in_float64,
+    meta_gradient,
+    relative_error,
+    small,
+)
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.hooks import RemovableHandle
 
+from metarun import inner
 from metarun.algorithm import Algorithm
+from metarun.algos.gradient.maml import MAML
 from metarun.engine import Engine
 from metarun.kernels import numba_conv, select
 from metarun.run import Run
@@ -74,6 +88,52 @@ def test_a_replayed_evaluation_has_the_bits_of_the_evaluation(algo: str) -> None
         assert all(torch.equal(now[name], eager[name]) for name in eager)
     if algo not in NEVER:
         assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
+
+
+MINIBATCHES = ["algo.optimizer=adam", "algo.inner_batch=1"]  # of which each step has another
+LONG = [("maml", []), ("maml", ["algo.mode=mixed"]), ("mamlpp", []), ("reptile", MINIBATCHES), ("finetune", [])]
+
+
+@pytest.mark.parametrize(("algo", "words"), LONG)
+def test_a_long_inner_loop_is_recorded_and_is_pythons_loop(algo: str, words: list[str]) -> None:
+    values = small("way=2", "query=1", f"algo={algo}", "net=mlp", *words)
+    values["algo"] |= {key: 10 for key in ("inner_steps", "test_steps") if key in values["algo"]}
+    algorithm, tasks = in_float64(values, tasks=2)
+    recorder, eager, loop = engine(), engine(record=False), engine("loop")
+    for _ in range(EAGER + 2):
+        gradient, scores = meta_gradient(algorithm.train(), tasks, recorder), recorder.evaluate(algorithm.eval(), tasks, curve=True)
+    assert torch.equal(gradient, meta_gradient(algorithm.train(), tasks, eager))
+    assert relative_error(gradient, meta_gradient(algorithm.train(), tasks, loop)) < 1e-9
+    assert scores["loss"].shape == (2, 11)
+    assert torch.equal(scores["loss"], eager.evaluate(algorithm.eval(), tasks, curve=True)["loss"])
+    torch.testing.assert_close(scores["loss"], loop.evaluate(algorithm.eval(), tasks, curve=True)["loss"], rtol=1e-9, atol=0)
+    assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
+
+
+class Rollout(MAML):
+    """A method with a training of many steps inside one inner step, and an answer that comes about move by move."""
+
+    def step(self, state: Any, context: Any, k: Tensor) -> Any:
+        fast = inner.loop(lambda fast, _: inner.sgd(fast, self.support_gradient(fast, context, "none"), 0.01), state.fast, 20)
+        return super().step(state._replace(fast=fast), context, k)
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        logits = super().predict(state, x)
+        return inner.loop(lambda answer, k: 0.9 * answer + torch.tanh(logits) / (k + 1), logits, 100)
+
+
+def test_loops_of_a_methods_own_are_recorded() -> None:
+    run = Run(small("way=2", "query=1", "algo=maml", "net=mlp"))
+    run.algorithm.__class__ = Rollout
+    algorithm, tasks = run.algorithm.double(), double(run.episodes("train").batch(range(2)))
+    algorithm.inner_steps = 4
+    recorder = engine()
+    for _ in range(EAGER + 2):
+        gradient, scores = meta_gradient(algorithm, tasks, recorder), recorder.evaluate(algorithm, tasks, curve=True)
+    assert torch.equal(gradient, meta_gradient(algorithm, tasks, engine(record=False)))
+    assert relative_error(gradient, meta_gradient(algorithm, tasks, engine("loop"))) < 1e-9
+    torch.testing.assert_close(scores["loss"], engine("loop").evaluate(algorithm, tasks, curve=True)["loss"], rtol=1e-9, atol=0)
+    assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
 
 
 @pytest.mark.parametrize("words", [["precision=bf16"], ["algo.mode=mixed"], ["algo.first_order=true"], ["net.norm=support"]])

@@ -84,7 +84,7 @@ def weight_hooks(parameter: Tensor) -> Any:
 def as_parameter(parameter: Tensor, other: Tensor) -> Tensor:
     """Another tensor for a parameter's place in a module, which takes it for a parameter as well."""
     if other is not parameter:
-        other._is_param = True  # type: ignore[attr-defined]
+        other._is_param = True
     return other
 
 

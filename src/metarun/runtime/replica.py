@@ -49,7 +49,8 @@ class Copier:
         """A module of the same class."""
         other = self.done[id(module)] = object.__new__(type(module))
         other.__dict__.update(module.__dict__)  # as copy.copy does, which refuses parametrized modules
-        other._parameters = {name: p if p is None else as_parameter(p, self.tensor(p)) for name, p in module._parameters.items()}
+        parameters: Any = {name: p if p is None else as_parameter(p, self.tensor(p)) for name, p in module._parameters.items()}
+        other._parameters = parameters
         other._buffers = {name: b if b is None else self.tensor(b) for name, b in module._buffers.items()}
         other._modules = {name: self.of(child) for name, child in module._modules.items()}
         # Modules may also be held in lists, or through a bound method. Numbers are skipped: replicas are made in every step.
@@ -86,9 +87,10 @@ class Copier:
         if isinstance(value, partial):
             return partial(self.of(value.func), *self.of(value.args), **self.of(value.keywords))
         if dataclasses.is_dataclass(value) and value.__dataclass_params__.frozen:  # type: ignore[union-attr]
-            parts = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
-            made = {name: self.of(inner) for name, inner in parts.items()}
-            return dataclasses.replace(value, **made) if any(made[name] is not inner for name, inner in parts.items()) else value  # type: ignore[type-var]
+            fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value) if field.init}
+            others = {name: self.of(inner) for name, inner in fields.items()}
+            same = all(others[name] is inner for name, inner in fields.items())
+            return value if same else dataclasses.replace(value, **others)  # type: ignore[type-var]
         if isinstance(value, BuiltinFunctionType):
             self.of(value.__self__)
         elif self.strict and not isinstance(value, (set, frozenset)):

@@ -72,6 +72,7 @@ class _Run:
     """One execution of a scan, on plain tensors."""
 
     steps: Eager | Traced
+    token: Tensor
 
     def __init__(self, repeated: Repeated) -> None:
         self.repeated = repeated
@@ -95,7 +96,7 @@ class _Run:
         return _once(tracer, partial(backward, self.steps), self.token, *cotangents)
 
     def backward_in_a_graph(self, tensors: Tensors, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """``backward`` that can be differentiated: the forward pass once more for all its carries, then a scan from the last to the first."""
+        """``backward`` that can be differentiated: the forward pass once more for its carries, then a scan from the last to the first."""
         repeated, flags = self.repeated, self.steps.flags
         carry, constants, xs = repeated.split(tensors)
         of_carry, of_constants, _ = repeated.split(flags.inputs)

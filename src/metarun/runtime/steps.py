@@ -87,7 +87,8 @@ class Eager:
         self.repeated = repeated
         first = repeated.at(0, *repeated.split(tensors))
         inputs = [repeated.derives and t.requires_grad for t in first]
-        self.flags, self.done = Flags(inputs, []), None
+        self.flags = Flags(inputs, [])
+        self.done: tuple[list[Tensor], list[Tensor]] | None = None
         tracer = tracing.active()
         while True:
             with tracer.paused() if tracer else nullcontext():
@@ -100,7 +101,7 @@ class Eager:
                 break
             inputs = [*more, *inputs[repeated.carried :]]  # a part of the carry depends on others that have a gradient
             self.flags = Flags(inputs, [])
-        self.done: tuple[list[Tensor], list[Tensor]] | None = None if tracer else (leaves, outputs)  # the first step, for its turn
+        self.done = None if tracer else (leaves, outputs)  # the first step, for its turn
 
     def graph(self, i: int, inputs: Tensors, k: Tensor | None = None) -> tuple[list[Tensor], list[Tensor]]:
         """Step i: its inputs, of which those that take part in derivatives are leaves of a graph, and its outputs in that graph."""

@@ -112,7 +112,7 @@ class Guard(TorchDispatchMode):
                 self.fixed[tensor] = True
         elif len(self.fixed) and mutates(function):
             written = {tensor.untyped_storage().data_ptr() for tensor in tensors((args, kwargs))}
-            for tensor in [tensor for tensor in self.fixed.keys() if tensor.untyped_storage().data_ptr() in written]:
+            for tensor in [tensor for tensor in list(self.fixed) if tensor.untyped_storage().data_ptr() in written]:
                 del self.fixed[tensor]
 
 

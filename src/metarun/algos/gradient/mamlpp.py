@@ -72,7 +72,7 @@ class MAMLPP(StepLearner):
         self.multi_step_loss, self.first_order_until, self.full_mode, self.mode = multi_step_loss, first_order_until, mode, mode
         self.every_state = self.every_loss = multi_step_loss > 0
         self.loss_weights: Tensor
-        # Not among the settings, as it changes with every step, which is recorded once (``replay``).
+        # A buffer, not a setting: it changes with every training step, and each setting has a recording of its own.
         self.register_buffer("loss_weights", torch.zeros(inner_steps), persistent=False)
         norms = {name: module for name, module in self.named_modules() if isinstance(module, Norm)}
         self.scales = [f"{name}.{part}" for name in norms for part in ("weight", "bias") if step_norms]
