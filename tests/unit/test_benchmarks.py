@@ -275,6 +275,15 @@ def test_downloads_ask_for_the_published_file(tmp_path: Path, monkeypatch: pytes
     assert asked == [(address, "md5:97eceeb196236b17998738112f37df78")]
 
 
+def test_both_divisions_of_cifar_100_find_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path))
+    for folder in ("cifar100", "fc100", "cifar_fs"):
+        unpack(pictures(CifarFS), tmp_path / folder)
+        assert [load(benchmark, None).note for benchmark in (CifarFS, FC100)] == ["2 a class"] * 2
+        (tmp_path / folder).rename(tmp_path / f"not {folder}")
+    refused(FC100, None, "not on this machine")
+
+
 class TestRavisTables:
     """images/ in one folder, and three tables that say what is of which class."""
 

@@ -252,6 +252,25 @@ def test_two_folders_for_one_split_are_refused(tmp_path):
         make(tmp_path / "data")
 
 
+def test_a_split_that_is_not_there_says_how_to_get_it(root, tmp_path):
+    spec = EpisodeSpec(way=2, shot=1, query=1)
+    for data, split, line in (
+        (
+            make(layout(tmp_path / "given", train="a b", test="e f")),
+            "val",
+            r"only train, test; put val/ with classes of its own into data\.root",
+        ),
+        (make(root, val_fraction=0.0), "val", r"only train, test; set data\.val_fraction above 0"),
+        (
+            make(root, val_fraction=0.0, test_fraction=1.0),
+            "train",
+            r"only test; make data\.val_fraction \+ data\.test_fraction less than 1",
+        ),
+    ):
+        with pytest.raises(UserError, match=f"these data have no {split} split, {line}"):
+            data.episodes(split, spec, 0)
+
+
 def test_a_class_may_be_called_train(tmp_path):
     """CIFAR-100 has one."""
     for value, name in enumerate(("train", "test", "bus", "tram", "ship")):

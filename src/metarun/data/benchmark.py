@@ -55,6 +55,7 @@ class Benchmark(ImageDataset):
     archives: ClassVar[tuple[str, ...]]  # names of archives, without suffix, in small letters and digits only
     wants: ClassVar[str]  # which files to put where, for a message
     source: ClassVar[Source | None] = None
+    folders: ClassVar[tuple[str, ...]] = ()  # where files lie in $METARUN_DATA and the cache, if not in one named like the benchmark
 
     def __init__(self, root: str | None, size: int, download: bool = False) -> None:
         place, files = self._locate(root, download)
@@ -134,17 +135,18 @@ class Benchmark(ImageDataset):
 
     def _locate(self, root: str | None, download: bool) -> tuple[Path, dict[str, Path]]:
         """An archive, or a folder and its ``files``."""
-        candidates = [folder for folder in places(root, self.name) if folder.is_dir()]
+        own = self.folders or (self.name,)
+        candidates = [folder for folder in dict.fromkeys(place for name in own for place in places(root, name)) if folder.is_dir()]
         for i, folder in enumerate(candidates):
             for path in sorted(folder.iterdir()):
                 if self._plain(path) in self.archives:
                     return path, {}
             # A folder that nobody named for these data may hold everybody's: it is not searched through.
-            if (folder.name == self.name or (root and i == 0)) and (files := self.files(folder)):
+            if (folder.name in own or (root and i == 0)) and (files := self.files(folder)):
                 return folder, files
         if self.source:
             try:
-                return fetch(self.source, root, self.name, download), {}
+                return fetch(self.source, root, own[0], download), {}
             except UserError as error:
                 raise UserError(f"{str(error).partition(';')[0]}; {self.wants}, or use data=glyphs, which needs no files") from None
         pickles = sorted(path.name for folder in candidates for path in folder.iterdir() if path.suffix in (".pkl", ".pickle"))

@@ -22,6 +22,7 @@ class Cifar100(Benchmark):
     """A division of CIFAR-100's classes; a class's images are in the order of the archive, its training part first."""
 
     published = 60_000
+    folders = ("cifar100", "cifar_fs", "fc100")
     archives = ("cifar100binary", "cifar100", "cifarfs", "fc100")
     source = Source(
         "cifar-100-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"

@@ -18,10 +18,11 @@ from PIL import Image, ImageOps
 from metarun.data.attributes import read_attributes
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
-from metarun.data.episodes import CLASSES, Split, draws, episode_keys
+from metarun.data.episodes import CLASSES, Episodes, Split, draws, episode_keys
 from metarun.data.leakage import Origin, digest, refuse_copies, refuse_shared
 from metarun.data.picture import Pictures, UnreadableError, reasons, search, subfolders, tell, upright
 from metarun.errors import UserError
+from metarun.problem import EpisodeSpec
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,7 @@ class Folder(ImageDataset):
             )
         passed: dict[str, str] = {}
         tops = _given_splits(base)
+        self.divided = tops is not None
         if tops:
             splits = {split: _classes(base, folder, passed) for split, folder in tops.items()}
         else:
@@ -116,6 +118,13 @@ class Folder(ImageDataset):
             starts = counts[split].cumsum() - counts[split]
             result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes)
         super().__init__(result)
+
+    def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
+        if split in ("train", "val", "test") and split not in self.splits:
+            share = "make data.val_fraction + data.test_fraction less than 1" if split == "train" else f"set data.{split}_fraction above 0"
+            mend = f"put {split}/ with classes of its own into data.root" if self.divided else share
+            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}; {mend}")
+        return super().episodes(split, spec, seed, device)
 
     @classmethod
     def pictures(cls, **values: Any) -> Pictures:
