@@ -15,7 +15,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun.errors import UserError
-from metarun.inner import widen
+from metarun.inner import upcast
 
 
 class Gaussian(NamedTuple):
@@ -54,7 +54,7 @@ def best_guess(prediction: Tensor | Gaussian | Samples) -> Tensor:
     """One answer: logits as they are, a mean, or of several members the logarithm of the mean probability or the mean; [n, outputs]."""
     if isinstance(prediction, Samples):
         members = prediction.members
-        return members.mean.mean(0) if isinstance(members, Gaussian) else _log_mean(F.log_softmax(widen(members), -1))
+        return members.mean.mean(0) if isinstance(members, Gaussian) else _log_mean(F.log_softmax(upcast(members), -1))
     return prediction.mean if isinstance(prediction, Gaussian) else prediction
 
 
@@ -75,7 +75,7 @@ def _log_mean(logs: Tensor) -> Tensor:
 
 def _log_density(prediction: Gaussian, y: Tensor) -> Tensor:
     """Of every target y [n, outputs] under its own Gaussian."""
-    mean, variance = map(widen, prediction)
+    mean, variance = map(upcast, prediction)
     return -0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance))
 
 
@@ -173,7 +173,7 @@ class Classification(Kind):
         """Mean cross-entropy; of several members, −log of their mean probability."""
         if isinstance(prediction, Samples):
             return F.nll_loss(best_guess(prediction), y)
-        return F.cross_entropy(widen(prediction), y)
+        return F.cross_entropy(upcast(prediction), y)
 
     def score(self, prediction: Tensor | Samples, y: Tensor) -> Tensor:
         return (best_guess(prediction).argmax(-1) == y).float().mean()
@@ -219,7 +219,7 @@ class Regression(Kind):
         return self._error(best_guess(prediction), y)
 
     def _error(self, guess: Tensor, y: Tensor) -> Tensor:
-        squares = (widen(guess) - y).square()
+        squares = (upcast(guess) - y).square()
         return squares.sum() if self.summed else squares.mean()
 
 
