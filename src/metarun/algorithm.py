@@ -270,7 +270,7 @@ class SolvedHead(Algorithm):
 
     def rows(self, x: Tensor, support_x: Tensor) -> Tensor:
         """z [n, features + 1] of x [n, *input_shape]."""
-        return inner.with_ones(inner.widen(self.net(x, support_x)))
+        return inner.with_ones(inner.upcast(self.net(x, support_x)))
 
     def penalty(self, n: int) -> Tensor:
         """λ for a sum over n examples, being meant for their mean."""
@@ -295,7 +295,7 @@ class PrototypeLearner(Algorithm):
     encodes = True
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
-        return -inner.squared_distances(inner.widen(self.net(x, state.support_x)), inner.widen(state.means))
+        return -inner.squared_distances(inner.upcast(self.net(x, state.support_x)), inner.upcast(state.means))
 
 
 class ZeroShotLearner(Algorithm):

@@ -217,14 +217,14 @@ def mode_product(tensor: Tensor, matrix: Tensor, axis: int) -> Tensor:
     return torch.tensordot(matrix, tensor, dims=([1], [axis])).movedim(0, axis)
 
 
-def widen(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """``x`` in fp32 at least: bf16 is too coarse for losses, statistics and distances, float64 stays what it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def directions(features: Tensor) -> Tensor:
     """Features [n, d] at length one, in fp32 at least: their products are cosines."""
-    return F.normalize(widen(features), dim=-1)
+    return F.normalize(upcast(features), dim=-1)
 
 
 def one_hot(y: Tensor, way: int) -> Tensor:
@@ -234,7 +234,7 @@ def one_hot(y: Tensor, way: int) -> Tensor:
 
 def label_error(scores: Tensor, y: Tensor) -> Tensor:
     """Mean squared error [] of σ(scores) [n, way] against 1 for the class y [n] and 0 for the others (arXiv:1711.06025, equation 2)."""
-    scores = widen(scores)
+    scores = upcast(scores)
     return (torch.sigmoid(scores) - one_hot(y, scores.shape[1]).to(scores.dtype)).square().mean()
 
 

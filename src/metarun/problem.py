@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge
 from torch import Tensor
 
-from metarun.inner import widen
+from metarun.inner import upcast
 
 Kind = Literal["classification", "regression"]
 
@@ -94,15 +94,15 @@ class Problem:
     def loss(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
         """A scalar: mean cross-entropy of logits [n, way], squared error of predictions [n, outputs], or −log density under a Gaussian."""
         if isinstance(prediction, Gaussian):
-            mean, variance = map(widen, prediction)
+            mean, variance = map(upcast, prediction)
             return 0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance)).mean()
         if self.kind == "classification":
-            return F.cross_entropy(widen(prediction), y)
-        return (widen(prediction) - y).square().mean()
+            return F.cross_entropy(upcast(prediction), y)
+        return (upcast(prediction) - y).square().mean()
 
     def score(self, prediction: Tensor | Gaussian, y: Tensor) -> Tensor:
         """The metric of one batch, a scalar."""
         guess = best_guess(prediction)
         if self.kind == "classification":
             return (guess.argmax(-1) == y).float().mean()
-        return (widen(guess) - y).square().mean()
+        return (upcast(guess) - y).square().mean()

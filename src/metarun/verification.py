@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.inner import widen
+from metarun.inner import upcast
 
 FALSE_ACCEPTS = 0.01  # at which false-accept rate the true-accept rate is reported
 MEASURES = ("auc", "eer", f"tar_at_far_{FALSE_ACCEPTS}")
@@ -26,7 +26,7 @@ def pairs(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     """
     way = logits.shape[1]
     own_first = (y[:, None] + torch.arange(way, device=y.device)) % way
-    scores = widen(logits).gather(1, own_first)
+    scores = upcast(logits).gather(1, own_first)
     return {"same": scores[:, 0], "different": scores[:, 1:]}
 
 

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from helpers import LEARNING_CLASSIFIERS, classification, meta_gradient
 
 from metarun import inner
-from metarun.inner import Mode, widen
+from metarun.inner import Mode, upcast
 from metarun.kernels import bfloat16
 from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.conv import Conv
@@ -64,7 +64,7 @@ def test_the_inner_loop_computes_in_bfloat16_under_vmap(mode):
     def loss(weight, x):
         y = F.linear(x, weight)
         seen.append(y.dtype)
-        return widen(y).square().mean()
+        return upcast(y).square().mean()
 
     with BFloat16():
         gradients = torch.vmap(lambda x: inner.gradient(loss, weight, x, mode=mode))(torch.randn(3, 4, 6))

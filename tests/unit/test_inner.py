@@ -196,10 +196,10 @@ def test_a_gradient_step_takes_one_rate_or_a_tree_of_rates() -> None:
         torch.testing.assert_close(inner.sgd(fast, grads, rate)["b"], stepped["b"])
 
 
-def test_widen_raises_half_precision_and_leaves_the_rest_alone() -> None:
+def test_upcast_raises_half_precision_and_leaves_the_rest_alone() -> None:
     kinds = {torch.bfloat16: torch.float32, torch.float16: torch.float32, torch.float32: torch.float32, F64: F64}
     for given, wanted in kinds.items():
-        assert inner.widen(torch.zeros(1, dtype=given)).dtype == wanted
+        assert inner.upcast(torch.zeros(1, dtype=given)).dtype == wanted
 
 
 def test_class_means_are_means_by_class_whatever_the_order() -> None:

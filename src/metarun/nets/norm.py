@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metarun.inner import widen
+from metarun.inner import upcast
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
 
@@ -45,7 +45,7 @@ class Norm(nn.Module):
         dtype, x = x.dtype, x.movedim(1, -1)  # as it lies in memory, so that what is spread over it will lie there alike
         if self.kind == "none":
             return (x * self.weight.to(dtype) + self.bias.to(dtype)).movedim(-1, 1)
-        centred, scale = self._by_example(widen(x)) if self.groups else self._by_channel(widen(x), n_support)
+        centred, scale = self._by_example(upcast(x)) if self.groups else self._by_channel(upcast(x), n_support)
         # Both scales in one pass over x: each pass is paid again by the first and by the second derivative.
         return (centred * (scale * self.weight) + self.bias).to(dtype).movedim(-1, 1)
 

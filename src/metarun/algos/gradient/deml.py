@@ -64,6 +64,6 @@ class DEML(HeadLearner):
         loss = self.problem.loss(prediction, query.y)
         seen = self.discriminator(torch.cat([state.features, concepts]))
         classes = task.context.classes[torch.cat([support.y, query.y])]
-        joint = F.cross_entropy(inner.widen(seen), classes)
+        joint = F.cross_entropy(inner.upcast(seen), classes)
         metrics = {"loss": loss, self.problem.metric: self.problem.score(prediction, query.y), "concept_loss": joint}
         return self.task_weight * loss + self.concept_weight * joint, metrics

@@ -54,7 +54,7 @@ class ALPaCA(Algorithm):
 
     def features(self, x: Tensor, support_x: Tensor) -> tuple[Tensor, Tensor]:
         """φ [n, features + 1] of x, and the same in units of the prior, Lᵀ φ."""
-        phi = inner.with_ones(inner.widen(self.net(x, support_x)))
+        phi = inner.with_ones(inner.upcast(self.net(x, support_x)))
         return phi, phi @ self.factor.tril()
 
     def begin(self, context: Context) -> Posterior:

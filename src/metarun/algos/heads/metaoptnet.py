@@ -71,7 +71,7 @@ class MetaOptNet(Algorithm):
 
     def begin(self, context: Context) -> Solved:
         x, y = context.support
-        z = inner.widen(self.net(x, x))
+        z = inner.upcast(self.net(x, x))
         target = inner.one_hot(y, context.classes.shape[0]).to(z.dtype)
         if self.head == "ridge":
             return Solved(2 * inner.ridge(z, target, z.new_full((), self.penalty)), x)
@@ -79,7 +79,7 @@ class MetaOptNet(Algorithm):
         return Solved(z.T @ crammer_singer(kernel, target, self.cost, self.solver_steps), x)
 
     def predict(self, state: Solved, x: Tensor) -> Tensor:
-        return self.scale * (inner.widen(self.net(x, state.support_x)) @ state.weight)
+        return self.scale * (inner.upcast(self.net(x, state.support_x)) @ state.weight)
 
 
 def crammer_singer(kernel: Tensor, target: Tensor, cost: float, steps: int) -> Tensor:

@@ -62,11 +62,11 @@ class GNN(Algorithm):
 
     def begin(self, context: Context) -> Nodes:
         x, y = context.support
-        features = inner.widen(self.net(x, x))
+        features = inner.upcast(self.net(x, x))
         return Nodes(torch.cat([features, inner.one_hot(y, self.problem.outputs).to(features.dtype)], 1), x)
 
     def predict(self, state: Nodes, x: Tensor) -> Tensor:
-        features = inner.widen(self.net(x, state.support_x))
+        features = inner.upcast(self.net(x, state.support_x))
         unknown = torch.full_like(features[:, :1], 1 / self.problem.outputs).expand(-1, self.problem.outputs)
         query = torch.cat([features, unknown], 1)
         nodes = torch.cat([query[:, None], state.values.expand(x.shape[0], -1, -1)], 1)
@@ -108,7 +108,7 @@ class GraphLayer(nn.Module):
         edges = differences.abs()
         for linear, norm in zip(self.edges, self.norms):
             edges = F.leaky_relu(norm(linear(edges)))
-        scores = inner.widen(self.edges[-1](edges)).squeeze(-1) - differences[..., : self.features].square().sum(-1)
+        scores = inner.upcast(self.edges[-1](edges)).squeeze(-1) - differences[..., : self.features].square().sum(-1)
         itself = torch.eye(nodes.shape[1], dtype=torch.bool, device=nodes.device)[:rows]
         return scores.masked_fill(itself, -torch.inf).softmax(-1)
 

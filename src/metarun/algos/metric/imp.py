@@ -57,7 +57,7 @@ class IMP(Algorithm):
     def begin(self, context: Context) -> Clusters:
         x, y = context.support
         way = context.classes.shape[0]
-        features = inner.widen(self.net(x, x))
+        features = inner.upcast(self.net(x, x))
         means = inner.class_means(features, y, way)
         variance = self.log_variance.exp()
         with torch.no_grad():
@@ -73,7 +73,7 @@ class IMP(Algorithm):
         return Clusters(torch.where(empty[:, None], centres, share.T @ features), member, x)
 
     def predict(self, state: Clusters, x: Tensor) -> Tensor:
-        distances = inner.squared_distances(inner.widen(self.net(x, state.support_x)), state.means)
+        distances = inner.squared_distances(inner.upcast(self.net(x, state.support_x)), state.means)
         return inner.by_class(-distances / (2 * self.log_variance.exp()), state.member).amax(-1)
 
     def _threshold(self, means: Tensor, variance: Tensor) -> Tensor:

@@ -71,14 +71,14 @@ class Matching(Algorithm):
 
     def begin(self, context: Context) -> Memory:
         x, y = context.support
-        features = inner.widen(self.net(x, x))
+        features = inner.upcast(self.net(x, x))
         if self.fce:
             order = inner.uniform(context.key, y.shape).argsort()
             features = self._read_support(features[order])[order.argsort()]
         return Memory(features, inner.one_hot(y, context.classes.shape[0]), x)
 
     def predict(self, state: Memory, x: Tensor) -> Tensor:
-        query, support = inner.widen(self.net(x, state.support_x)), state.features
+        query, support = inner.upcast(self.net(x, state.support_x)), state.features
         if self.fce:
             query = self._read_by_query(query, support)
         if self.similarity == "cosine":

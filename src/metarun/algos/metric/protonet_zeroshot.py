@@ -47,4 +47,4 @@ class ZeroShotProtoNet(ZeroShotLearner):
         return ClassPoints(inner.class_means(embedded, y, context.classes.shape[0]))
 
     def predict(self, state: ClassPoints, x: Tensor) -> Tensor:
-        return -inner.squared_distances(inner.widen(self.of_image(self.net(x))), state.prototypes)
+        return -inner.squared_distances(inner.upcast(self.of_image(self.net(x))), state.prototypes)

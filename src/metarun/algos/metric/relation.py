@@ -79,7 +79,7 @@ class Relation(Algorithm):
     def begin(self, context: Context) -> Classes:
         x, y = context.support
         way = context.classes.shape[0]
-        means = inner.class_means(inner.widen(self.net(x, x)), y, way)
+        means = inner.class_means(inner.upcast(self.net(x, x)), y, way)
         if self.shots == "sum":
             means = means * inner.one_hot(y, way).sum(0)[:, None]
         return Classes(self.of_class(means.unflatten(1, self.net.map_shape)), x)

@@ -63,7 +63,7 @@ class SemiProtoNet(PrototypeLearner):
 
     def begin(self, context: Context) -> Prototypes:
         (x, y), way = context.support, context.classes.shape[0]
-        features = inner.widen(self.net(torch.cat([x, context.unlabelled]), x))
+        features = inner.upcast(self.net(torch.cat([x, context.unlabelled]), x))
         support, unlabelled = features[: x.shape[0]], features[x.shape[0] :]
         means, size = inner.class_means(support, y, way), inner.one_hot(y, way).sum(0)
         prototypes = means

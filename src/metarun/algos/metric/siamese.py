@@ -55,11 +55,11 @@ class Siamese(Algorithm):
 
     def begin(self, context: Context) -> Examples:
         x, y = context.support
-        return Examples(inner.widen(self.net(x, x)), inner.one_hot(y, context.classes.shape[0]), x)
+        return Examples(inner.upcast(self.net(x, x)), inner.one_hot(y, context.classes.shape[0]), x)
 
     def scores(self, state: Examples, x: Tensor) -> Tensor:
         """s [n, way * shot] of x [n, *input_shape] with every support example; before the sigmoid."""
-        features = inner.widen(self.net(x, state.support_x))
+        features = inner.upcast(self.net(x, state.support_x))
         return (features[:, None] - state.features).abs() @ self.weight + self.bias
 
     def predict(self, state: Examples, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from metarun.inner import widen
+from metarun.inner import upcast
 from metarun.kernels import select
 from metarun.kernels.form import Form
 from metarun.runtime.recording import whole
@@ -146,14 +146,14 @@ def col2im(patches: Tensor, form: Form) -> Tensor:
     loops = select.loops(patches.device)
     if loops is None:
         padded = [side + form.kernel - 1 for side in form.size]  # at least as far as the last place sees
-        total = widen(patches[..., :0]).new_zeros(*patches.shape[:-3], *padded, channels)
+        total = upcast(patches[..., :0]).new_zeros(*patches.shape[:-3], *padded, channels)
         for (rows, columns), part in zip(taps(form), patches.split(channels, -1)):
             total[..., rows, columns, :] += part
         high, broad = form.size
         inside = total[..., form.padding : form.padding + high, form.padding : form.padding + broad, :]
         return inside.to(patches.dtype).contiguous().movedim(-1, -3)
     x = patches.new_empty(*patches.shape[:-3], *form.size, channels)
-    total = widen(patches[..., :0]).new_empty(channels)
+    total = upcast(patches[..., :0]).new_empty(channels)
     arrays = [loops.array(t, 3) for t in (patches, x)]
     loops.im2col(channels, form.kernel).col2im(arrays[0], form.stride, form.padding, loops.array(total, 0), arrays[1])
     return x.movedim(-1, -3)

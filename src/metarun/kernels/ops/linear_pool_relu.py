@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from metarun.inner import widen
+from metarun.inner import upcast
 from metarun.kernels.ops.transforms import kernels_for, with_task_axis
 from metarun.runtime.recording import whole
 
@@ -28,7 +28,7 @@ def linear_pool_relu(patches: Tensor, weight: Tensor, bias: Tensor, window: int)
     """
     if has_torch_function((patches, weight, bias)):
         return handle_torch_function(linear_pool_relu, (patches, weight, bias), patches, weight, bias, window)
-    return LinearPoolReLUFunction.apply(patches, widen(weight.mT), widen(bias), window)[0]
+    return LinearPoolReLUFunction.apply(patches, upcast(weight.mT), upcast(bias), window)[0]
 
 
 class Covariance(torch.autograd.Function):
@@ -150,7 +150,7 @@ class LinearPoolReLUBackward(torch.autograd.Function):
     @whole
     def forward(patches: Tensor, argmax: Tensor, g: Tensor, window: int) -> tuple[Tensor, Tensor]:
         inputs, channels = patches.shape[-1], argmax.shape[-1]
-        gweight, gbias = (widen(patches[..., :0]).new_empty(*patches.shape[:-4], *shape) for shape in ((inputs, channels), (channels,)))
+        gweight, gbias = (upcast(patches[..., :0]).new_empty(*patches.shape[:-4], *shape) for shape in ((inputs, channels), (channels,)))
         loops = kernels_for(patches)
         outputs = loops.array(gweight, 2), loops.array(gbias, 1)
         loops.linear_pool_relu(inputs, channels, window).backward(
