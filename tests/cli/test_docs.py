@@ -28,6 +28,7 @@ from metarun.comparison import command as compare
 from metarun.config import compose, options, schema
 from metarun.errors import UserError
 from metarun.predict import command as predict
+from metarun.session import FURTHER
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -226,11 +227,13 @@ def test_commands_compose(page, line):
         elif command == "predict" and "--help" not in words:
             predict._options(words[1:])
         elif command == "eval":
-            compose.override(stored(page, line), main._options(words[2:], {"--checkpoint": ("best", "last")})[0])
+            compose.override(
+                stored(page, line), main._options(words[2:], {"--checkpoint": ("best", "last"), "--split": ("test", "val")})[0]
+            )
         elif command == "list":
             assert set(words[1:]) <= options.descriptions().keys()
         elif command == "resume":
-            assert len(words) <= 2  # the command itself, or with its run
+            assert all(compose.parse(word).key_or_group in FURTHER for word in words[2:])  # after the command and its run
         elif not {"--help", "--version", "-sc"} & set(words):
             overrides, given = main._options(
                 words[1:] if command in ("check", "show") else words,
