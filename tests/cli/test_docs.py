@@ -227,9 +227,8 @@ def test_commands_compose(page, line):
         elif command == "predict" and "--help" not in words:
             predict._options(words[1:])
         elif command == "eval":
-            compose.override(
-                stored(page, line), main._options(words[2:], {"--checkpoint": ("best", "last"), "--split": ("test", "val")})[0]
-            )
+            known = {"--checkpoint": ("best", "last"), "--split": ("test", "val")}
+            compose.override(stored(page, line), main._options(words[2:], known)[0])
         elif command == "list":
             assert set(words[1:]) <= options.descriptions().keys()
         elif command == "resume":
