@@ -15,7 +15,7 @@ from metarun.comparison import plots
 from metarun.comparison.groups import differences, group
 from metarun.comparison.paired import UnpairedError, pair
 from metarun.comparison.runs import DamagedError, Run, collect, read
-from metarun.comparison.tables import duration, number
+from metarun.comparison.tables import duration, markdown, number, table
 from metarun.comparison.view import view
 from metarun.errors import UserError
 
@@ -402,3 +402,25 @@ def test_nothing_valid_is_an_error_with_the_first_reason(tmp_path):
     shutil.rmtree(tmp_path / "nothing" / "here")
     with pytest.raises(UserError, match="no runs"):
         collect([str(tmp_path / "nothing")])
+
+
+def test_a_foreign_summary_steers_no_terminal_and_is_no_html(tmp_path):
+    make_run(tmp_path / "a")
+    edit(tmp_path / "a", algo="maml\x1b[2J<img src=x onerror=alert(1)>&")
+    shown = look(load(tmp_path / "a"))
+    cells = [cell.text for row in table(shown)[1] for cell in row]
+    assert all(cell.isprintable() for cell in cells)
+    text = markdown(shown)
+    assert "&lt;img src=x onerror=alert(1)>&amp;" in text
+    assert "<" not in text
+
+
+TERABYTES = b"\x93NUMPY\x01\x00v\x00{'descr': '<f8', 'fortran_order': False, 'shape': (10000000000000,), }"
+
+
+@pytest.mark.parametrize("content", [TERABYTES, b"\x80\x04."])
+def test_hostile_scores_are_damage(tmp_path, content):
+    make_run(tmp_path / "a")
+    (tmp_path / "a" / "test_scores.npy").write_bytes(content.ljust(127) + b"\n")
+    with pytest.raises(DamagedError, match=r"test_scores\.npy cannot be read"):
+        read(tmp_path / "a").scores()

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.config.compose import compose, resolve
+from metarun.config.schema import validate
 from metarun.config.stored import read_config
 from metarun.errors import RunError, UserError
 from metarun.storage import checkpoint, foreign
@@ -158,3 +160,11 @@ def test_numbers_that_are_none_are_never_saved(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"weights that are not finite numbers .* stays as it was"):
         checkpoint.save(path, {**STATE, "algorithm": {"w": torch.tensor(float("inf"))}})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("section", ["algo", "data", "net", "optim"])
+def test_a_name_is_a_name(section: str) -> None:
+    values = resolve(compose([]))
+    with pytest.raises(UserError, match=rf"{section}\.name=.* is not possible") as caught:
+        validate({**values, section: {**values[section], "name": "[link=file:///etc]\x1b[2Jx"}})
+    assert str(caught.value).isprintable()

@@ -102,6 +102,10 @@ def validate(config: dict[str, Any]) -> Valid:
             raise UserError(
                 f"{section}={_shown(config[section])} is not possible: it should be a group of keys, set as {section}.KEY=VALUE"
             )
+    for section in TARGETS:
+        name = config[section].get("name")
+        if not re.fullmatch(r"[\w .,+-]{1,100}", str(name)):  # it is printed, here and there as markup
+            raise UserError(f"{section}.name={name!r} is not possible: letters, digits, spaces and - . , + make a name")
     root = Root(**check(Root, {key: value for key, value in config.items() if key not in SECTIONS}, ""))
     sections = {name: _section(config, name) for name in (*TARGETS, *FIXED)}
     episode = check(Episode, without_meta(config["episode"]), "episode.")
