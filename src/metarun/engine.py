@@ -170,7 +170,7 @@ class Engine:
     def gathered(self, carried: State) -> list[Tensor]:
         """The leaves of the states that all ranks carry, [meta_batch, …] on the CPU, for a checkpoint; every rank calls it."""
         parts = self.world.gather([leaf.cpu() for leaf in tree_leaves(carried)])
-        return [torch.cat(leaves) for leaves in zip(*parts)]
+        return [torch.cat(leaves) for leaves in zip(*filter(None, parts))]  # a rank without a share has none
 
     @torch.no_grad()
     def restored(self, like: State, leaves: list[Tensor]) -> State:
