@@ -178,4 +178,4 @@ def test_a_rate_that_is_not_learned_changes_nothing(method: str) -> None:
     for gradient in torch.randn(4, 2, generator=torch.Generator().manual_seed(0)):
         assert step(plain, p, gradient) == step(zero, q, gradient)
     assert torch.equal(p, q)
-    assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups"}
+    assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups", "steps"}
