@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -120,6 +120,13 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
     return values
 
 
+def quadratics(*words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run of the LSTM optimizer on functions of three numbers: 3 meta-updates of 2 steps for every task."""
+    few = ["data.size=3", "algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6", "optim.lr=0.01"]
+    few += ["trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3", "trainer.val_episodes=4", "trainer.test_episodes=4"]
+    return resolve(compose(["experiment=quadratics", "device=cpu", "logger=quiet", "engine.chunk=20", *few, *words]))
+
+
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:
     """What metarun builds of this configuration, or why it refuses it."""
     try:
@@ -199,6 +206,16 @@ def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]
     """The algorithm of a config and its first training tasks, all in float64."""
     run = Run(values)
     return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
+
+
+class Double:
+    """Episodes in float64."""
+
+    def __init__(self, episodes: Any) -> None:
+        self.episodes = episodes
+
+    def batch(self, indices: Sequence[int]) -> Task:
+        return double(self.episodes.batch(indices))
 
 
 def moved(tasks: Any, device: str) -> Any:
