@@ -121,10 +121,13 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
 
 
 def quadratics(*words: str) -> dict[str, Any]:
-    """A resolved config of a tiny run of the LSTM optimizer on functions of three numbers: 3 meta-updates of 2 steps for every task."""
-    few = ["data.size=3", "algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6", "optim.lr=0.01"]
-    few += ["trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3", "trainer.val_episodes=4", "trainer.test_episodes=4"]
-    return resolve(compose(["experiment=quadratics", "device=cpu", "logger=quiet", "engine.chunk=20", *few, *words]))
+    """A resolved config of a tiny run on functions of three numbers, by the LSTM optimizer in 3 meta-updates of 2 steps, or by another."""
+    few = ["data.size=3", "trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3", "optim.lr=0.01"]
+    few += ["trainer.val_episodes=4", "trainer.test_episodes=4", "device=cpu", "logger=quiet", "engine.chunk=20"]
+    if any(word.startswith("algo=") for word in words):
+        return resolve(compose(["experiment=quadratics", *few, *words]))
+    few += ["algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6"]
+    return resolve(compose(["experiment=quadratics_lstm", *few, *words]))
 
 
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:

@@ -57,9 +57,7 @@ def resumed(begun: State, start: Start) -> State:
     (fresh, form), (carried, other) = tree_flatten(begun), tree_flatten(start.state)
     if form != other or any(new.shape != old.shape for new, old in zip(fresh, carried)):
         first, last = (tree_map(lambda leaf: list(leaf.shape), state) for state in (begun, start.state))
-        raise UserError(
-            f"a method with unrolls > 1 keeps the form of its state: it begins with the shapes {first}, and goes on with {last}"
-        )
+        raise UserError(f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {first}, and goes on with {last}")
     return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(fresh, carried)], form)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ def test_every_place_visits_one_whole_episode_after_another(meta_batch: int, unr
         begins = [i for i, (_, fresh, _) in enumerate(place) if fresh]
         assert begins[0] == 0
         assert 1 <= begins[1] <= unrolls  # the first one is cut short, which staggers the places
-        assert all(later - earlier == unrolls for earlier, later in zip(begins[1:], begins[2:]))
+        assert all(later - earlier == unrolls for earlier, later in pairwise(begins[1:]))
         for first, after in zip(begins, [*begins[1:], len(place)]):
             episodes, _, ages = zip(*place[first:after])
             assert len(set(episodes)) == 1
