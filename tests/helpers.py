@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -122,6 +122,16 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
     return values
 
 
+def quadratics(*words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run on functions of three numbers, by the LSTM optimizer in 3 meta-updates of 2 steps, or by another."""
+    few = ["data.size=3", "trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3", "optim.lr=0.01"]
+    few += ["trainer.val_episodes=4", "trainer.test_episodes=4", "device=cpu", "logger=quiet", "engine.chunk=20"]
+    if any(word.startswith("algo=") for word in words):
+        return resolve(compose(["experiment=quadratics", *few, *words]))
+    few += ["algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6"]
+    return resolve(compose(["experiment=quadratics_lstm", *few, *words]))
+
+
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:
     """What metarun builds of this configuration, or why it refuses it."""
     try:
@@ -190,6 +200,16 @@ def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -
 
     context = Context(batch(shot), torch.arange(way), torch.tensor(seed), {})
     return Problem(Classification(), (features,), way, way, spec, spec), Task(context, batch(query))
+
+
+class Double:
+    """Episodes in float64."""
+
+    def __init__(self, episodes: Any) -> None:
+        self.episodes = episodes
+
+    def batch(self, indices: Sequence[int]) -> Task:
+        return double(self.episodes.batch(indices))
 
 
 def moved(tasks: Any, device: str) -> Any:

@@ -55,11 +55,9 @@ def resumed(begun: State, start: Start) -> State:
         UserError: the learner's steps change the form of its state, which a loop that goes on later cannot have.
     """
     (fresh, form), (carried, other) = tree_flatten(begun), tree_flatten(start.state)
-    shapes = [tuple(leaf.shape) for leaf in fresh], [tuple(leaf.shape) for leaf in carried]
-    if form != other or shapes[0] != shapes[1]:
-        raise UserError(
-            f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {shapes[0]}, and goes on with {shapes[1]}"
-        )
+    if form != other or any(new.shape != old.shape for new, old in zip(fresh, carried)):
+        first, last = (tree_map(lambda leaf: list(leaf.shape), state) for state in (begun, start.state))
+        raise UserError(f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {first}, and goes on with {last}")
     return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(fresh, carried)], form)
 
 
@@ -201,7 +199,7 @@ class Engine:
     def gathered(self, carried: State) -> list[Tensor]:
         """The leaves of the states that all ranks carry, [meta_batch, …] on the CPU, for a checkpoint; every rank calls it."""
         parts = self.world.gather([leaf.cpu() for leaf in tree_leaves(carried)])
-        return [torch.cat(leaves) for leaves in zip(*parts)]
+        return [torch.cat(leaves) for leaves in zip(*filter(None, parts))]  # a rank without a share has none
 
     @torch.no_grad()
     def restored(self, like: State, leaves: list[Tensor]) -> State:

@@ -20,7 +20,6 @@ from metarun.runtime.private import tree_map
 from metarun.task import Start, Task
 
 STREAM = 2**20  # of the episode's key, where the perturbations begin: no learner draws from there
-ODD = 0x2545F4914F6CDD1D  # tells the meta-updates of one task apart
 
 
 class Evolution:
@@ -93,8 +92,8 @@ class Evolution:
 
     def noise(self, task: Task, parameters: Mapping[str, Tensor], pair: int) -> dict[str, Tensor]:
         """ε of one task and pair, by parameter: other numbers in every meta-update."""
-        key = task.context.key + (task.start.k * ODD if task.start else 0)
-        first = STREAM + pair * len(parameters)
+        key, k = task.context.key, task.start.k if task.start else 0
+        first = STREAM + (k * self.pairs + pair) * len(parameters)
         return {
             name: self.sigma * inner.normal(key, tuple(p.shape), first + i).to(p.dtype) for i, (name, p) in enumerate(parameters.items())
         }

@@ -103,8 +103,9 @@ class MetaOptimizer:
         self, engine: Engine, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: Any, progress: float
     ) -> tuple[dict[str, float], Any]:
         """Put the meta-gradient of a meta-batch into ``.grad``; arguments and returns are those of ``Engine.train_on``."""
-        how = self.evolution.train_on if self.evolution else Engine.train_on
-        return how(engine, algorithm, episodes, slots, carried, progress)
+        if self.evolution:
+            return self.evolution.train_on(engine, algorithm, episodes, slots, carried, progress)
+        return engine.train_on(algorithm, episodes, slots, carried, progress)
 
     def carries(self, algorithm: Algorithm, begun: Any) -> Any:
         """A tree of the form that ``estimate`` carries on, for a learner whose tasks begin in the state ``begun``."""

@@ -47,6 +47,7 @@ class Progress:
     train_s: float = 0.0  # spent in training steps
     wall_s: float = 0.0  # spent altogether, in all processes
     metrics_bytes: int = 0
+    since: int = 0  # the iteration before which no inner loop was begun that could go on
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Progress:
@@ -138,7 +139,6 @@ class Trainer:
         self.profile = folder / "profile" if profile and engine.world.rank == 0 else None
         self.progress = Progress()
         self.carried: State = ()  # of this rank's places: where inner loops that go on in the next iteration stand
-        self.since = 0  # the iteration before which nothing was begun that could go on
         self.started = time.monotonic()
 
     def fit(self) -> None:
@@ -184,7 +184,7 @@ class Trainer:
         begun = time.monotonic()
         done = p.iteration / max(self.iterations, 1)
         learner = self.algorithm
-        places = slots(p.iteration, self.meta_batch, learner.unrolls, learner.inner_steps, self.since)
+        places = slots(p.iteration, self.meta_batch, learner.unrolls, learner.inner_steps, p.since)
         metrics, self.carried = self.optimizer.estimate(self.engine, learner, self.train, places, self.carried, done)
         if all(map(math.isfinite, metrics.values())):
             metrics |= self.optimizer.step(done)
@@ -254,7 +254,8 @@ class Trainer:
         if self.algorithm.unrolls > 1:
             begun = self.algorithm.begin(select(self.train.batch([0]), 0).context)
             self.carried = self.engine.restored(self.optimizer.carries(self.algorithm, begun), state.get("carried", []))
-        self.since = 0 if self.carried != () else self.progress.iteration
+            if not state.get("carried"):
+                self.progress.since = self.progress.iteration
         self.tracker.rewind(self.progress.metrics_bytes)
         self.started = time.monotonic()
 

@@ -8,9 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import Identity, engine, vectors
 from torch import Tensor, nn
 
+from metarun.algorithm import Algorithm, Metrics
+from metarun.nets.base import Net
 from metarun.optim import MetaOptimizer, Schedule, lr_scale
+from metarun.problem import Problem
+from metarun.task import Context, Task, stack
 
 DEFAULTS: dict[str, Any] = {
     "method": "sgd", "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "final_lr": 0.0,
@@ -171,6 +176,116 @@ def test_the_learned_rate_stays_positive_and_survives_a_resume() -> None:
     assert straight.lr == pytest.approx(1e-4)  # a thousandth: the products were -1.5 and -0.5
 
 
+def test_a_group_keeps_its_own_betas() -> None:
+    (p, q), (a, b) = (parameter(1.0, -2.0), parameter(0.5)), (parameter(1.0, -2.0), parameter(0.5))
+    ours = MetaOptimizer(
+        [{"params": [p]}, {"params": [q], "lr": 0.3, "betas": (0.5, 0.8)}], **DEFAULTS | {"method": "adam", "momentum": 0.9}
+    )
+    theirs = torch.optim.Adam([{"params": [a]}, {"params": [b], "lr": 0.3, "betas": (0.5, 0.8)}], lr=0.1, betas=(0.9, 0.999))
+    for i in range(6):
+        for mine, other in ((p, a), (q, b)):
+            mine.grad = torch.full_like(mine, math.sin(3 * i + 1))
+            other.grad = mine.grad.clone()
+        ours.step(0.0)
+        theirs.step()
+    torch.testing.assert_close((p, q), (a, b))
+
+
+def test_a_group_takes_every_so_many_th_step_only_and_its_moments_wait() -> None:
+    p, q, alone = parameter(0.0), parameter(0.0), parameter(0.0)
+    groups = [{"params": [p]}, {"params": [q], "every": 3}]
+    both, third = MetaOptimizer(groups, **DEFAULTS | {"method": "adam", "momentum": 0.9}), outer([alone], method="adam", momentum=0.9)
+    changed = []
+    for i in range(9):
+        before, gradient = q.detach().clone(), torch.tensor([math.cos(i)])
+        p.grad, q.grad = gradient.clone(), gradient.clone()
+        both.step(0.0)
+        changed.append(not torch.equal(q, before))
+        if i % 3 == 0:
+            step(third, alone, gradient)
+        assert p.grad is None
+        assert q.grad is None
+        assert torch.equal(q, alone)
+    assert changed == [True, False, False] * 3
+
+
+def test_every_group_is_clipped_by_its_own_norm() -> None:
+    p, q, r = parameter(0.0, 0.0), parameter(0.0, 0.0), parameter(0.0)
+    optimizer = MetaOptimizer([{"params": [p]}, {"params": [q]}, {"params": [r]}], **DEFAULTS | {"lr": 1.0, "clip_norm": 5.0})
+    p.grad, q.grad, r.grad = torch.tensor([30.0, 40.0]), torch.tensor([6.0, 8.0]), torch.tensor([2.0])
+    assert optimizer.step(0.0)["grad_norm"] == pytest.approx(math.sqrt(50**2 + 10**2 + 2**2))
+    for weight, expected in ((p, [-3.0, -4.0]), (q, [-3.0, -4.0]), (r, [-2.0])):
+        torch.testing.assert_close(weight.data, torch.tensor(expected))
+
+
+def test_the_count_of_steps_survives_a_resume() -> None:
+    def fresh() -> tuple[MetaOptimizer, nn.Parameter, nn.Parameter]:
+        p, q = parameter(1.0), parameter(1.0)
+        return MetaOptimizer([{"params": [p]}, {"params": [q], "every": 3}], **DEFAULTS), p, q
+
+    def go(optimizer: MetaOptimizer, p: nn.Parameter, q: nn.Parameter, steps: range) -> None:
+        for i in steps:
+            p.grad, q.grad = torch.tensor([0.1 * i]), torch.tensor([0.2 * i])
+            optimizer.step(0.0)
+
+    straight = fresh()
+    go(*straight, range(8))
+    for cut in range(1, 8):
+        first, again = fresh(), fresh()
+        go(*first, range(cut))
+        again[0].load_state_dict(copy.deepcopy(first[0].state_dict()))
+        for mine, theirs in zip(again[1:], first[1:]):
+            mine.data.copy_(theirs.data)
+        go(*again, range(cut, 8))
+        assert torch.equal(again[1], straight[1])
+        assert torch.equal(again[2], straight[2])
+    old = straight[0].state_dict()
+    del old["steps"]  # as the first checkpoints
+    again[0].load_state_dict(old)
+    assert again[0].steps == 0
+
+
+class Game(Algorithm):
+    """Two players, x and y, of whom each takes the other as given: min_x a x²/2 + x y and min_y b y²/2 − x y − c y.
+
+    Their fixed point is a x + y = 0 and b y − x = c: x = −c / (1 + a b) and y = a c / (1 + a b).
+    """
+
+    a, b, c = 1.0, 0.5, 3.0
+
+    def __init__(self, net: Net, problem: Problem) -> None:
+        super().__init__(net, problem)
+        self.x, self.y = parameter(1.0), parameter(1.0)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return [{"params": [self.x], "lr": 0.05, "betas": (0.5, 0.99)}, {"params": [self.y], "every": 2}]
+
+    def begin(self, context: Context) -> Any:
+        return ()
+
+    def predict(self, state: Any, x: Tensor) -> Tensor:
+        return self.x * x[:, :1]
+
+    def objective(self, states: Any, task: Task, progress: float) -> tuple[Tensor, Metrics]:
+        x, y = self.x, self.y
+        first = self.a * x.square() / 2 + x * y.detach()
+        second = self.b * y.square() / 2 - x.detach() * y - self.c * y
+        return (first + second).sum(), {"x": x.sum(), "y": y.sum()}
+
+
+@pytest.mark.parametrize("method", ["sgd", "adam"])
+def test_two_players_reach_their_fixed_point(method: str) -> None:
+    problem, task = vectors(3, way=2, shot=1)
+    game, tasks = Game(Identity(3), problem), stack([task, task])
+    optimizer = MetaOptimizer(game.groups(), **DEFAULTS | {"method": method, "lr": 0.05, "schedule": "linear"})
+    how = engine()
+    for i in range(800):
+        how.meta_gradient(game, tasks, 0.0)
+        optimizer.step(i / 800)
+    assert game.x.item() == pytest.approx(-2.0, abs=1e-3)
+    assert game.y.item() == pytest.approx(2.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("method", ["adam", "sgd"])
 def test_a_rate_that_is_not_learned_changes_nothing(method: str) -> None:
     p, q = parameter(1.0, -2.0), parameter(1.0, -2.0)
@@ -178,4 +293,4 @@ def test_a_rate_that_is_not_learned_changes_nothing(method: str) -> None:
     for gradient in torch.randn(4, 2, generator=torch.Generator().manual_seed(0)):
         assert step(plain, p, gradient) == step(zero, q, gradient)
     assert torch.equal(p, q)
-    assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups"}
+    assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups", "steps"}

@@ -35,11 +35,11 @@ class Script(Engine):
         super().__init__(torch.device("cpu"), "fp32", map="vmap", chunk=1)
         self.scores, self.losses, self.steps, self.validations = scores, losses, 0, 0
 
-    def train_on(self, algorithm: Any, episodes: Any, indices: range, progress: float) -> dict[str, float]:
+    def train_on(self, algorithm: Any, episodes: Any, slots: Any, carried: Any, progress: float) -> tuple[dict[str, float], Any]:
         with torch.no_grad():
             next(algorithm.parameters()).add_(1)
         self.steps += 1
-        return {"loss": self.losses(self.steps), algorithm.problem.metric: 0.5}
+        return {"loss": self.losses(self.steps), algorithm.problem.metric: 0.5}, carried
 
     def score(self, algorithm: Any, episodes: Any, n: int, curve: bool, after_block: Callable[[int], None]) -> dict[str, np.ndarray]:
         self.validations += 1

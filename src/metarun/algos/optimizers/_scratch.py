@@ -53,8 +53,9 @@ class FromScratch(GradientLearner):
     def weights(self, key: Tensor) -> Fast:
         """Random initial weights by parameter name, determined by a task's key [] int64."""
         if self.init:
+            apart = key + 1  # minibatches are drawn by the key itself
             return {
-                name: self.init * inner.normal(key, tuple(w.shape), i).to(w.dtype) for i, (name, w) in enumerate(self.learner().items())
+                name: self.init * inner.normal(apart, tuple(w.shape), i).to(w.dtype) for i, (name, w) in enumerate(self.learner().items())
             }
         return {f"{part}.{name}": w for part in ("net", "head") for name, w in draw(getattr(self, part), key + len(part)).items()}
 
