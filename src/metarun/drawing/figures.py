@@ -107,7 +107,8 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
         raise UserError(f"--split {split} is not augmented: only training episodes are")
     plain = run.data.episodes(split, run.spec["train"], run.valid.root.seed, run.device)
     task, spec = select(plain.batch([index]), 0), run.spec["train"]
-    x, y = task.context.support.x[:: spec.shot] if spec.shot else task.query.x[:: spec.query], torch.arange(spec.way)
+    y, shown = torch.arange(spec.way), task.context.support if spec.shot else task.query
+    x = shown.x[torch.searchsorted(shown.y.cpu(), y).to(shown.x.device)]  # the first of each class, as they are grouped
     copies = x.repeat_interleave(COLUMNS, 0)
     noise = run.augment.noise(task.context.key, len(copies))
     blocks = [
