@@ -75,7 +75,7 @@ def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -
 
 def objective(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
     """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
-    steps = adapt(learner, task.context, learner.inner_steps, task.start)
+    steps = adapt(learner, task.context, learner.steps(task.context, True), task.start)
     states = list(steps) if learner.every_state else deque(steps, maxlen=1)
     loss, metrics = learner.objective(states, task, progress)
     last = tree_map(torch.detach, states[-1]) if learner.unrolls > 1 else ()
@@ -185,15 +185,15 @@ class Engine:
     def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
         """Adapt to every task and score its queries: ``score`` and ``loss``, each [tasks, steps] on the CPU.
 
-        ``curve``: after 0, 1, … ``test_steps`` steps; otherwise after the last step only. Memory does not grow with tasks or steps.
+        ``curve``: after 0, 1, … all steps; otherwise after the last step only. Memory does not grow with tasks or steps.
         A pairwise method's scores of ``pairs`` come along.
         """
         problem = algorithm.problem
 
         def scores(learner: Algorithm, task: Task, _: float) -> dict[str, Tensor]:
-            rows = []
-            for k, state in enumerate(adapt(learner, task.context, learner.test_steps)):
-                if curve or k == learner.test_steps:
+            rows, steps = [], learner.steps(task.context, False)
+            for k, state in enumerate(adapt(learner, task.context, steps)):
+                if curve or k == steps:
                     prediction = learner.predict(state, task.query.x)
                     rows.append((problem.score(prediction, task.query.y), problem.loss(prediction, task.query.y)))
             score, loss = zip(*rows)

@@ -20,7 +20,7 @@ from metarun import verification
 from metarun.data.base import ImageDataset
 from metarun.engine import adapt
 from metarun.errors import UserError
-from metarun.problem import Gaussian, best_guess
+from metarun.problem import Gaussian, Samples, best_guess, spread
 from metarun.run import Run
 from metarun.storage.checkpoint import replace_file
 from metarun.task import Batch, Task, select
@@ -170,10 +170,10 @@ def has_ink(x: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian:
+def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian | Samples:
     """What the learner, adapted as in a test, answers to ``x``."""
     run.algorithm.eval()
-    *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
+    *_, state = adapt(run.algorithm, task.context, run.algorithm.steps(task.context, False))
     return run.algorithm.predict(state, x)
 
 
@@ -252,7 +252,7 @@ def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
     return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
 
 
-def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: str) -> Figure:
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, title: str) -> Figure:
     """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them, with their uncertainty."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -262,8 +262,8 @@ def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: s
         order = curve.x[:, 0].argsort()
         x, mean = curve.x[order].cpu(), best_guess(fitted)[order].cpu()
         axes.plot(x, mean, color="#444444", linewidth=1.4, label="answers", zorder=1)
-        if isinstance(fitted, Gaussian):
-            wide = 2 * fitted.variance[order].sqrt().cpu()
+        if isinstance(fitted, (Gaussian, Samples)):
+            wide = 2 * spread(fitted)[order].sqrt().cpu()
             axes.fill_between(x[:, 0], (mean - wide)[:, 0], (mean + wide)[:, 0], color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
     for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", task.context.support, 70, SUPPORT)):
         axes.scatter(x.cpu(), y.cpu(), s=size, color=colour, label=f"{label} ({len(x)})", edgecolor="white", linewidth=0.8, zorder=2)
