@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -39,8 +39,8 @@ class Algorithm(nn.Module, ABC):
     Constructors take the net and the problem first, then only keyword arguments, which are the YAML's keys.
 
     Attributes:
-        inner_steps: inner steps K of meta-training (>= 0).
-        test_steps: inner steps of validation and test (>= 0); the adaptation curve shows 0 .. test_steps.
+        inner_steps: inner steps K of meta-training (>= 0), unless they depend on the task (``steps``).
+        test_steps: inner steps of validation and test (>= 0), likewise; the adaptation curve shows 0 .. test_steps.
         kinds: names of the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
@@ -82,6 +82,10 @@ class Algorithm(nn.Module, ABC):
         """Whether there is anything to meta-train; if not, a run goes straight to its test."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
+    def steps(self, context: Context, train: bool) -> int:
+        """How many inner steps this task takes in meta-training (``train``), or afterwards; it may depend on its shapes."""
+        return self.inner_steps if train else self.test_steps
+
     @abstractmethod
     def begin(self, context: Context) -> State:
         """The task state before any inner step."""
@@ -95,7 +99,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
-        """The answers to x [n, *input_shape]: logits [n, way], or for regression predictions [n, outputs] or a ``Gaussian`` of them."""
+        """The answers to x [n, *input_shape]: logits [n, way]; for regression predictions [n, outputs] or a ``Gaussian``; or ``Samples``."""
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
@@ -132,6 +136,9 @@ class Algorithm(nn.Module, ABC):
     def calibrate(self, tasks: Iterable[Task]) -> None:
         """Called before every validation: set the population statistics of ``net.norm=running`` from training tasks."""
         self.net.calibrate(task.query.x for task in tasks)
+
+
+Method = Callable[[Net, Problem], Algorithm]  # what makes a method of another one's settings: in a YAML, a section of its own
 
 
 class Adapted(NamedTuple):

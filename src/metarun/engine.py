@@ -102,8 +102,9 @@ def adapted(
 def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
     """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
     read = (lambda state: state) if learner.every_state else None
-    begun, last, later = adapted(learner, task.context, learner.inner_steps, read, task.start, scanned=scanned)
-    states = [begun, *(rows(later, k) for k in range(learner.inner_steps))] if read else [last]
+    steps = learner.steps(task.context, True)
+    begun, last, later = adapted(learner, task.context, steps, read, task.start, scanned=scanned)
+    states = [begun, *(rows(later, k) for k in range(steps))] if read else [last]
     loss, metrics = learner.objective(states, task, progress)
     carried = tree_map(torch.detach, last) if learner.unrolls > 1 else ()
     return loss, {name: value.detach() for name, value in metrics.items()}, carried
@@ -214,7 +215,7 @@ class Engine:
     def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
         """Adapt to every task and score its queries: ``score`` and ``loss``, each [tasks, steps] on the CPU.
 
-        ``curve``: after 0, 1, … ``test_steps`` steps; otherwise after the last step only. Memory does not grow with tasks or steps.
+        ``curve``: after 0, 1, … all steps; otherwise after the last step only. Memory does not grow with tasks or steps.
         A pairwise method's scores of ``pairs`` come along.
         """
         problem = algorithm.problem
@@ -223,10 +224,11 @@ class Engine:
             def judge(prediction: Any) -> dict[str, Tensor]:
                 return {"score": problem.score(prediction, task.query.y), "loss": problem.loss(prediction, task.query.y)}
 
+            steps = learner.steps(task.context, False)
             read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
-            start, last, later = adapted(learner, task.context, learner.test_steps, read, scanned=self.scans(learner))
+            start, last, later = adapted(learner, task.context, steps, read, scanned=self.scans(learner))
             prediction = learner.predict(last, task.query.x)
-            if read and learner.test_steps:
+            if read and steps:
                 scored = {name: torch.cat([value[None], later[name]]) for name, value in read(start).items()}
             else:
                 scored = {name: value[None] for name, value in judge(prediction).items()}
@@ -321,7 +323,7 @@ class Engine:
             return self.chunk
         one = select(tasks, 0)
         held = algorithm.footprint(one, train)
-        kept = memory.kept_steps(algorithm.inner_steps, self.device, states_alone=algorithm.keeps == "states")
+        kept = memory.kept_steps(algorithm.steps(one.context, train), self.device, states_alone=algorithm.keeps == "states")
         size = (held.examples + held.repeated * kept) * self._activation_bytes(algorithm) + held.bytes
         return memory.chunk_size(count(tasks), size, self.device)
 

@@ -85,6 +85,7 @@ class EpisodeSpec:
 
     With ``shot`` 0 the support is one attribute vector per class.
     ``unlabelled`` images per class come from the ``way`` classes and from ``distractors`` classes more, of which there is nothing else.
+    With ``uneven`` the support has as many images, but ``shot`` is their mean number per class: each class has at least one.
     """
 
     way: Annotated[int, Ge(1)]
@@ -92,6 +93,7 @@ class EpisodeSpec:
     query: Annotated[int, Ge(1)]
     unlabelled: Annotated[int, Ge(0)] = 0
     distractors: Annotated[int, Ge(0)] = 0
+    uneven: bool = False
 
     @property
     def images(self) -> int:
@@ -99,7 +101,7 @@ class EpisodeSpec:
         return (self.shot + self.query) * self.way + self.unlabelled * (self.way + self.distractors)
 
     def __str__(self) -> str:
-        words = f"{self.way}-way {self.shot}-shot, {self.query} queries per class"
+        words = f"{self.way}-way {self.shot}-shot{' (uneven)' * self.uneven}, {self.query} queries per class"
         if self.unlabelled:
             words += f", {self.unlabelled} unlabelled" + (f" (and of {self.distractors} further classes)" if self.distractors else "")
         return words
@@ -152,6 +154,8 @@ class Kind(ABC):
         """
         if spec.unlabelled:
             raise UserError(f"{key('unlabelled')}={spec.unlabelled} is not possible: data={data} has no images")
+        if spec.uneven:
+            raise UserError(f"{key('uneven')}=true is not possible: data={data} has no classes; leave it at false")
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class Classification(Kind):
         return spec.way
 
     def describe(self, spec: EpisodeSpec) -> str:
-        return f"{spec.way}-way {spec.shot}-shot, {spec.query} queries a class"
+        return f"{spec.way}-way {spec.shot}-shot{' (uneven)' * spec.uneven}, {spec.query} queries a class"
 
     def loss(self, prediction: Tensor | Samples, y: Tensor) -> Tensor:
         """Mean cross-entropy; of several members, −log of their mean probability."""

@@ -263,3 +263,61 @@ def test_the_class_that_is_too_small_is_the_one_named() -> None:
     data = split()._replace(counts=np.array([6, 6, 6, 4, 6, 6, 6]))
     with pytest.raises(UserError, match="class 'class 3' of the val split has 4"):
         ClassEpisodes(data, "val", SPEC, 0)
+
+
+def unequal(spec: EpisodeSpec, *counts: int) -> ClassEpisodes:
+    """Episodes of classes of so many images, whose values are their row numbers."""
+    sizes = np.array(counts)
+    images = torch.arange(sizes.sum(), dtype=torch.uint8).view(-1, 1, 1, 1)
+    return ClassEpisodes(Split(images, sizes.cumsum() - sizes, sizes, [f"class {i}" for i in range(len(sizes))]), "train", spec, 0)
+
+
+@pytest.mark.parametrize("unlabelled", [0, 1])
+def test_uneven_supports_keep_their_size_and_stay_within_their_classes(unlabelled: int) -> None:
+    spec = EpisodeSpec(way=3, shot=3, query=2, unlabelled=unlabelled, uneven=True)
+    source = unequal(spec, 4, 6, 9, 12)
+    tasks = source.batch(range(200))
+    (x, y), query = tasks.context.support, tasks.query
+    assert y.shape == (200, 9)
+    assert (y.diff() >= 0).all(), "grouped by class"
+    shots = torch.stack([(y == c).sum(1) for c in range(3)], 1)
+    counts = torch.from_numpy(source.data.counts)[tasks.context.classes]
+    assert (shots >= 1).all()
+    assert (shots <= counts - 2 - unlabelled).all()
+    assert (shots == counts - 2 - unlabelled).any(), "a class may give all it has"
+    assert len(shots.unique(dim=0)) > 5
+    owner = torch.repeat_interleave(torch.arange(4), torch.from_numpy(source.data.counts))
+    seen = [(rows(x), y), (rows(query.x), query.y)]
+    for images, labels in seen:
+        torch.testing.assert_close(owner[images.squeeze(-1).view(200, -1)], tasks.context.classes.gather(1, labels))
+    everything = torch.cat([x.flatten(1), query.x.flatten(1), tasks.context.extras.get("unlabelled", x[:, :0]).flatten(1)], 1)
+    assert all(len(episode.unique()) == 9 + 6 + 3 * unlabelled for episode in everything)
+    for position in (0, 7):
+        assert same(select(tasks, position), select(source.batch([position]), 0))
+
+
+def test_the_further_images_of_uneven_supports_are_drawn_from_all_that_the_classes_have_left() -> None:
+    tasks = unequal(EpisodeSpec(way=2, shot=2, query=1, uneven=True), 3, 5).batch(range(4000))
+    smaller = tasks.context.support.y == tasks.context.classes.argmin(1, keepdim=True)
+    # Beside a query and a first image there are 1 and 3 left, of which 2 are drawn.
+    frequency = float((smaller.sum(1) == 2).double().mean())
+    assert abs(frequency - 1 / 2) < 5 * np.sqrt(1 / 4 / 4000)
+    assert int(smaller.sum(1).max()) == 2
+
+
+def test_uneven_supports_of_one_image_per_class_are_even_ones() -> None:
+    one, spec = EpisodeSpec(way=3, shot=1, query=2), EpisodeSpec(way=3, shot=1, query=2, uneven=True)
+    assert same(episodes(one).batch(range(5)), episodes(spec).batch(range(5)))
+
+
+@pytest.mark.parametrize(
+    ("counts", "message"),
+    [
+        ((2, 9, 9), r"query=2 images per class and one of support, but class 'class 0' of the train split has 2; choose query <= 1"),
+        ((4, 5, 5), r"shot=3 \+ query=2 = 5 images per class are 15 in an episode, but the 3 smallest .* have 14; choose .* <= 4"),
+    ],
+)
+def test_uneven_supports_for_which_there_are_too_few_images_are_refused(counts: tuple[int, ...], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        unequal(EpisodeSpec(way=3, shot=3, query=2, uneven=True), *counts)
+    unequal(EpisodeSpec(way=3, shot=3, query=2, uneven=True), 3, 6, 6)

@@ -3,13 +3,14 @@ Each section is checked against the signature of what it configures, so a key, i
 
 from __future__ import annotations
 
+import collections.abc
 import importlib
 import inspect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, get_origin, get_type_hints
 
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -135,8 +136,15 @@ def _key(root: Root, part: str, spec: EpisodeSpec, field: str) -> str:
 
 
 def _section(config: dict[str, Any], name: str) -> Section:
-    target = target_of(config, name)
-    return Section(target, check(target, without_meta(config[name]), f"{name}."))
+    """A section by name; one of the same kind within it, as an ensemble's ``algo.member``, is checked likewise, and becomes a maker."""
+    target, values = target_of(config, name), without_meta(config[name])
+    for key, field in schema(target).model_fields.items():
+        if get_origin(field.annotation) is collections.abc.Callable and key in values:
+            part = f"{name}.{key}"
+            if not isinstance(values[key], dict):
+                raise UserError(f"{part}={_shown(values[key])} is not possible: it should be a group of keys, set as {part}.KEY=VALUE")
+            values[key] = _section({part: values[key]}, part).build
+    return Section(target, check(target, values, f"{name}."))
 
 
 def target_of(config: dict[str, Any], section: str) -> Any:
@@ -147,7 +155,7 @@ def target_of(config: dict[str, Any], section: str) -> Any:
     """
     if section in FIXED:
         return _locate(FIXED[section])
-    path, (package, base) = str(config[section].get("_target_")), TARGETS[section]
+    path, (package, base) = str(config[section].get("_target_")), TARGETS[section.partition(".")[0]]
     if not path.startswith("metarun."):
         return targets.load(f"{section}._target_", path, _locate(base), package)
     if not path.startswith(package):

@@ -19,7 +19,7 @@ from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
 
 # Streams keep the draws of one episode independent of each other.
-CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP = 1, 2, 3, 4, 5, 6, 7
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS = 1, 2, 3, 4, 5, 6, 7, 8
 
 _U64 = np.uint64
 
@@ -67,8 +67,9 @@ def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
 
 
 def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.ndarray) -> np.ndarray:
-    """As ``choose``, but none of ``taken`` [..., t], which are distinct integers of 0..n-1; needs k + t <= n."""
-    chosen = choose(uniform, n - taken.shape[-1], k)
+    """As ``choose``, but none of ``taken`` [..., t], which are distinct integers, those from n on for nothing; needs k + t <= n."""
+    free = n - (taken < np.expand_dims(n, -1)).sum(-1)
+    chosen = choose(uniform, free, k)
     for other in np.moveaxis(np.sort(taken, axis=-1), -1, 0):
         chosen += chosen >= other[..., None]  # in ascending order, so that each gap is jumped once
     return chosen
@@ -144,6 +145,9 @@ class ClassEpisodes(Episodes):
     of one of them. With ``shot`` 0 the support is the attribute vectors of the classes. Unlabelled images are in random order; asking
     for them leaves support and query of an episode as they are.
 
+    With ``uneven`` (and more than one shot) every class has one image in the support, and the others are drawn one after the other from
+    all images that the classes have left, beside their queries and unlabelled ones: large classes have more of them.
+
     Args:
         data: the split's images.
         split: its name, part of every episode's identity.
@@ -167,12 +171,21 @@ class ClassEpisodes(Episodes):
         members = [found for found in members if len(found) >= classes]
         self.group_sizes = np.array([len(found) for found in members])
         self.group_members = np.stack([np.pad(found, (0, most - len(found))) for found in members])  # [groups, most]
-        asked, what, need = _sum(spec, "shot", "query", "unlabelled")
-        if need > data.counts.min():
+        self.uneven = spec.uneven and spec.shot > 1
+        one = int(self.uneven)  # that every class has in its support, whatever the others have
+        asked, what, need = _sum(spec, *["shot"] * (not self.uneven), "query", "unlabelled")
+        if need + one > data.counts.min():
             short = int(data.counts.argmin())
             raise UserError(
-                f"{asked} images per class, but class '{data.names[short]}' of the {split} split "
-                f"has {data.counts[short]}; choose {what} <= {data.counts[short]}"
+                f"{asked} images per class{' and one of support' * one}, but class '{data.names[short]}' of the {split} split "
+                f"has {data.counts[short]}; choose {what} <= {data.counts[short] - one}"
+            )
+        asked, what, need = _sum(spec, "shot", "query", "unlabelled")
+        there = int(np.sort(data.counts)[: spec.way].sum())
+        if need * spec.way > there:
+            raise UserError(
+                f"{asked} images per class are {need * spec.way} in an episode, but the {spec.way} smallest classes of the {split} split "
+                f"have {there}; choose {what} <= {there // spec.way}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
         self.images, self.attributes = data.images.to(device), data.attributes.to(device)
@@ -181,14 +194,33 @@ class ClassEpisodes(Episodes):
         self.query_y = spread.repeat_interleave(spec.query)
 
     def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes."""
+        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes.
+
+        Of uneven ones there are more places than ``shot``; those that a class leaves empty hold the row behind its last.
+        """
         way, need = self.spec.way, self.spec.shot + self.spec.query
         keys = episode_keys(self.seed, self.split, indices)
         group = self.group(keys)
         members = choose(draws(keys, CLASSES, (2 * way,)), self.group_sizes[group], way)
         classes = self.group_members[group[:, None], members]
-        samples = choose(draws(keys, IMAGES, (way, 2 * need)), self.data.counts[classes], need)
+        counts = self.data.counts[classes]
+        samples = self._unevenly(keys, counts) if self.uneven else choose(draws(keys, IMAGES, (way, 2 * need)), counts, need)
         return keys, classes, self.data.starts[classes][..., None] + samples
+
+    def _unevenly(self, keys: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Which of the ``counts`` [B, way] images of each class are support and query, [B, way, places + query]; empty: the count."""
+        spec, episode = self.spec, np.arange(len(keys))
+        shots, left = np.ones_like(counts), counts - spec.query - spec.unlabelled - 1
+        for uniform in draws(keys, SHOTS, (spec.way * (spec.shot - 1),)).T:
+            c = (left.cumsum(-1) <= (uniform * left.sum(-1))[:, None]).sum(-1)  # of the class that the image drawn belongs to
+            shots[episode, c] += 1
+            left[episode, c] -= 1
+        most = int(self.data.counts.max())
+        there = np.arange(most) < counts[..., None]
+        query, support = np.split(np.where(there, draws(keys, IMAGES, (spec.way, most)), 1.0).argsort(-1), [spec.query], axis=-1)
+        support = support[..., : spec.way * (spec.shot - 1) + 1]
+        support = np.where(np.arange(support.shape[-1]) < shots[..., None], support, counts[..., None])
+        return np.concatenate([support, query], -1)
 
     def group(self, keys: np.ndarray) -> np.ndarray:
         """The group of classes of every episode, [B]."""
@@ -224,10 +256,16 @@ class ClassEpisodes(Episodes):
             return to_float(self.images.index_select(0, flat)).reshape(n, -1, *self.images.shape[1:])
 
         known = torch.from_numpy(classes).to(device)
-        support_x = gather(rows[..., : self.spec.shot]) if self.spec.shot else self.attributes[known]
-        query_x = gather(rows[..., self.spec.shot :])
+        support, query = np.split(rows, [rows.shape[-1] - self.spec.query], axis=-1)
+        support_y = self.support_y.expand(n, -1)
+        if self.uneven:
+            there = support < (self.data.starts + self.data.counts)[classes][..., None]
+            support_y = torch.from_numpy(there.nonzero()[1].reshape(n, -1)).to(device)
+            support = support[there]
+        support_x = gather(support) if self.spec.shot else self.attributes[known]
+        query_x = gather(query)
         extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
-        context = Context(Batch(support_x, self.support_y.expand(n, -1)), known, task_keys(keys).to(device), extras)
+        context = Context(Batch(support_x, support_y), known, task_keys(keys).to(device), extras)
         return Task(context, Batch(query_x, self.query_y.expand(n, -1)))
 
     def identity(self, indices: Sequence[int]) -> bytes:

@@ -21,7 +21,7 @@ from metarun.data.base import ImageDataset
 from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
-from metarun.problem import Gaussian, best_guess
+from metarun.problem import Gaussian, Samples, best_guess, spread
 from metarun.run import Run
 from metarun.runtime.fonts import families, legible
 from metarun.storage.files import replace_file
@@ -109,7 +109,8 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
         raise UserError(f"--split {split} is not augmented: only training episodes are")
     plain = run.data.episodes(split, run.spec["train"], run.valid.root.seed, run.device)
     task, spec = select(plain.batch([index]), 0), run.spec["train"]
-    x, y = task.context.support.x[:: spec.shot] if spec.shot else task.query.x[:: spec.query], torch.arange(spec.way)
+    y, shown = torch.arange(spec.way), task.context.support if spec.shot else task.query
+    x = shown.x[torch.searchsorted(shown.y.cpu(), y).to(shown.x.device)]  # the first of each class, as they are grouped
     copies = x.repeat_interleave(COLUMNS, 0)
     noise = run.augment.noise(task.context.key, len(copies))
     blocks = [
@@ -171,11 +172,11 @@ def has_ink(x: np.ndarray) -> bool:
 
 
 @torch.no_grad()
-def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian:
+def _answers(run: Run, task: Task, x: Tensor) -> Tensor | Gaussian | Samples:
     """What the learner, adapted as in a test, answers to ``x``."""
     run.algorithm.eval()
     with kernels.using(run.engine.kernels):
-        *_, state = adapt(run.algorithm, task.context, run.algorithm.test_steps)
+        *_, state = adapt(run.algorithm, task.context, run.algorithm.steps(task.context, False))
         return run.algorithm.predict(state, x)
 
 
@@ -255,7 +256,7 @@ def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
     return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
 
 
-def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: str) -> Figure:
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, title: str) -> Figure:
     """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them, with their uncertainty."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -265,8 +266,8 @@ def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | None, title: s
         order = curve.x[:, 0].argsort()
         x, mean = curve.x[order].cpu(), best_guess(fitted)[order].cpu()
         axes.plot(x, mean, color="#444444", linewidth=1.4, label="answers", zorder=1)
-        if isinstance(fitted, Gaussian):
-            wide = 2 * fitted.variance[order].sqrt().cpu()
+        if isinstance(fitted, (Gaussian, Samples)):
+            wide = 2 * spread(fitted)[order].sqrt().cpu()
             axes.fill_between(x[:, 0], (mean - wide)[:, 0], (mean + wide)[:, 0], color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
     for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", task.context.support, 70, SUPPORT)):
         axes.scatter(x.cpu(), y.cpu(), s=size, color=colour, label=f"{label} ({len(x)})", edgecolor="white", linewidth=0.8, zorder=2)

@@ -21,7 +21,7 @@ from metarun.data.picture import Pictures, UnreadableError
 from metarun.engine import adapt
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
-from metarun.problem import Gaussian, Problem, best_guess
+from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
 from metarun.run import build_algorithm, pick_device
 from metarun.runtime.private import tree_leaves, tree_map
 from metarun.storage.checkpoint import load as load_checkpoint
@@ -110,7 +110,7 @@ class Model:
         Raises:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
         """
-        steps = self._steps(steps)
+        self._check_steps(steps)
         x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
         classes: list[Any] = []
         if not self.algorithm.problem.kind.labelled:
@@ -123,7 +123,7 @@ class Model:
         extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
         context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
         with torch.no_grad(), kernels.using(self.kernels):
-            for last in adapt(self.algorithm, context, steps):
+            for last in adapt(self.algorithm, context, self.algorithm.steps(context, False) if steps is None else steps):
                 state = last
         return Fitted(self, state, classes)
 
@@ -167,14 +167,11 @@ class Model:
         except UnreadableError as reason:
             raise UserError(f"{path} is not a readable picture: {reason}" if path.exists() else f"{path} does not exist") from None
 
-    def _steps(self, steps: int | None) -> int:
-        if steps is None:
-            return self.algorithm.test_steps
-        if steps < 0:
+    def _check_steps(self, steps: int | None) -> None:
+        if steps is not None and steps < 0:
             raise UserError(f"steps={steps} is out of range: 0 or more")
-        if type(self.algorithm).step is Algorithm.step:
+        if steps is not None and type(self.algorithm).step is Algorithm.step:
             raise UserError(f"algo={self.algo} takes no inner steps: leave steps out")
-        return steps
 
     def _targets(self, targets: Any, n: int) -> Tensor:
         """[n, outputs] float32."""
@@ -255,9 +252,9 @@ class Fitted:
         They are the method's own; targets lie within two of them of the prediction 19 times in 20 if it is calibrated.
         """
         outputs = self._outputs(inputs)
-        if not isinstance(outputs, Gaussian):
+        if self.classes or isinstance(outputs, Tensor):
             raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
-        return outputs.variance.sqrt()
+        return spread(outputs).sqrt()
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
@@ -286,13 +283,14 @@ class Fitted:
         replace_file(path, lambda handle: torch.export.save(program, handle, extra_files=extra))
 
     @torch.no_grad()
-    def _outputs(self, images: Images) -> Tensor | Gaussian:
+    def _outputs(self, images: Images) -> Tensor | Gaussian | Samples:
         """Logits or predictions on the CPU."""
         x = self.model.inputs(images)
         parts = [x] if self.transductive else x.split(CHUNK)
         with kernels.using(self.model.kernels):
             answers = [self.model.algorithm.predict(self.state, part) for part in parts]
-        outputs = tree_map(lambda *leaves: torch.cat(leaves).float().cpu(), *answers)
+        axis = int(isinstance(answers[0], Samples))  # of the queries: that of the members comes before it
+        outputs = tree_map(lambda *leaves: torch.cat(leaves, axis).float().cpu(), *answers)
         if not all(leaf.isfinite().all() for leaf in tree_leaves(outputs)):
             raise RunError("the adapted net answers with numbers that are not finite: adaptation diverged; take fewer steps")
         return outputs

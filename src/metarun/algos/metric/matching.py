@@ -63,7 +63,7 @@ class Matching(Algorithm):
     ) -> None:
         super().__init__(net, problem)
         self.similarity, self.temperature, self.reads = similarity, temperature, reads
-        self.fce = self.label_dependent = fce
+        self.fce = self.label_dependent = self.ordered = fce
         if fce:
             width = net.features
             self.onwards, self.backwards = LSTMCell(2 * width, width), LSTMCell(2 * width, width)

@@ -1,0 +1,1 @@
+"""Learners that answer with several members, or with a distribution."""

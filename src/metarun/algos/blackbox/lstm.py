@@ -1,0 +1,100 @@
+"""An LSTM that reads the support example by example and is then asked: learning to learn as nothing but a recurrent net.
+Hochreiter, Younger, Conwell 2001 (ICANN); as the baseline of Santoro et al. 2016, arXiv:1605.06065."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from metarun import inner
+from metarun.algorithm import Algorithm, Metrics
+from metarun.nets.base import Net
+from metarun.nets.lstm import LSTMCell
+from metarun.problem import Problem
+from metarun.task import Context, Task
+
+
+class Reading(NamedTuple):
+    """A support that is read up to somewhere."""
+
+    features: Tensor  # [n, features], f(x_t) in the order of reading
+    answers: Tensor  # [n, outputs], y_t likewise: one-hot labels, or targets
+    targets: Tensor  # [n] int64 or [n, outputs], as the loss wants them
+    last: Tensor  # [outputs], the answer to the example read last; zeros before the first
+    outputs: Tensor  # h [layers, hidden]
+    cells: Tensor  # c [layers, hidden]
+    losses: Tensor  # [], summed over the examples read, each answered before its label was seen
+    support_x: Tensor  # [n, *input_shape], for nets that normalise queries by the support
+
+
+class LSTM(Algorithm):
+    """LSTM reader.
+
+        (o_t, h_t) = LSTM([f(x_t), y_{t−1}], h_{t−1})          (the label comes one step later than its example, section 2)
+        min  L(o_q, y_q) + mean over t of L(o_t, y_t)          (queries, and the sequence's own answers, as in the paper)
+
+    Inner step k reads example k of a shuffle of the support that the episode's key decides; every query is then asked for itself, after
+    the same sequence. A task takes as many steps as its support has examples, and the adaptation curve is the accuracy after so many.
+
+    Deviations: (1) The paper's sequences have no queries apart: its score at the k-th instance of a class is that of the running answers.
+    (2) A net f makes features of images; the paper reads pixels. (3) Labels are one-hot.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        hidden: units of a cell.
+        layers: cells on top of each other.
+    """
+
+    fixed_way = True
+    label_dependent = True
+    ordered = True
+    encodes = True
+
+    def __init__(self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], layers: Annotated[int, Ge(1)]) -> None:
+        super().__init__(net, problem)
+        self.hidden = hidden
+        sizes = [net.features + problem.outputs, *[hidden] * (layers - 1)]
+        self.cells = nn.ModuleList(LSTMCell(size + hidden, hidden) for size in sizes)
+        self.head = nn.Linear(hidden, problem.outputs)
+        with torch.no_grad():
+            for cell in self.cells:
+                cell.gates.bias[hidden : 2 * hidden].fill_(1)  # of the forget gates: what is read is kept to begin with
+
+    def steps(self, context: Context, train: bool) -> int:
+        return context.support.y.shape[0]
+
+    def begin(self, context: Context) -> Reading:
+        order = inner.uniform(context.key, context.support.y.shape[:1]).argsort()
+        x, y = context.support.x, context.support.y[order]
+        features = inner.upcast(self.net(x, x))[order]
+        answers = inner.one_hot(y, self.problem.outputs).to(features.dtype) if self.problem.kind.labelled else y
+        none = features.new_zeros(len(self.cells), self.hidden)
+        return Reading(features, answers, y, torch.zeros_like(answers[0]), none, none, none.sum(), x)
+
+    def step(self, state: Reading, context: Context, k: int) -> Reading:
+        if k >= state.targets.shape[0]:  # all has been read
+            return state
+        answer, outputs, cells = self.read(state, state.features[k : k + 1])
+        loss = self.problem.loss(answer, state.targets[k : k + 1])
+        return state._replace(last=state.answers[k], outputs=outputs.squeeze(1), cells=cells.squeeze(1), losses=state.losses + loss)
+
+    def read(self, state: Reading, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Answers [n, outputs] to n examples of these features [n, features], each as the next one; h and c [layers, n, hidden]."""
+        n = features.shape[0]
+        x, outputs, cells = torch.cat([features, state.last.expand(n, -1)], -1), [], []
+        for cell, output, memory in zip(self.cells, state.outputs, state.cells):
+            x, memory = cell(torch.cat([x, output.expand(n, -1)], -1), memory.expand(n, -1))
+            outputs.append(x)
+            cells.append(memory)
+        return self.head(x), torch.stack(outputs), torch.stack(cells)
+
+    def predict(self, state: Reading, x: Tensor) -> Tensor:
+        return self.read(state, inner.upcast(self.net(x, state.support_x)))[0]
+
+    def objective(self, states: Sequence[Reading], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+        loss, metrics = super().objective(states, task, progress)
+        return loss + states[-1].losses / len(task.context.support.y), metrics
