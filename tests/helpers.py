@@ -120,6 +120,11 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
     return values
 
 
+def control(algo: str, *words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run on 2-D navigation: few, short trajectories."""
+    return small("data=navigation2d", "data.horizon=5", "net=mlp", "way=1", "shot=4", "query=4", f"algo={algo}", *words)
+
+
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:
     """What metarun builds of this configuration, or why it refuses it."""
     try:
@@ -154,7 +159,7 @@ def norms_of(net: str) -> list[str]:
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], groups()["net"]
 DEEP = {net for net in NETS if deep(net)}
-TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression)}
+TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression, control)}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]

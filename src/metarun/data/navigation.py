@@ -106,12 +106,13 @@ class Navigation(Dataset):
     def __init__(
         self, seed: int, *, horizon: Annotated[int, Ge(1)], extent: Annotated[float, Gt(0)], limit: Annotated[float, Gt(0)]
     ) -> None:
-        self.simulator, self.extent = Plane(horizon, limit), extent
+        self.plane, self.extent = Plane(horizon, limit), extent
+        self.simulator = self.plane
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> NavigationEpisodes:
         if split not in self.splits:
             raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
-        return NavigationEpisodes(self.simulator, self.extent, split, spec, seed, device)
+        return NavigationEpisodes(self.plane, self.extent, split, spec, seed, device)
 
     def describe(self, split: str) -> str:
-        return f"endless goals on a plane, episodes of {self.simulator.horizon} actions"
+        return f"endless goals on a plane, episodes of {self.plane.horizon} actions"
