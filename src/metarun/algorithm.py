@@ -99,7 +99,10 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
-        """The answers to x [n, *input_shape]: logits [n, way]; for regression predictions [n, outputs] or a ``Gaussian``; or ``Samples``."""
+        """The answers to x [n, *input_shape]: logits [n, way]; for regression predictions [n, outputs] or a ``Gaussian``; or ``Samples``.
+
+        For control x [n] int64 are keys of episodes, and the answer what the policy does in them, ``Trajectories``.
+        """
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
@@ -182,7 +185,7 @@ class GradientLearner(Algorithm):
         shared = {name: p for name, p in self.learner().items() if name not in fast}
         return inner.gradient(self.support_loss, fast, shared, *context.support, mode=mode)
 
-    def predict(self, state: State, x: Tensor) -> Tensor:
+    def predict(self, state: State, x: Tensor) -> Any:
         return functional_call(self, state.fast, (x, state.support_x))
 
 

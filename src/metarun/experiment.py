@@ -193,6 +193,7 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
     unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
     peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     spec = run.spec["eval"]
+    tested = int(test[run.problem.metric]["n"]) if episodes and test else 0
     summary = {
         "algo": run.values["algo"]["name"],
         "data": run.data_name,
@@ -209,7 +210,8 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
         "val": progress.best,
         "test": test,
         "test_looks": looks,
-        "episodes_sha256": episodes.sha256(int(test[run.problem.metric]["n"])) if episodes and test else None,
+        "bounds": {name: statistics(scores) for name, scores in episodes.bounds(tested).items()} if episodes and tested else {},
+        "episodes_sha256": episodes.sha256(tested) if episodes and tested else None,
         "bn_mode": run.bn_mode,
         "precision": run.valid.root.precision,
         "device": str(run.device),

@@ -342,6 +342,11 @@ def uniform(key: Tensor, shape: tuple[int, ...], stream: int | Tensor = 0) -> Te
     return (((bits >> 41) & 0x7FFFFF).float().add(0.5) * 2.0**-23).reshape(shape)
 
 
+def fold_in(key: Tensor, number: int | Tensor) -> Tensor:
+    """Other keys in place of keys of any shape int64, for every number 0, 1, … others."""
+    return _mix(key + ((number + 1) * 0x2545F4914F6CDD1D & 2**63 - 1))
+
+
 def normal(key: Tensor, shape: tuple[int, ...], stream: int | Tensor = 0) -> Tensor:
     """Standard normal numbers, float32 ``shape``, keyed as ``uniform`` (Box & Muller 1958)."""
     u = uniform(key, (2, *shape), stream)

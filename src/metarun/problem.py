@@ -260,7 +260,9 @@ Policy = Callable[[Tensor, Tensor, int], Tensor]  # observations [n, observation
 class Simulator(Protocol):
     """An environment in pure tensor functions of n episodes at once; what tells one task from another is in ``params``."""
 
-    horizon: int  # actions of an episode
+    @property
+    def horizon(self) -> int:
+        """Actions of an episode."""
 
     def reset(self, params: dict[str, Tensor], keys: Tensor) -> Tensor:
         """First states [n, state], for the keys [n] int64 of episodes."""

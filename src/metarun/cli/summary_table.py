@@ -63,6 +63,10 @@ def _results(summary: dict[str, Any], splits: tuple[str, ...], metrics: list[str
         if result:
             style = "bold" if split == "test" else ""
             table.add_row(split, *(_mean_ci(result.get(metric)) for metric in metrics), str(next(iter(result.values()))["n"]), style=style)
+    score = summary["metric"]
+    bounds = summary["bounds"] if "test" in splits and score in metrics else {}
+    for name, found in bounds.items():
+        table.add_row(name, *(_mean_ci(found if metric == score else None) for metric in metrics), str(found["n"]), style="dim")
     return table
 
 

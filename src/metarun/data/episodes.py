@@ -19,7 +19,7 @@ from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
 
 # Streams keep the draws of one episode independent of each other.
-CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS = 1, 2, 3, 4, 5, 6, 7, 8
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS, TRAJECTORIES = 1, 2, 3, 4, 5, 6, 7, 8, 9
 
 _U64 = np.uint64
 
@@ -119,6 +119,10 @@ class Episodes(ABC):
     def content(self) -> bytes:
         """A digest of what ``identity`` only points at, such as the images whose indices it gives: other data, another digest."""
 
+    def bounds(self, n: int) -> dict[str, np.ndarray]:
+        """What scores mean: by name the scores [n] on episodes 0..n-1 of a ``trivial`` rule and of an ``oracle``, where these are known."""
+        return {}
+
     def sha256(self, n: int, block: int = 256) -> str:
         """SHA-256 over the content and the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
         digest = hashlib.sha256(self.content())
@@ -136,6 +140,13 @@ def task_keys(keys: np.ndarray) -> Tensor:
     """The random key handed to the learner, [B] int64, independent of the draws that made the episode."""
     with np.errstate(over="ignore"):
         return torch.from_numpy(mix(keys + _U64(KEY) * _U64(0xD1342543DE82EF95)).astype(np.int64))
+
+
+def trajectory_keys(keys: np.ndarray, n: int) -> Tensor:
+    """Keys of n trajectories of every episode, [B, n] int64; the first ones are the same whatever n is."""
+    with np.errstate(over="ignore"):
+        start = mix(keys + _U64(TRAJECTORIES) * _U64(0xD1342543DE82EF95))
+        return torch.from_numpy(mix(start[:, None] + np.arange(n, dtype=_U64)).astype(np.int64))
 
 
 class ClassEpisodes(Episodes):

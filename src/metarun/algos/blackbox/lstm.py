@@ -58,10 +58,11 @@ class LSTM(Algorithm):
         super().__init__(net, problem)
         self.hidden = hidden
         sizes = [net.features + problem.outputs, *[hidden] * (layers - 1)]
-        self.cells = nn.ModuleList(LSTMCell(size + hidden, hidden) for size in sizes)
+        cells = [LSTMCell(size + hidden, hidden) for size in sizes]
+        self.cells = nn.ModuleList(cells)
         self.head = nn.Linear(hidden, problem.outputs)
         with torch.no_grad():
-            for cell in self.cells:
+            for cell in cells:
                 cell.gates.bias[hidden : 2 * hidden].fill_(1)  # of the forget gates: what is read is kept to begin with
 
     def steps(self, context: Context, train: bool) -> int:
