@@ -228,7 +228,7 @@ def test_what_no_step_changes_is_computed_once() -> None:
         def step(w: Tensor, k: Tensor) -> Tensor:
             buffer = torch.zeros(4, dtype=torch.float64)
             buffer.add_(w)  # what is written to stays within the step, whatever it began as
-            return torch.tanh(features(x @ layer.shift) * buffer) + w / (k + 2)
+            return torch.tanh(features(x.sum(0) * layer.shift) * buffer) + w / (k + 2)
 
         return inner.loop(step, x[0], K)
 

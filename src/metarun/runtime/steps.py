@@ -215,6 +215,7 @@ class Traced:
         self.repeated, self.flags = eager.repeated, eager.flags
         self.known: dict[Hashable, Step] = {}
         self.by_number = False
+        self.step_bytes: int | None = None
         self.numbers = [torch.tensor(k) for k in self.repeated.numbers]
 
     def close(self) -> None:
@@ -261,12 +262,16 @@ class Traced:
 
     def segment(self, tensors: Tensors) -> int:
         """See ``Repeated.segment``."""
-        if self.repeated.kept != "auto":
-            return self.repeated.segment(tensors, 0)
+        if self.repeated.kept == "auto" and self.step_bytes is None:
+            self.step_bytes = self.measure(tensors)
+        return self.repeated.segment(tensors, self.step_bytes or 0)
+
+    def measure(self, tensors: Tensors) -> int:
+        """Bytes of what the first step keeps for the way back beside the scan's own inputs."""
         _, (_, residuals) = self.advance(0, self.repeated.at(0, *self.repeated.split(tensors)), {})
         given = {t.untyped_storage().data_ptr() for t in tensors}
         own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals}
-        return self.repeated.segment(tensors, sum(size for place, size in own.items() if place not in given))
+        return sum(size for place, size in own.items() if place not in given)
 
     def ready(self, i: int, inputs: Tensors, cache: Cache) -> tuple[Step, list[Tensor]]:
         """The step, and all inputs of its programs."""
