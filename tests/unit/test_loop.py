@@ -18,7 +18,7 @@ from metarun import inner
 from metarun.runtime import steps as steps_module
 from metarun.runtime.recording import EAGER, Recordings, record
 from metarun.runtime.scan import PAYS
-from metarun.runtime.tracer import recording_loops
+from metarun.runtime.tracer import opaque, recording_loops
 
 K = PAYS + 3
 DATA = random(2, 4)  # drawn outside of torch.vmap, which allows no draws
@@ -214,6 +214,29 @@ def test_a_step_that_k_decides_is_recorded_by_itself() -> None:
     agree(tree_leaves(program([random(3, 4, seed=8), *rows])), expected)
     with pytest.raises(Exception, match="looks into the data"):  # it is the data that decide, not k
         record(lambda module, x: inner.loop(lambda w, k: w * 2 if w.sum() > 0 else w, x, K), module, random(4))
+
+
+def test_what_no_step_changes_is_computed_once() -> None:
+    calls: list[int] = []
+
+    @opaque
+    def features(x: Tensor) -> Tensor:
+        calls.append(1)
+        return x.cos()
+
+    def function(layer: Layer, x: Tensor) -> Tensor:
+        def step(w: Tensor, k: Tensor) -> Tensor:
+            buffer = torch.zeros(4, dtype=torch.float64)
+            buffer.add_(w)  # what is written to stays within the step, whatever it began as
+            return torch.tanh(features(x.sum(0) * layer.shift) * buffer) + w / (k + 2)
+
+        return inner.loop(step, x[0], K)
+
+    program, _ = record(function, Layer(), random(3, 4))
+    expected, layer = function(Layer(), random(3, 4, seed=9)), Layer()
+    calls.clear()
+    assert torch.equal(program([random(3, 4, seed=9), layer.weight, layer.shift]), expected)
+    assert len(calls) == 2  # in the first step, which is recorded by itself, and for all others
 
 
 class Loose:

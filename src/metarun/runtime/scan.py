@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarun.runtime import tracer as tracing
-from metarun.runtime.steps import Eager, Repeated, Tensors, Traced, gradients
+from metarun.runtime.steps import Cache, Eager, Repeated, Tensors, Traced, gradients
 from metarun.runtime.tracer import CannotRepeat
 
 PAYS = 8  # steps from which on recording one pays within a single call
@@ -148,22 +148,23 @@ class Tape(NamedTuple):
     segment: int  # steps from one carry that is kept to the next, or 0
     carries: list[list[Tensor]]  # at the start of every segment
     residuals: list[Any]  # of every step, where there are no segments
+    cache: Cache  # what depends on the constants alone
 
 
 def forward(steps: Eager | Traced, *tensors: Tensor) -> tuple[Tensor, ...]:
     """All steps: the last carry, stacked ys, and an empty tensor whose attribute ``tape`` is the ``Tape``."""
     repeated, derives = steps.repeated, any(steps.flags.inputs)
     carry, constants, xs = repeated.split(tensors)
-    tape = Tape(tensors, steps.segment(tensors) if derives else 1, [], [])
+    tape = Tape(tensors, steps.segment(tensors) if derives else 1, [], [], {})
     ys: list[list[Tensor]] = []
     for i in range(len(repeated.numbers)):
         inputs = repeated.at(i, carry, constants, xs)
         if tape.segment:
             if derives and i % tape.segment == 0:
                 tape.carries.append(carry)
-            outputs = steps.values(i, inputs)
+            outputs = steps.values(i, inputs, tape.cache)
         else:
-            outputs, residual = steps.advance(i, inputs)
+            outputs, residual = steps.advance(i, inputs, tape.cache)
             tape.residuals.append(residual)
         carry = outputs[: repeated.carried]
         ys.append(outputs[repeated.carried :])
@@ -186,14 +187,14 @@ def backward(steps: Eager | Traced, token: Tensor, *cotangents: Tensor | None) -
         if tape.segment:
             carry, residuals = tape.carries[start // size], []
             for i in range(start, stop - 1):
-                outputs, residual = steps.advance(i, repeated.at(i, carry, constants, xs))
+                outputs, residual = steps.advance(i, repeated.at(i, carry, constants, xs), tape.cache)
                 residuals.append(residual)
                 carry = outputs[:first]
             inputs = repeated.at(stop - 1, carry, constants, xs)
         for i in reversed(range(start, stop)):
             given = [*of_carry, *(None if g is None else g[i] for g in of_ys)]
             anew = tape.segment and i == stop - 1  # the last of a segment need not be done twice
-            grads = steps.pull_anew(i, inputs, given) if anew else steps.pull(i, residuals[i - start], given)
+            grads = steps.pull_anew(i, inputs, given, tape.cache) if anew else steps.pull(i, residuals[i - start], given)
             of_carry = grads[:first]
             totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads[first:last])]
             of_xs.append(grads[last:])

@@ -76,6 +76,9 @@ class Flags(NamedTuple):
     outputs: list[bool]  # of the next carry and y
 
 
+Cache = dict[int, list[Tensor]]  # by step: what its ``once`` made, in one run
+
+
 class Eager:
     """The steps, by autograd.
 
@@ -117,11 +120,11 @@ class Eager:
         """See ``Repeated.segment``; what autograd keeps is not counted."""
         return self.repeated.segment(tensors, 0)
 
-    def values(self, i: int, inputs: Tensors) -> list[Tensor]:
+    def values(self, i: int, inputs: Tensors, cache: Cache) -> list[Tensor]:
         """Next carry and y."""
         return [t.detach() for t in self.graph(i, inputs)[1]]
 
-    def advance(self, i: int, inputs: Tensors) -> tuple[list[Tensor], Any]:
+    def advance(self, i: int, inputs: Tensors, cache: Cache) -> tuple[list[Tensor], Any]:
         """Next carry and y, and what ``pull`` needs."""
         leaves, outputs = self.graph(i, inputs)
         return [t.detach() for t in outputs], (leaves, outputs)
@@ -134,7 +137,7 @@ class Eager:
         found = iter(gradients(pairs, wanted, create_graph=False))
         return [next(found) if yes else None for yes in self.flags.inputs]
 
-    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
+    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None], cache: Cache) -> list[Tensor | None]:
         """``pull`` of a step that kept nothing."""
         return self.pull(i, self.graph(i, inputs), cotangents)
 
@@ -146,11 +149,37 @@ class Step:
     operations: list[Any]
     forward: int  # how many of the operations are those of the step itself
     inputs: list[Slot]
+    constants: list[Slot]
     outputs: list[Slot]
+    before: list[Any] = field(default_factory=list)  # operations on constants alone, whose results are the same in every step
+    still: list[Slot] = field(default_factory=list)  # those results that others read
     residuals: list[Slot] = field(default_factory=list)  # what the way back reads of the step: inputs, or results of its operations
     cotangents: list[Slot] = field(default_factory=list)
     grads: Any = None
     likes: list[Tensor | None] = field(default_factory=list)  # by output: a tensor of the shape and strides of its gradient
+
+    def hoist(self, bases: Sequence[Slot | None]) -> None:
+        """Move out of the step what depends on constants alone; nothing that is written to, by the slots in whose memory others lie."""
+
+        def base(slot: Slot) -> Slot:
+            return bases[slot.number] or slot
+
+        written = {base(s) for o in self.operations if o.effect for s in slots((o.arguments, o.named, o.outputs))}
+        known, rest = set(self.constants), list[Any]()
+        for operation in self.operations[: self.forward]:
+            made = slots(operation.outputs)
+            moves = known.issuperset(slots((operation.arguments, operation.named))) and written.isdisjoint(map(base, made))
+            (self.before if moves and not operation.effect else rest).append(operation)
+            known.update(made if moves and not operation.effect else ())
+        self.operations, self.forward = [*rest, *self.operations[self.forward :]], len(rest)
+        read = dict.fromkeys([*(s for o in self.operations for s in slots((o.arguments, o.named))), *self.outputs, *slots(self.grads)])
+        self.still = [s for s in read if s in known and s not in self.constants]
+        self.inputs = [*self.inputs, *self.still]
+
+    @cached_property
+    def once(self) -> Program:
+        """From constants to ``still``, which the other programs take as further inputs."""
+        return Program(self.before, self.constants, self.still)
 
     @cached_property
     def values(self) -> Program:
@@ -186,6 +215,7 @@ class Traced:
         self.repeated, self.flags = eager.repeated, eager.flags
         self.known: dict[Hashable, Step] = {}
         self.by_number = False
+        self.step_bytes: int | None = None
         self.numbers = [torch.tensor(k) for k in self.repeated.numbers]
 
     def close(self) -> None:
@@ -216,42 +246,57 @@ class Traced:
             # Without ``number`` the step makes its own, which is a constant of the code, and may decide what is done.
             leaves, outputs = self.eager.graph(i, inputs, None if self.by_number else number)
             forward = len(tracer.operations)
-            step = Step(tracer.operations, forward, [tracer.slot(t) for t in (number, *inputs)], [tracer.slot(t) for t in outputs])
+            given, made = ([tracer.slot(t) for t in row] for row in ((number, *inputs), outputs))
+            step = Step(tracer.operations, forward, given, self.repeated.split(given[1:])[1], made)
             if any(self.flags.inputs):
                 with tracer.paused():
                     step.likes = [torch.zeros_like(t) if yes else None for t, yes in zip(outputs, self.flags.outputs)]
                 step.cotangents = [tracer.new(like, None) for like in step.likes if like is not None]
                 step.grads = tracer.slotted(self.eager.pull(i, (leaves, outputs), step.likes))
-                before = {*step.inputs, *(s for operation in step.operations[:forward] for s in slots(operation.outputs))}
-                read = [s for operation in step.operations[forward:] for s in slots((operation.arguments, operation.named))]
+            step.hoist(tracer.bases)
+            if any(self.flags.inputs):
+                before = {*step.inputs, *(s for operation in step.operations[: step.forward] for s in slots(operation.outputs))}
+                read = [s for operation in step.operations[step.forward :] for s in slots((operation.arguments, operation.named))]
                 step.residuals = [s for s in dict.fromkeys([*read, *slots(step.grads)]) if s in before]
         return step
 
     def segment(self, tensors: Tensors) -> int:
         """See ``Repeated.segment``."""
-        if self.repeated.kept != "auto":
-            return self.repeated.segment(tensors, 0)
-        _, (_, residuals) = self.advance(0, self.repeated.at(0, *self.repeated.split(tensors)))
+        if self.repeated.kept == "auto" and self.step_bytes is None:
+            self.step_bytes = self.measure(tensors)
+        return self.repeated.segment(tensors, self.step_bytes or 0)
+
+    def measure(self, tensors: Tensors) -> int:
+        """Bytes of what the first step keeps for the way back beside the scan's own inputs."""
+        _, (_, residuals) = self.advance(0, self.repeated.at(0, *self.repeated.split(tensors)), {})
         given = {t.untyped_storage().data_ptr() for t in tensors}
         own = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in residuals}
-        return self.repeated.segment(tensors, sum(size for place, size in own.items() if place not in given))
+        return sum(size for place, size in own.items() if place not in given)
 
-    def values(self, i: int, inputs: Tensors) -> list[Tensor]:
-        """As of ``Eager``; so are the others."""
-        return self.step(i, inputs).values([self.numbers[i], *inputs])
-
-    def advance(self, i: int, inputs: Tensors) -> tuple[list[Tensor], Any]:
+    def ready(self, i: int, inputs: Tensors, cache: Cache) -> tuple[Step, list[Tensor]]:
+        """The step, and all inputs of its programs."""
         step = self.step(i, inputs)
-        outputs, residuals = step.advance([self.numbers[i], *inputs])
+        if id(step) not in cache:
+            cache[id(step)] = step.once(self.repeated.split(inputs)[1]) if step.still else []
+        return step, [self.numbers[i], *inputs, *cache[id(step)]]
+
+    def values(self, i: int, inputs: Tensors, cache: Cache) -> list[Tensor]:
+        """As of ``Eager``; so are the others."""
+        step, given = self.ready(i, inputs, cache)
+        return step.values(given)
+
+    def advance(self, i: int, inputs: Tensors, cache: Cache) -> tuple[list[Tensor], Any]:
+        step, given = self.ready(i, inputs, cache)
+        outputs, residuals = step.advance(given)
         return outputs, (step, residuals)
 
     def pull(self, i: int, residual: Any, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
         step, residuals = residual
         return step.pull([*residuals, *_laid(step, cotangents)])
 
-    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None]) -> list[Tensor | None]:
-        step = self.step(i, inputs)
-        return step.pull_anew([self.numbers[i], *inputs, *_laid(step, cotangents)])
+    def pull_anew(self, i: int, inputs: Tensors, cotangents: Sequence[Tensor | None], cache: Cache) -> list[Tensor | None]:
+        step, given = self.ready(i, inputs, cache)
+        return step.pull_anew([*given, *_laid(step, cotangents)])
 
 
 def _laid(step: Step, cotangents: Sequence[Tensor | None]) -> list[Tensor]:
