@@ -7,7 +7,6 @@ import os
 import pickle
 import random
 import shutil
-import signal
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -199,8 +198,8 @@ def words(rng: random.Random, folder: Path, minutes: float) -> bool:
             line += [word for word in [*TINY, "trainer.iterations=1", "trainer.test_episodes=2", "trainer.val_episodes=2"]
                      if word.partition("=")[0] not in given and "data" not in given]  # fmt: skip
         end = call(line, place, seconds=20)
-        slow = end.status == -signal.SIGKILL  # what it was told to do takes long: a million episodes
-        count.add(slow or end.clean or (end.status == 1 and "of a sweep" in end.err) or "-m" in line, (line, end))
+        several = "-m" in line and end.status == 1 and "Traceback" not in end.err  # a line for each run that failed
+        count.judge(end.clean or several, end, line)
         shutil.rmtree(place)
     return count.close()
 
@@ -230,7 +229,7 @@ def configs(rng: random.Random, folder: Path, minutes: float) -> bool:
             text = text[:at_byte] + rng.choice("[{:&*!\x07\n") + text[at_byte:]
         (place / "run" / "config.yaml").write_text(text)
         end = call(["eval", "run"], place, seconds=20)
-        count.add(end.clean or end.status == -signal.SIGKILL, (text[:300], end))
+        count.judge(end.clean, end, text[:300])
         shutil.rmtree(place)
     return count.close()
 
