@@ -91,7 +91,9 @@ def table(rows: list[tuple[str, str, Path, dict[str, Any]]]) -> str:
     for name, _, folder, summary in rows:
         curve = {point["step"]: f"{point['mean']:.3f} ± {point['ci95']:.3f}" for point in summary["test"]["curve"]}
         apart = ours - np.load(folder / "test_scores.npy")
-        paired = f"{apart.mean():+.3f} ± {1.96 * apart.std() / math.sqrt(len(apart)):.3f}" if name != rows[-1][0] else "–"
+        paired = (
+            f"{apart.mean():+.3f} ± {1.96 * apart.std() / math.sqrt(len(apart)):.3f}".replace("-", "−") if folder != rows[-1][2] else "–"
+        )
         text += f"| {name} | {' | '.join(curve[k] for k in STEPS)} | {paired} |\n"
     return text + "\n```\n" + "".join(f"{command}\n" for _, command, _, _ in rows) + "```\n"
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from cli_support import TINY
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.config.compose import compose, resolve
-from metarun.data.slots import Slots
+from metarun.data.slots import Slots, slots
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError
 from metarun.run import Run
@@ -60,6 +60,35 @@ def check_engine(world: World) -> None:
             assert np.allclose(mine[name], whole[name], rtol=1e-12, atol=0)
 
 
+def check_carried(world: World) -> None:
+    """Inner loops that go on, by back-propagation and by evolution strategies: the same states, wherever they are held."""
+    few = ["data.size=3", "algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "optim.pairs=2", "device=cpu"]
+    for gradient in ("backprop", "pes"):
+        for places in (3, 1):  # unequal shares, none for rank 0
+            run = Run(resolve(compose(["experiment=quadratics_lstm", *few, f"optim.gradient={gradient}"])))
+            learner, episodes = run.algorithm.double(), Double(run.episodes("train"))
+            optimizer = run.valid.optim.build(learner.groups())
+            joined, alone = (Engine(torch.device("cpu"), "fp32", w, map="vmap", chunk="auto") for w in (world, World()))
+            mine, whole = (), ()
+            for i in range(5):
+                found = []
+                for how, carried in ((joined, mine), (alone, whole)):
+                    learner.zero_grad()
+                    turn = slots(i, places, learner.unrolls, learner.inner_steps)
+                    metrics, states = optimizer.estimate(how, learner, episodes, turn, carried, 0.0)
+                    grads = torch.cat([p.grad.flatten() for p in optimizer.parameters])
+                    found.append((grads, metrics["loss"], states))
+                (grads, loss, mine), (all_grads, mean, whole) = found
+                assert (grads - all_grads).norm() < 1e-9 * all_grads.norm()
+                assert abs(loss - mean) < 1e-9 * abs(mean)
+                stored, expected = joined.gathered(mine), alone.gathered(whole)
+                assert len(stored) == len(expected) > 0
+                assert all(torch.allclose(a, b, rtol=1e-9, atol=1e-12) for a, b in zip(stored, expected))
+                like = tree_map(lambda leaf: leaf[0], whole)
+                again = tree_leaves(joined.restored(like, stored))
+                assert all(torch.equal(a, b) for a, b in zip(again, tree_leaves(mine)))
+
+
 def check_world(world: World) -> None:
     used, elsewhere, unused, frozen = (nn.Parameter(torch.ones(2)) for _ in range(4))
     frozen.requires_grad_(False)
@@ -92,6 +121,7 @@ if __name__ == "__main__":
     assert here.size == 2
     check_world(here)
     check_engine(here)
+    check_carried(here)
     # In one piece: print sends the line's end by itself, and the other rank's line may come between.
     sys.stdout.write(f"rank {here.rank} agrees\n")
     torch.distributed.destroy_process_group()
