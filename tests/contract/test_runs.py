@@ -123,7 +123,9 @@ LEARNING = ["trainer.meta_batch=4", "trainer.val_every=200", "trainer.val_episod
 @pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     # Five images of a class in training: Reptile learns from what the minibatches of a task have in common.
-    values = classification(algo, "query=3", "episode.train.shot=5", "net.down=stride", f"trainer.iterations={LONGER.get(algo, 200)}", *LEARNING)
+    values = classification(
+        algo, "query=3", "episode.train.shot=5", "net.down=stride", f"trainer.iterations={LONGER.get(algo, 200)}", *LEARNING
+    )
     values["algo"] |= SETTINGS.get(algo, {})
     chance = 1 / 3
     assert scores_before(values) < chance + 0.15

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from annotated_types import Ge, Gt
@@ -46,22 +46,27 @@ class Ensemble(Algorithm):
         super().__init__(net, problem)
         self.members = nn.ModuleList(member(each, problem) for each in nets)
         self.noise = noise
-        first = self.members[0]
+        first = self.learners[0]
         if isinstance(first, Ensemble) or first.zero_shot or problem.kind.name not in first.kinds:
             raise ValueError(f"algo.member={type(first).__name__} is not possible: take a method for {problem.kind.name} from examples")
         self.net = first.net
         for name in ("inner_steps", "test_steps", "unrolls", "every_state", "fixed_way", "label_dependent", "ordered", "batchable"):
             setattr(self, name, getattr(first, name))
 
+    @property
+    def learners(self) -> list[Algorithm]:
+        """The members, as what they are."""
+        return cast(list[Algorithm], list(self.members))
+
     def steps(self, context: Context, train: bool) -> int:
-        return self.members[0].steps(context, train)
+        return self.learners[0].steps(context, train)
 
     def each(self, function: Callable[[Algorithm, Tensor, State], Any], states: Any = ()) -> Any:
         """``function(member, shift, state)`` of every member and of its own one of ``states``, stacked: a first axis of members.
 
         ``shift`` [] int64 makes a member's random key of the task's; the first member's is the task's itself.
         """
-        pairs = zip(*(tensors(member) for member in self.members))
+        pairs = zip(*(tensors(member) for member in self.learners))
         weights = {f"method.{same[0][0]}": torch.stack([tensor for _, tensor in same]) for same in pairs}
         some = next(iter(weights.values()))
         shifts = STRIDE * torch.arange(len(self.members), device=some.device)
@@ -91,25 +96,25 @@ class Ensemble(Algorithm):
         return losses.sum(), {name: values.mean(0) for name, values in metrics.items()}
 
     def footprint(self, task: Task, train: bool) -> Footprint:
-        one, members = self.members[0].footprint(task, train), len(self.members)
+        one, members = self.learners[0].footprint(task, train), len(self.members)
         return one._replace(examples=members * one.examples, bytes=members * one.bytes)
 
     def groups(self) -> list[dict[str, Any]]:
-        alike = zip(*(member.groups() for member in self.members))
+        alike = zip(*(member.groups() for member in self.learners))
         return [{**same[0], "params": [p for group in same for p in group["params"]]} for same in alike]
 
     def anneal(self, progress: float) -> None:
-        for member in self.members:
+        for member in self.learners:
             member.anneal(progress)
 
     def follow_net(self) -> None:
-        for member in self.members:
+        for member in self.learners:
             member.net.load_state_dict(self.net.state_dict())
             member.follow_net()
 
     def calibrate(self, tasks: Iterable[Task]) -> None:
         seen = list(tasks)
-        for member in self.members:
+        for member in self.learners:
             member.calibrate(seen)
 
 

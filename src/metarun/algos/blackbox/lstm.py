@@ -58,20 +58,18 @@ class LSTM(Algorithm):
     ordered = True
     encodes = True
 
-    def __init__(
-        self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], layers: Annotated[int, Ge(1)], pairs: bool
-    ) -> None:
+    def __init__(self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], layers: Annotated[int, Ge(1)], pairs: bool) -> None:
         super().__init__(net, problem)
         self.hidden, self.pairs = hidden, pairs
         features, answers = net.features * (1 + pairs), problem.outputs
-        sizes = [features + answers, *[hidden] * (layers - 1)]
-        self.cells = nn.ModuleList(LSTMCell(size + hidden, hidden) for size in sizes)
-        self.head = nn.Linear(hidden, problem.outputs)
+        self.before = features + answers - net.features  # numbers beside f(x_t) in the input
+        cells = [LSTMCell(size + hidden, hidden) for size in (features + answers, *[hidden] * (layers - 1))]
+        self.cells, self.head = nn.ModuleList(cells), nn.Linear(hidden, answers)
         with torch.no_grad():
-            read = self.cells[0].gates.weight.normal_()
+            read = cells[0].gates.weight.normal_()
             read[:, :features] /= math.sqrt(net.features)
             read[:, features : features + answers] *= 2 if problem.kind.labelled else 0.5
-            for cell in self.cells:
+            for cell in cells:
                 cell.gates.weight[:, -hidden:].normal_(0, 0.1 / math.sqrt(hidden))
                 cell.gates.bias[hidden : 2 * hidden].fill_(2)  # of the forget gates
 
@@ -84,8 +82,7 @@ class LSTM(Algorithm):
         features = inner.widen(self.net(x, x))[order]
         answers = inner.one_hot(y, self.problem.outputs).to(features.dtype) if self.problem.kind.labelled else y
         none = features.new_zeros(len(self.cells), self.hidden)
-        nothing = features.new_zeros(self.cells[0].gates.in_features - features.shape[1] - self.hidden)
-        return Reading(features, answers, y, nothing, none, none, none.sum(), x)
+        return Reading(features, answers, y, features.new_zeros(self.before), none, none, none.sum(), x)
 
     def step(self, state: Reading, context: Context, k: int) -> Reading:
         if k >= state.targets.shape[0]:  # all has been read
