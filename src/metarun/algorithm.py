@@ -97,7 +97,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
-        """The answers to x [n, *input_shape]: logits [n, way], predictions [n, outputs], or a ``Gaussian``, ``Samples`` or ``Trajectories``."""
+        """The answers to x [n, *input_shape]: logits [n, way] or predictions [n, outputs], or another ``problem.Prediction``."""
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.

@@ -11,6 +11,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.nets.base import Net
@@ -74,7 +75,11 @@ class Ensemble(Algorithm):
         def one(weights: dict[str, Tensor], shift: Tensor, state: State) -> Any:
             return functional_call(Caller(self.members[0]), weights, (function, shift, state))
 
-        return torch.vmap(one)(weights, shifts, states)
+        if not torch.compiler.is_exporting():
+            return torch.vmap(one)(weights, shifts, states)
+        # torch.export takes the number of examples for fixed under vmap.
+        found = [one(*tree_map(lambda leaf: leaf[i], (weights, shifts, states))) for i in range(len(self.members))]
+        return tree_map(lambda *leaves: torch.stack(leaves), *found)
 
     def begin(self, context: Context) -> State:
         return self.each(lambda member, shift, _: member.begin(keyed(context, shift)))
