@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
+from operator import itemgetter
 from typing import Annotated, Any, cast
 
 import torch
@@ -78,7 +79,7 @@ class Ensemble(Algorithm):
         if not torch.compiler.is_exporting():
             return torch.vmap(one)(weights, shifts, states)
         # torch.export takes the number of examples for fixed under vmap.
-        found = [one(*tree_map(lambda leaf: leaf[i], (weights, shifts, states))) for i in range(len(self.members))]
+        found = [one(*tree_map(itemgetter(i), (weights, shifts, states))) for i in range(len(self.members))]
         return tree_map(lambda *leaves: torch.stack(leaves), *found)
 
     def begin(self, context: Context) -> State:
