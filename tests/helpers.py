@@ -102,9 +102,13 @@ def small(*words: str) -> dict[str, Any]:
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
-    few = {"inner_steps": 2, "test_steps": 3, "cg_steps": 2}
-    values["algo"] |= {key: few[key] for key in values["algo"] if key in few}
+    values["algo"] = changed(values["algo"], inner_steps=2, test_steps=3, cg_steps=2)
     return values
+
+
+def changed(section: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A section with these values wherever it has such keys, in a member of an ensemble as well."""
+    return {key: changed(value, **values) if isinstance(value, dict) else values.get(key, value) for key, value in section.items()}
 
 
 Builder = Callable[..., dict[str, Any]]
@@ -118,7 +122,7 @@ def classification(algo: str, *words: str) -> dict[str, Any]:
 def regression(algo: str, *words: str) -> dict[str, Any]:
     """A resolved config of a tiny run on sine waves, with an inner learning rate that suits them."""
     values = small("data=sinusoid", "net=mlp", "way=1", "shot=5", "query=5", f"algo={algo}", *words)
-    values["algo"] |= {key: 0.01 for key in values["algo"] if key == "inner_lr"}
+    values["algo"] = changed(values["algo"], inner_lr=0.01)
     return values
 
 

@@ -99,7 +99,7 @@ class Algorithm(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
-        """The answers to x [n, *input_shape]: logits [n, way]; for regression predictions [n, outputs] or a ``Gaussian``; or ``Samples``.
+        """The answers to x [n, *input_shape]: logits [n, way] or predictions [n, outputs], or another ``problem.Prediction``.
 
         For control x [n] int64 are keys of episodes, and the answer what the policy does in them, ``Trajectories``.
         """

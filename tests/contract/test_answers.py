@@ -1,5 +1,5 @@
 """What an answer may depend on: the support set and the one query, nothing else unless declared.
-The declarations (transductive, label_dependent) are checked in both directions, so that they stay honest."""
+The declarations (transductive, label_dependent, ordered) are checked in both directions, so that they stay honest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import CLASSIFIERS, PROBLEMS, Builder, accepts, classification, engine, in_float64, small, suits, with_nets
+from helpers import (
+    CLASSIFIERS,
+    LEARNING_CLASSIFIERS,
+    PROBLEMS,
+    Builder,
+    accepts,
+    classification,
+    engine,
+    in_float64,
+    meta_gradient,
+    relative_error,
+    small,
+    suits,
+    with_nets,
+)
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithm import Algorithm
@@ -92,5 +106,26 @@ def test_images_encoded_once_for_all_episodes_get_the_same_scores(algo: str, nor
 
 
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
-def test_the_order_of_the_support_does_not_matter_unless_declared(algo: str, problem: Builder) -> None:
+def test_the_order_of_the_support_matters_if_and_only_if_declared(algo: str, problem: Builder) -> None:
     checks.order(problem(algo))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("algo", CLASSIFIERS)
+def test_a_support_may_have_another_number_of_images_of_each_class(algo: str) -> None:
+    algorithm, tasks = in_float64(classification(algo, "shot=3", "episode.uneven=true"))
+    y = tasks.context.support.y
+    assert y.shape[1] == 3 * (1 if algorithm.zero_shot else 3)
+    assert algorithm.zero_shot or any((y == c).sum() != 3 * len(y) for c in range(3))
+    loop, mapped = (engine(how).evaluate(algorithm.eval(), tasks, curve=True) for how in ("loop", "vmap"))
+    assert all(values.isfinite().all() for values in loop.values())
+    for name, values in mapped.items():
+        torch.testing.assert_close(values, loop[name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
+def test_vmap_and_loop_agree_on_uneven_supports(algo: str) -> None:
+    algorithm, tasks = in_float64(classification(algo, "shot=3", "episode.uneven=true"), tasks=2)
+    loop = meta_gradient(algorithm, tasks, engine("loop"))
+    assert loop.isfinite().all()
+    assert relative_error(meta_gradient(algorithm, tasks, engine("vmap")), loop) < 1e-9

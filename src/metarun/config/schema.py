@@ -136,7 +136,7 @@ def _key(root: Root, part: str, spec: EpisodeSpec, field: str) -> str:
 
 
 def _section(config: dict[str, Any], name: str) -> Section:
-    """A section by name; one of the same kind within it, as an ensemble's ``algo.member``, is checked likewise, and becomes a maker."""
+    """A section by name. A key of the type ``Method``, as ``algo.member``, is a section of the same group, and becomes its maker."""
     target, values = target_of(config, name), without_meta(config[name])
     for key, field in schema(target).model_fields.items():
         if get_origin(field.annotation) is collections.abc.Callable and key in values:

@@ -65,7 +65,7 @@ def labels(values: dict[str, Any]) -> str:
     x, y = task.context.support
     way = task.context.classes.shape[0]
     new_label = torch.arange(way).roll(1)  # of the classes 0, 1, 2, …
-    ordered = getattr(algorithm, "ordered", False)  # then the order stays; others are promised a support that is grouped by class
+    ordered = algorithm.ordered  # then the order stays; others are promised a support that is grouped by class
     regrouped = torch.arange(len(y)) if ordered else torch.argsort(new_label[y], stable=True)
     relabelled = Context(Batch(x[regrouped], new_label[y][regrouped]), task.context.classes[torch.argsort(new_label)], *task.context[2:])
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, relabelled, task.query.x))
@@ -81,7 +81,7 @@ def order(values: dict[str, Any]) -> str:
     other = task.context._replace(support=Batch(x[shuffled], y[shuffled]))
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, other, task.query.x))
     change = _largest(after - before for before, after in pairs)
-    return _if_and_only_if(getattr(algorithm, "ordered", False), change, "ordered", "the order of the support does not matter")
+    return _if_and_only_if(algorithm.ordered, change, "ordered", "the order of the support does not matter")
 
 
 def recording(values: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metarun.algorithm import Algorithm
 from metarun.engine import Engine, adapt
+from metarun.problem import Samples, best_guess
 from metarun.run import Run
 from metarun.runtime.private import tree_leaves, tree_map
 from metarun.task import Context, Task, count, select
@@ -52,10 +53,11 @@ def relative_error(a: Tensor, b: Tensor) -> float:
 
 @torch.no_grad()
 def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
-    """What the adapted learner predicts for x, as in evaluation: one or more tensors [n, ...]."""
+    """What the adapted learner predicts for x, as in evaluation: one or more tensors [n, ...]; of several members, their one answer."""
     algorithm.eval()
-    *_, state = adapt(algorithm, context, algorithm.test_steps)
-    return tree_leaves(algorithm.predict(state, x))
+    *_, state = adapt(algorithm, context, algorithm.steps(context, False))
+    prediction = algorithm.predict(state, x)
+    return tree_leaves(best_guess(prediction) if isinstance(prediction, Samples) else prediction)
 
 
 def mean_objective(algorithm: Algorithm, tasks: Task) -> float:
@@ -63,7 +65,7 @@ def mean_objective(algorithm: Algorithm, tasks: Task) -> float:
     total = 0.0
     for i in range(count(tasks)):
         task = select(tasks, i)
-        loss, _ = algorithm.objective(list(adapt(algorithm, task.context, algorithm.inner_steps)), task, 0.0)
+        loss, _ = algorithm.objective(list(adapt(algorithm, task.context, algorithm.steps(task.context, True))), task, 0.0)
         total += float(loss.detach())
     return total / count(tasks)
 

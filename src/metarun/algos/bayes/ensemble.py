@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from typing import Annotated, Any
+from operator import itemgetter
+from typing import Annotated, Any, cast
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_map
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.nets.base import Net
@@ -46,7 +48,7 @@ class Ensemble(Algorithm):
         super().__init__(net, problem)
         self.members = nn.ModuleList(member(each, problem) for each in nets)
         self.noise = noise
-        first = self.team[0]
+        first = self.learners[0]
         if isinstance(first, Ensemble) or first.zero_shot or problem.kind.name not in first.kinds:
             raise ValueError(f"algo.member={type(first).__name__} is not possible: take a method for {problem.kind.name} from examples")
         self.net = first.net
@@ -54,27 +56,31 @@ class Ensemble(Algorithm):
             setattr(self, name, getattr(first, name))
 
     @property
-    def team(self) -> list[Algorithm]:
-        """The members."""
-        return list(self.members)  # type: ignore[arg-type]  # a ModuleList does not say of what
+    def learners(self) -> list[Algorithm]:
+        """The members, as what they are."""
+        return cast(list[Algorithm], list(self.members))
 
     def steps(self, context: Context, train: bool) -> int:
-        return self.team[0].steps(context, train)
+        return self.learners[0].steps(context, train)
 
     def each(self, function: Callable[[Algorithm, Tensor, State], Any], states: Any = ()) -> Any:
         """``function(member, shift, state)`` of every member and of its own one of ``states``, stacked: a first axis of members.
 
         ``shift`` [] int64 makes a member's random key of the task's; the first member's is the task's itself.
         """
-        pairs = zip(*(tensors(member) for member in self.team))
+        pairs = zip(*(tensors(member) for member in self.learners))
         weights = {f"method.{same[0][0]}": torch.stack([tensor for _, tensor in same]) for same in pairs}
         some = next(iter(weights.values()))
         shifts = STRIDE * torch.arange(len(self.members), device=some.device)
 
         def one(weights: dict[str, Tensor], shift: Tensor, state: State) -> Any:
-            return functional_call(Caller(self.team[0]), weights, (function, shift, state))
+            return functional_call(Caller(self.learners[0]), weights, (function, shift, state))
 
-        return torch.vmap(one)(weights, shifts, states)
+        if not torch.compiler.is_exporting():
+            return torch.vmap(one)(weights, shifts, states)
+        # torch.export takes the number of examples for fixed under vmap.
+        found = [one(*tree_map(itemgetter(i), (weights, shifts, states))) for i in range(len(self.members))]
+        return tree_map(lambda *leaves: torch.stack(leaves), *found)
 
     def begin(self, context: Context) -> State:
         return self.each(lambda member, shift, _: member.begin(keyed(context, shift)))
@@ -96,25 +102,25 @@ class Ensemble(Algorithm):
         return losses.sum(), {name: values.mean(0) for name, values in metrics.items()}
 
     def footprint(self, task: Task, train: bool) -> Footprint:
-        one, members = self.team[0].footprint(task, train), len(self.members)
+        one, members = self.learners[0].footprint(task, train), len(self.members)
         return one._replace(examples=members * one.examples, repeated=members * one.repeated, bytes=members * one.bytes)
 
     def groups(self) -> list[dict[str, Any]]:
-        alike = zip(*(member.groups() for member in self.team))
+        alike = zip(*(member.groups() for member in self.learners))
         return [{**same[0], "params": [p for group in same for p in group["params"]]} for same in alike]
 
     def anneal(self, progress: float) -> None:
-        for member in self.team:
+        for member in self.learners:
             member.anneal(progress)
 
     def follow_net(self) -> None:
-        for member in self.team:
+        for member in self.learners:
             member.net.load_state_dict(self.net.state_dict())
             member.follow_net()
 
     def calibrate(self, tasks: Iterable[Task]) -> None:
         seen = list(tasks)
-        for member in self.team:
+        for member in self.learners:
             member.calibrate(seen)
 
 

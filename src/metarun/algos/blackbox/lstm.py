@@ -3,6 +3,7 @@ Hochreiter, Younger, Conwell 2001 (ICANN); as the baseline of Santoro et al. 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
@@ -24,7 +25,7 @@ class Reading(NamedTuple):
     features: Tensor  # [n, features], f(x_t) in the order of reading
     answers: Tensor  # [n, outputs], y_t likewise: one-hot labels, or targets
     targets: Tensor  # [n] int64 or [n, outputs], as the loss wants them
-    last: Tensor  # [outputs], the answer to the example read last; zeros before the first
+    last: Tensor  # [outputs], the answer to the example read last, behind its features with ``pairs``; zeros before the first
     outputs: Tensor  # h [layers, hidden]
     cells: Tensor  # c [layers, hidden]
     losses: Tensor  # [], summed over the examples read, each answered before its label was seen
@@ -34,19 +35,22 @@ class Reading(NamedTuple):
 class LSTM(Algorithm):
     """LSTM reader.
 
-        (o_t, h_t) = LSTM([f(x_t), y_{t−1}], h_{t−1})          (the label comes one step later than its example, section 2)
+        (o_t, h_t) = LSTM([f(x_t), y_{t−1}], h_{t−1})          (a label comes one step later than its example, section 2)
         min  L(o_q, y_q) + mean over t of L(o_t, y_t)          (queries, and the sequence's own answers, as in the paper)
 
     Inner step k reads example k of a shuffle of the support that the episode's key decides; every query is then asked for itself, after
     the same sequence. A task takes as many steps as its support has examples, and the adaptation curve is the accuracy after so many.
 
     Deviations: (1) The paper's sequences have no queries apart: its score at the k-th instance of a class is that of the running answers.
-    (2) A net f makes features of images; the paper reads pixels. (3) Labels are one-hot.
+    (2) A net f makes features of images; the paper reads pixels. (3) With ``pairs`` f(x_{t−1}) comes once more beside y_{t−1}, so that
+    which label belongs to which example need not be remembered to be learned. (4) Labels have large initial weights and recurrence has
+    small ones, and the forget gates begin open: that the memory depends on labels is then there before it is learned.
 
     Args:
         net, problem: the backbone and the data's shape.
         hidden: units of a cell.
         layers: cells on top of each other.
+        pairs: see deviation 3; false: the paper's input.
     """
 
     fixed_way = True
@@ -54,16 +58,20 @@ class LSTM(Algorithm):
     ordered = True
     encodes = True
 
-    def __init__(self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], layers: Annotated[int, Ge(1)]) -> None:
+    def __init__(self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], layers: Annotated[int, Ge(1)], pairs: bool) -> None:
         super().__init__(net, problem)
-        self.hidden = hidden
-        sizes = [net.features + problem.outputs, *[hidden] * (layers - 1)]
-        cells = [LSTMCell(size + hidden, hidden) for size in sizes]
-        self.cells = nn.ModuleList(cells)
-        self.head = nn.Linear(hidden, problem.outputs)
+        self.hidden, self.pairs = hidden, pairs
+        features, answers = net.features * (1 + pairs), problem.outputs
+        self.before = features + answers - net.features  # numbers beside f(x_t) in the input
+        cells = [LSTMCell(size + hidden, hidden) for size in (features + answers, *[hidden] * (layers - 1))]
+        self.cells, self.head = nn.ModuleList(cells), nn.Linear(hidden, answers)
         with torch.no_grad():
+            read = cells[0].gates.weight.normal_()
+            read[:, :features] /= math.sqrt(net.features)
+            read[:, features : features + answers] *= 2 if problem.kind.labelled else 0.5
             for cell in cells:
-                cell.gates.bias[hidden : 2 * hidden].fill_(1)  # of the forget gates: what is read is kept to begin with
+                cell.gates.weight[:, -hidden:].normal_(0, 0.1 / math.sqrt(hidden))
+                cell.gates.bias[hidden : 2 * hidden].fill_(2)  # of the forget gates
 
     def steps(self, context: Context, train: bool) -> int:
         return context.support.y.shape[0]
@@ -74,14 +82,15 @@ class LSTM(Algorithm):
         features = inner.upcast(self.net(x, x))[order]
         answers = inner.one_hot(y, self.problem.outputs).to(features.dtype) if self.problem.kind.labelled else y
         none = features.new_zeros(len(self.cells), self.hidden)
-        return Reading(features, answers, y, torch.zeros_like(answers[0]), none, none, none.sum(), x)
+        return Reading(features, answers, y, features.new_zeros(self.before), none, none, none.sum(), x)
 
     def step(self, state: Reading, context: Context, k: int) -> Reading:
         if k >= state.targets.shape[0]:  # all has been read
             return state
         answer, outputs, cells = self.read(state, state.features[k : k + 1])
         loss = self.problem.loss(answer, state.targets[k : k + 1])
-        return state._replace(last=state.answers[k], outputs=outputs.squeeze(1), cells=cells.squeeze(1), losses=state.losses + loss)
+        last = torch.cat([state.features[k], state.answers[k]]) if self.pairs else state.answers[k]
+        return state._replace(last=last, outputs=outputs.squeeze(1), cells=cells.squeeze(1), losses=state.losses + loss)
 
     def read(self, state: Reading, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Answers [n, outputs] to n examples of these features [n, features], each as the next one; h and c [layers, n, hidden]."""
