@@ -116,11 +116,13 @@ class Kind(ABC):
         metric: name of the score.
         higher_is_better: whether a larger score is the better one.
         labelled: whether targets are classes, 0..way-1.
+        acts: whether answers are what is done in an environment, there being no examples.
     """
 
     name: ClassVar[str]
     higher_is_better: ClassVar[bool]
     labelled: ClassVar[bool] = False
+    acts: ClassVar[bool] = False
 
     @property
     @abstractmethod
@@ -238,6 +240,7 @@ class Control(Kind):
     name = "control"
     metric = "return"
     higher_is_better = True
+    acts = True
     size: int = 1
 
     def outputs(self, spec: EpisodeSpec) -> int:

@@ -1,5 +1,5 @@
 """Pictures of what a learner gets: an episode, support on the left and queries on the right, the classes of a split, augmentation.
-Images are rows of classes; a regression task is its points in the plane. A trained learner's answers can be drawn in."""
+Images are rows of classes, a regression task is its points in the plane, one of control its trajectories; answers can be drawn in."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from metarun import verification
 from metarun.data.base import ImageDataset
+from metarun.drawing import trajectories
 from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
@@ -47,7 +48,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     """An episode of a split; ``answered``: with what the learner, as it is, makes of its queries.
 
     Raises:
-        UserError: there is no such episode, or its examples are neither images nor points of one coordinate.
+        UserError: there is no such episode, or its examples are neither images nor points of one coordinate, nor do they act on a plane.
     """
     episodes = run.episodes(split)
     if episodes.length is not None and index >= episodes.length:
@@ -70,8 +71,11 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
         curve = select(run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device).batch([index]), 0).query
         fitted = _answers(run, task, curve.x) if answered else None
         return _points(task, curve, fitted, f"{spec.shot}-shot regression:  {where}")
+    if run.problem.simulator and run.problem.input_shape == (2,):
+        return trajectories.figure(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
     raise UserError(
-        f"only grey or colour images and curves of one variable are drawn; these examples have shape {list(task.query.x.shape[1:])}"
+        "only grey or colour images, curves of one variable and trajectories on a plane are drawn; "
+        f"these examples have shape {list(run.problem.input_shape)}"
     )
 
 
