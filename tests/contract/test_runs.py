@@ -115,7 +115,11 @@ def scores_before(values: dict[str, Any]) -> float:
 
 
 # What a method needs to learn anything at all that a toy run takes away: training from random weights takes more than three steps.
-SETTINGS = {"lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1}, "lstm": {"hidden": 64}}
+SETTINGS = {
+    "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
+    "lstm": {"hidden": 64},
+    "emaml": {"members": 2},
+}
 LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}

@@ -10,6 +10,8 @@ import pytest
 import torch
 from helpers import same
 
+from metarun.config.compose import compose, resolve
+from metarun.config.schema import validate
 from metarun.data.episodes import ClassEpisodes, Split, choose, choose_others, draws, episode_keys
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -321,3 +323,9 @@ def test_uneven_supports_for_which_there_are_too_few_images_are_refused(counts: 
     with pytest.raises(UserError, match=message):
         unequal(EpisodeSpec(way=3, shot=3, query=2, uneven=True), *counts)
     unequal(EpisodeSpec(way=3, shot=3, query=2, uneven=True), 3, 6, 6)
+
+
+def test_uneven_supports_are_refused_where_there_are_no_classes() -> None:
+    values = resolve(compose(["data=sinusoid", "net=mlp", "way=1", "episode.uneven=true"]))
+    with pytest.raises(UserError, match=r"^episode\.train\.uneven=true is not possible: data=sinusoid has no classes; leave it at false$"):
+        validate(values)

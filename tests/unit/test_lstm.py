@@ -10,7 +10,9 @@ from torch.utils._pytree import tree_map
 
 from metarun.algos.blackbox.lstm import LSTM, Reading
 from metarun.engine import adapt
-from metarun.task import Batch, Context, Task
+from metarun.predict.trained import Model
+from metarun.run import Run
+from metarun.task import Batch, Context, Task, select
 
 
 def reader(pairs: bool, layers: int = 1) -> tuple[LSTM, Task]:
@@ -84,3 +86,13 @@ def test_every_episode_is_read_in_an_order_of_its_own() -> None:
     orders = [in_order(task.context._replace(key=key)).tolist() for key in tasks.context.key]
     assert all(sorted(order) == list(range(6)) for order in orders)
     assert len(set(map(tuple, orders))) == 3
+
+
+def test_from_python_it_reads_as_many_examples_as_it_is_given() -> None:
+    run = Run(classification("lstm"))
+    model = Model(run.algorithm.eval().requires_grad_(False), "lstm", "patterns", None, torch.tensor(3))
+    x = select(run.episodes("test").batch([0]), 0).query.x[:5]
+    state, all_of_them, fewer = (model.adapt(x, [0, 0, 1, 1, 2], steps=steps).state for steps in (None, 5, 4))
+    assert len(state.targets) == 5
+    assert same(state, all_of_them)
+    assert not torch.equal(state.cells, fewer.cells)

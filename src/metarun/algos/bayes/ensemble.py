@@ -68,7 +68,7 @@ class Ensemble(Algorithm):
 
         ``shift`` [] int64 makes a member's random key of the task's; the first member's is the task's itself.
         """
-        pairs = zip(*(tensors(member) for member in self.learners))
+        pairs = zip(*([*member.named_parameters(), *member.named_buffers()] for member in self.learners))
         weights = {f"method.{same[0][0]}": torch.stack([tensor for _, tensor in same]) for same in pairs}
         some = next(iter(weights.values()))
         shifts = STRIDE * torch.arange(len(self.members), device=some.device)
@@ -133,11 +133,6 @@ class Caller(nn.Module):
 
     def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return function(self.method, *arguments)
-
-
-def tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and buffers by name, always in the same order."""
-    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def keyed(context: Context, shift: Tensor) -> Context:
