@@ -15,6 +15,7 @@ from helpers import (
     TIMING,
     Builder,
     classification,
+    control,
     engine,
     interrupt_after,
     metrics_of,
@@ -144,3 +145,12 @@ def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     values = regression(algo, *words, *WAVES.get(algo, []))
     values["algo"] |= SETTINGS.get(algo, {})
     assert train(values, tmp_path)["test"]["mse"]["mean"] < scores_before(values) / 4
+
+
+@pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is control])
+def test_it_learns_to_act(algo: str, tmp_path: Path) -> None:
+    values = control(algo, "data.horizon=20", "shot=20", "query=10", "trainer.iterations=120", *LEARNING)
+    summary = train(values, tmp_path)
+    trivial, oracle = (summary["bounds"][name]["mean"] for name in ("trivial", "oracle"))
+    # Goals lie all around: what does not adapt can do no better than to stay where it is.
+    assert scores_before(values) < trivial < summary["test"]["return"]["mean"] - 0.25 * (oracle - trivial)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -104,7 +105,7 @@ def whole(iteration: int, tasks: int, learner: Algorithm) -> Slots:
 
 def estimates(evolution: Evolution, learner: Algorithm, tasks: Task) -> dict[str, Tensor]:
     """Of every task its estimate, by parameter."""
-    found: dict[str, Tensor] = engine().over(learner, evolution.estimate, tasks, 0.0, "estimates")[0]
+    found: dict[str, Tensor] = engine().over(learner, partial(evolution.estimate, True), tasks, 0.0, "estimates")[0]
     return found
 
 
@@ -165,7 +166,7 @@ def test_persistent_ones_see_the_whole_of_a_loop_that_is_cut_and_others_do_not()
         for persistent in (False, True):
             tasks = whole(iteration, n, learner).tasks(Vectors(), range(n), carried[persistent], learner.unrolls)
             evolution = Evolution(0.1, 1, persistent=persistent)
-            found, _, carried[persistent] = engine(record=False).over(learner, evolution.estimate, tasks, 0.0, "estimates")
+            found, _, carried[persistent] = engine(record=False).over(learner, partial(evolution.estimate, True), tasks, 0.0, "estimates")
             if iteration in (0, 3, 19):
                 slope = influence[0] if persistent else SIGNS[0]
                 agrees(found["theta"][:, 0], (state[0] - 1) * slope)
