@@ -34,7 +34,7 @@ def copy(tmp_path):
 
 
 def test_the_example_is_one_module_and_one_yaml():
-    assert sorted(FILES) == ["conf/algo/cosine.yaml", "src/metarun/algos/cosine.py"]
+    assert sorted(FILES) == ["conf/algo/cosine.yaml", "src/metarun/algos/metric/cosine.py"]
 
 
 def test_the_example_trains(copy):
