@@ -4,11 +4,12 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from metarun.version import __version__
+
 if TYPE_CHECKING:
     from metarun.api import compose, evaluate, including, train
     from metarun.predict.trained import load
 
-__version__ = "0.1.0"
 __all__ = ["__version__", "compose", "evaluate", "including", "load", "train"]
 _HOMES = {"load": "metarun.predict.trained", **dict.fromkeys(("compose", "evaluate", "including", "train"), "metarun.api")}
 

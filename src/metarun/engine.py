@@ -88,9 +88,11 @@ def adapted(
     ``scanned``: by ``inner.loop``, which records one step, however many there are.
     """
     if not scanned:
-        begun, *states = adapt(algorithm, context, steps, start)
-        noted = [read(state) for state in states] if read else []
-        return begun, (states or [begun])[-1], tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
+        states, noted = adapt(algorithm, context, steps, start), []
+        begun = last = next(states)
+        for last in states:  # no more than two are there at a time
+            noted += [read(last)] if read else []
+        return begun, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
     begun = algorithm.begin(context)
     if start and start.state != ():
         begun = resumed(begun, start)

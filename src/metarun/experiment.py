@@ -16,7 +16,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from metarun import __version__
 from metarun.config import inputs
 from metarun.config.stored import to_yaml
 from metarun.data.episodes import Episodes
@@ -30,6 +29,7 @@ from metarun.storage.files import writing
 from metarun.storage.run_folder import relative
 from metarun.tracking.tracker import Tracker
 from metarun.trainer import Progress, StopFlag, Trainer, divergence, results, statistics, watched_score
+from metarun.version import __version__
 
 log = logging.getLogger(__name__)
 

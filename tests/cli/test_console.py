@@ -90,7 +90,9 @@ def test_the_table_of_a_run_that_diverged(finished, summary, capsys):
 
 
 def test_the_table_of_regression_without_test(finished, summary, capsys):
-    summary_table.show(summary | {"task": "1 support and 2 query points", "test": None, "val": {"mse": {"mean": 1.5, "ci95": 0.25, "n": 9}}}, finished)
+    summary_table.show(
+        summary | {"task": "1 support and 2 query points", "test": None, "val": {"mse": {"mean": 1.5, "ci95": 0.25, "n": 9}}}, finished
+    )
     out = capsys.readouterr().out
     assert "1.5000 ± 0.2500" in out
     assert "1 support and 2 query points" in out

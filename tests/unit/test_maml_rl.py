@@ -210,7 +210,8 @@ def test_its_objective_has_the_value_of_the_loss():
 def test_memory_is_that_of_all_observations():
     run = Run(control("maml_rl"))
     task = select(run.episodes("train").batch([0]), 0)
-    assert run.algorithm.footprint(task, train=True).examples == 5 * (4 * (1 + 2) + 4)  # horizon, shot, inner steps, query
+    held = run.algorithm.footprint(task, train=True)
+    assert (held.examples, held.repeated) == (5 * (4 + 4), 5 * 4)  # horizon by shot and query; by shot once more at every inner step
 
 
 @pytest.mark.parametrize("norm", ["batch", "support", "running"])

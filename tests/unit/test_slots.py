@@ -47,7 +47,7 @@ def test_as_many_places_begin_in_one_iteration_as_in_another(meta_batch: int, un
 def test_episodes_that_end_in_one_meta_update_are_counted_through() -> None:
     for iteration in range(5):
         turn = slots(iteration, 3, 1, 7)
-        assert turn == ([3 * iteration + place for place in range(3)], [True] * 3, [0] * 3, 7)
+        assert turn == (range(3 * iteration, 3 * iteration + 3), [True] * 3, [0] * 3, 7)
 
 
 @SIZES

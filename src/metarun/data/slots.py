@@ -15,14 +15,14 @@ from metarun.task import Start, Task
 class Slots(NamedTuple):
     """The places of one meta-batch."""
 
-    indices: list[int]  # of the episodes
+    indices: Sequence[int]  # of the episodes
     fresh: list[bool]  # whether the episode begins now
     age: list[int]  # meta-updates since it began
     steps: int  # inner steps of a meta-update
 
-    def tasks(self, episodes: Episodes, share: Sequence[int], carried: Any, unrolls: int) -> Task:
+    def tasks(self, episodes: Episodes, share: range, carried: Any, unrolls: int) -> Task:
         """The tasks in the places ``share``, on from the states ``carried``, which are stacked; () where nothing has begun."""
-        tasks = episodes.batch([self.indices[i] for i in share])
+        tasks = episodes.batch(self.indices[share.start : share.stop])
         if unrolls == 1:
             return tasks
         device = tasks.context.key.device
@@ -33,6 +33,8 @@ class Slots(NamedTuple):
 
 def slots(iteration: int, meta_batch: int, unrolls: int, steps: int, since: int = 0) -> Slots:
     """The places at ``iteration`` 0, 1, …; none goes on with what was begun before the iteration ``since``."""
+    if unrolls == 1:
+        return Slots(range(iteration * meta_batch, (iteration + 1) * meta_batch), [True] * meta_batch, [0] * meta_batch, steps)
     indices, fresh, age = [], [], []
     for place in range(meta_batch):
         ahead = place * unrolls // meta_batch

@@ -111,7 +111,7 @@ class MAMLRL(InnerLoop):
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         held = super().footprint(task, train)
-        return held._replace(examples=held.examples * self.horizon)
+        return held._replace(examples=held.examples * self.horizon, repeated=held.repeated * self.horizon)
 
     @property
     def horizon(self) -> int:

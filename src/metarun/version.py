@@ -1,0 +1,3 @@
+"""The version, known to whatever writes it down."""
+
+__version__ = "0.1.0"
