@@ -1,6 +1,7 @@
 """What all tests share: one thread per worker, a cache folder of their own, and the real Omniglot files where there are some."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported, and by the programs that tests start
@@ -14,6 +15,14 @@ CHECKOUT = Path(__file__).resolve().parents[1]
 @pytest.fixture(scope="session", autouse=True)
 def single_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hangups_count():
+    """Also where the tests run under nohup, which metarun and the programs that tests start would respect."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -118,7 +118,8 @@ class _MixedGradient(torch.autograd.Function):
             by_leaf = dict(zip(needed, moved))
             return torch.func.grad(ctx.loss, argnums=tuple(range(ctx.n_fast)))(*(by_leaf.get(i, leaf) for i, leaf in enumerate(leaves)))
 
-        products = torch.func.vjp(gradients, *(leaves[i] for i in needed))[1](cotangents)
+        # Autograd may have a thread of its own for the way back, which knows nothing of the choice of kernels.
+        products = ctx.context.copy().run(lambda: torch.func.vjp(gradients, *(leaves[i] for i in needed))[1](cotangents))
         by_leaf = dict(zip(needed, products))
         return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
 

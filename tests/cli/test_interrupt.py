@@ -24,14 +24,6 @@ RUN = [
 SAME = ("val", "test", "best_step", "iterations", "episodes_sha256")
 
 
-@pytest.fixture(autouse=True)
-def hangups_count():
-    """Also where the tests themselves run under nohup, which programs would inherit, and respect."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
-
-
 @pytest.fixture(scope="module")
 def uncut(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("uncut")

@@ -355,7 +355,7 @@ def test_a_run_on_colour_is_not_for_grey_data(root, tmp_path):
         with pytest.raises(UserError, match=line):
             experiment.evaluate(values, tmp_path / f"run{channels}", "best", tmp_path / "eval")
     values = small(*words, "net.hidden=12")
-    with pytest.raises(UserError, match="the checkpoint does not fit this configuration: net.blocks.0.conv.weight is "):
+    with pytest.raises(UserError, match=r"the checkpoint does not fit this configuration: net\.blocks\.0\.conv\.weight is "):
         experiment.evaluate(values, tmp_path / "run3", "best", tmp_path / "eval")
 
 

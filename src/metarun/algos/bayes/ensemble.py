@@ -12,11 +12,11 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_map
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.nets.base import Net
 from metarun.problem import Gaussian, Problem, Samples
+from metarun.runtime.private import tree_map
 from metarun.task import Context, Task
 
 STRIDE = 0x5851F42D4C957F2D  # between the members' random keys
