@@ -82,23 +82,24 @@ def adapted(
     start: Start | tuple[()] = (),
     *,
     scanned: bool,
-) -> tuple[State, State, Any]:
-    """The first and the last of the states of ``adapt``, and what ``read`` makes of every state after a step, stacked.
+) -> tuple[Any, State, Any]:
+    """What ``read`` makes of the first of the states of ``adapt``, the last state, and what it makes of every state after a step, stacked.
 
     ``scanned``: by ``inner.loop``, which records one step, however many there are.
     """
     if not scanned:
         states, noted = adapt(algorithm, context, steps, start), []
-        begun = last = next(states)
+        last = next(states)
+        first = read(last) if read else ()
         for last in states:  # no more than two are there at a time
             noted += [read(last)] if read else []
-        return begun, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
+        return first, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
     begun = algorithm.begin(context)
     if start and start.state != ():
         begun = resumed(begun, start)
-    first: Any = start.k if start else 0
-    made = inner.loop(lambda state, k: algorithm.step(state, context, first + k), begun, steps, read=read, kept=algorithm.keeps)
-    return begun, *(made if read else (made, ()))
+    ahead: Any = start.k if start else 0
+    made = inner.loop(lambda state, k: algorithm.step(state, context, ahead + k), begun, steps, read=read, kept=algorithm.keeps)
+    return (read(begun), *made) if read else ((), made, ())
 
 
 def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
@@ -228,10 +229,10 @@ class Engine:
 
             steps = learner.steps(task.context, False)
             read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
-            start, last, later = adapted(learner, task.context, steps, read, scanned=self.scans(learner))
+            first, last, later = adapted(learner, task.context, steps, read, scanned=self.scans(learner))
             prediction = learner.predict(last, task.query.x)
             if read and steps:
-                scored = {name: torch.cat([value[None], later[name]]) for name, value in read(start).items()}
+                scored = {name: torch.cat([value[None], later[name]]) for name, value in first.items()}
             else:
                 scored = {name: value[None] for name, value in judge(prediction).items()}
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
