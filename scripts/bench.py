@@ -207,7 +207,8 @@ def prepare(work: Work, tasks: int, options: argparse.Namespace, dtype: torch.dt
     told |= {"device": options.device, "threads": options.threads, "outer_lr": OUTER_LR, "exact": dtype == torch.float64}
     if work.kind == "sample":
         return told, {}
-    (support, *_), query = run.episodes("test" if work.kind == "test" else "train").batch(range(tasks))
+    episodes = run.episodes("test" if work.kind == "test" else "train").batch(range(tasks))
+    support, query = episodes.context.support, episodes.query
     data = {"xs": support.x.to(dtype), "ys": support.y.contiguous(), "xq": query.x.to(dtype), "yq": query.y.contiguous()}
     return told, data | {"weights": {name: value.to(dtype) for name, value in run.algorithm.state_dict().items()}}
 

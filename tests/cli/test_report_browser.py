@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from metarun.comparison import command
+from metarun.cli import compare
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium here (apt-get install chromium)")
@@ -51,7 +51,7 @@ def report(tmp_path_factory):
         for shot in (1, 5):
             for seed in (0, 1):
                 make_run(folder / f"runs/{algo}{lr}-{shot}-{seed}", algo, shot=shot, seed=seed, lr=lr, score=0.5 + 0.05 * i + 0.04 * shot)
-    command.command([str(folder / "runs"), "--out", str(folder)])
+    compare.run(compare.parser().read([str(folder / "runs"), "--out", str(folder)]))
     return folder / "report.html"
 
 

@@ -7,6 +7,7 @@ from typing import get_args
 
 import pytest
 from helpers import (
+    DEEP,
     LEARNING_CLASSIFIERS,
     NETS,
     NETS_WITH_NORMS,
@@ -42,7 +43,7 @@ def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: 
 
 
 @pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("net", [pytest.param(net, marks=pytest.mark.slow if net in DEEP else []) for net in NETS])
 def test_chunks_change_nothing(algo: str, net: str) -> None:
     algorithm, tasks = in_float64(small("way=2", "query=1", f"algo={algo}", f"net={net}"), tasks=3)
     whole = meta_gradient(algorithm, tasks, engine("vmap"))
