@@ -38,27 +38,32 @@ EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
 
 def adapt(algorithm: Algorithm, context: Context, steps: int, start: Start | tuple[()] = ()) -> Iterator[State]:
     """The states of one task after 0, 1, … ``steps`` inner steps, from its beginning or from ``start`` on."""
-    state = algorithm.begin(context)
-    if start and start.state != ():
-        state = resumed(state, start)
+    state, first = begun(algorithm, context, start)
     yield state
-    first: Any = start.k if start else 0
     for k in range(steps):
         state = algorithm.step(state, context, first + k)
         yield state
 
 
-def resumed(begun: State, start: Start) -> State:
+def begun(algorithm: Algorithm, context: Context, start: Start | tuple[()]) -> tuple[State, Any]:
+    """The state that a task's steps here set out from, and how many steps of it lie behind."""
+    state = algorithm.begin(context)
+    if not start:
+        return state, 0
+    return (state if start.state == () else resumed(state, start)), start.k
+
+
+def resumed(fresh: State, start: Start) -> State:
     """The state that a task goes on from: what its learner begins with, or, unless it begins now, where it was.
 
     Raises:
         UserError: the learner's steps change the form of its state, which a loop that goes on later cannot have.
     """
-    (fresh, form), (carried, other) = tree_flatten(begun), tree_flatten(start.state)
-    if form != other or any(new.shape != old.shape for new, old in zip(fresh, carried)):
-        first, last = (tree_map(lambda leaf: list(leaf.shape), state) for state in (begun, start.state))
+    (new_leaves, form), (old_leaves, other) = tree_flatten(fresh), tree_flatten(start.state)
+    if form != other or any(new.shape != old.shape for new, old in zip(new_leaves, old_leaves)):
+        first, last = (tree_map(lambda leaf: list(leaf.shape), state) for state in (fresh, start.state))
         raise UserError(f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {first}, and goes on with {last}")
-    return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(fresh, carried)], form)
+    return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(new_leaves, old_leaves)], form)
 
 
 def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -94,20 +99,17 @@ def adapted(
         for last in states:  # no more than two are there at a time
             noted += [read(last)] if read else []
         return first, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
-    begun = algorithm.begin(context)
-    if start and start.state != ():
-        begun = resumed(begun, start)
-    ahead: Any = start.k if start else 0
-    made = inner.loop(lambda state, k: algorithm.step(state, context, ahead + k), begun, steps, read=read, kept=algorithm.keeps)
-    return (read(begun), *made) if read else ((), made, ())
+    state, ahead = begun(algorithm, context, start)
+    made = inner.loop(lambda state, k: algorithm.step(state, context, ahead + k), state, steps, read=read, kept=algorithm.keeps)
+    return (read(state), *made) if read else ((), made, ())
 
 
 def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
     """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
     read = (lambda state: state) if learner.every_state else None
     steps = learner.steps(task.context, True)
-    begun, last, later = adapted(learner, task.context, steps, read, task.start, scanned=scanned)
-    states = [begun, *(rows(later, k) for k in range(steps))] if read else [last]
+    first, last, later = adapted(learner, task.context, steps, read, task.start, scanned=scanned)
+    states = [first, *(rows(later, k) for k in range(steps))] if read else [last]
     loss, metrics = learner.objective(states, task, progress)
     carried = tree_map(torch.detach, last) if learner.unrolls > 1 else ()
     return loss, {name: value.detach() for name, value in metrics.items()}, carried
@@ -230,9 +232,9 @@ class Engine:
             steps = learner.steps(task.context, False)
             read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
             first, last, later = adapted(learner, task.context, steps, read, scanned=self.scans(learner))
-            prediction = learner.predict(last, task.query.x)
-            if read and steps:
-                scored = {name: torch.cat([value[None], later[name]]) for name, value in first.items()}
+            prediction: Any = learner.predict(last, task.query.x) if learner.pairwise or not read else None
+            if read:
+                scored = {name: torch.cat([value[None], later[name]]) if steps else value[None] for name, value in first.items()}
             else:
                 scored = {name: value[None] for name, value in judge(prediction).items()}
             return scored | pairs(prediction, task.query.y) if learner.pairwise else scored

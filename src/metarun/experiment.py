@@ -77,7 +77,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = measure(run, test_episodes, "test", tracker, folder) if test_episodes else None
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
-        tracker.hparams(_hparams(values), best)
+        tracker.hparams(dict(inputs.leaves(values)), best)
         if result:
             tracker.curve("test", result["curve"])
         if tracker.pictures:
@@ -235,11 +235,3 @@ def _json_able(value: Any) -> Any:
     if isinstance(value, list):
         return [_json_able(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _hparams(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a config by dotted name."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _hparams(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

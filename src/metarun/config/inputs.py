@@ -50,19 +50,20 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     old, new = before["data"], now["data"]
     if splits := [split for split in old.keys() & new.keys() if old[split] != new[split]]:
         yield f"the data of {' and '.join(sorted(splits))}"
-    old, new = (dict(_leaves(legacy.updated(config))) for config in (before["config"], now["config"]))
+    old, new = (dict(leaves(legacy.updated(config))) for config in (before["config"], now["config"]))
     for key in sorted(old.keys() | new.keys()):
         if not key.startswith(INDIFFERENT) and old.get(key) != new.get(key):
             yield f"{key} from {_shown(old, key)} to {_shown(new, key)}"
 
 
-def _leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a configuration, each by its dotted name."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
 
-def _shown(leaves: dict[str, Any], key: str) -> str:
-    return json.dumps(leaves[key]) if key in leaves else "nothing"
+def _shown(values: dict[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "nothing"
