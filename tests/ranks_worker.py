@@ -17,6 +17,7 @@ from metarun.config.compose import compose, resolve
 from metarun.data.slots import Slots, slots
 from metarun.engine import Engine
 from metarun.errors import RunError, UserError
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.runtime.distributed import World
 from metarun.task import Task
@@ -53,7 +54,7 @@ def check_engine(world: World) -> None:
     for n in (7, 2, 1):
         steps: list[int] = []
         episodes = Double(run.episodes("val"))
-        mine, whole = (e.score(run.algorithm, episodes, n, True, steps.append) for e in (joined, alone))
+        mine, whole = (e.score(run.algorithm, episodes, n, EVERY, steps.append) for e in (joined, alone))
         assert steps[0] == steps[-1] == n
         for name in ("score", "loss"):
             assert mine[name].shape == (n, 4)

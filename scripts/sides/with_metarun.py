@@ -8,6 +8,7 @@ import torch
 from serve import Outcome, Side, serve
 
 from metarun.config.compose import compose, resolve
+from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.task import Batch, Context, Task
 
@@ -31,7 +32,7 @@ def prepare(work: dict[str, Any], data: dict[str, Any]) -> Side:
         algorithm.eval()
 
         def test() -> Outcome:
-            return engine.evaluate(algorithm, tasks, curve=work["kind"] == "curve")
+            return engine.evaluate(algorithm, tasks, EVERY if work["kind"] == "curve" else LAST)
 
         return Side(test, test)
     outer = run.valid.optim.build(algorithm.parameters(), lr=work["outer_lr"], clip_norm=None)

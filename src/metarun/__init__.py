@@ -4,14 +4,14 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from metarun.version import __version__
+from metarun.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from metarun.api import compose, evaluate, including, train
     from metarun.predict.trained import load
+    from metarun.session.python import compose, evaluate, including, train
 
 __all__ = ["__version__", "compose", "evaluate", "including", "load", "train"]
-_HOMES = {"load": "metarun.predict.trained", **dict.fromkeys(("compose", "evaluate", "including", "train"), "metarun.api")}
+_HOMES = {"load": "metarun.predict.trained", **dict.fromkeys(("compose", "evaluate", "including", "train"), "metarun.session.python")}
 
 
 def __getattr__(name: str) -> Any:

@@ -14,56 +14,25 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from metarun import inner
+from metarun.adaptation import adapted
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes, to_float
 from metarun.data.slots import Slots
-from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.base import Net
 from metarun.nets.encoded import Encoded
+from metarun.protocols.base import Protocol
 from metarun.runtime import memory
 from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
-from metarun.runtime.private import tree_flatten, tree_leaves, tree_map, tree_structure, tree_unflatten
+from metarun.runtime.private import tree_leaves, tree_map, tree_structure, tree_unflatten
 from metarun.runtime.replica import replica
-from metarun.task import AXES, Context, Start, Task, count, own, rows, select
-from metarun.verification import pairs
+from metarun.task import AXES, Task, count, own, rows, select
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
-
-
-def adapt(algorithm: Algorithm, context: Context, steps: int, start: Start | tuple[()] = ()) -> Iterator[State]:
-    """The states of one task after 0, 1, … ``steps`` inner steps, from its beginning or from ``start`` on."""
-    state, first = begun(algorithm, context, start)
-    yield state
-    for k in range(steps):
-        state = algorithm.step(state, context, first + k)
-        yield state
-
-
-def begun(algorithm: Algorithm, context: Context, start: Start | tuple[()]) -> tuple[State, Any]:
-    """The state that a task's steps here set out from, and how many steps of it lie behind."""
-    state = algorithm.begin(context)
-    if not start:
-        return state, 0
-    return (state if start.state == () else resumed(state, start)), start.k
-
-
-def resumed(fresh: State, start: Start) -> State:
-    """The state that a task goes on from: what its learner begins with, or, unless it begins now, where it was.
-
-    Raises:
-        UserError: the learner's steps change the form of its state, which a loop that goes on later cannot have.
-    """
-    (new_leaves, form), (old_leaves, other) = tree_flatten(fresh), tree_flatten(start.state)
-    if form != other or any(new.shape != old.shape for new, old in zip(new_leaves, old_leaves)):
-        first, last = (tree_map(lambda leaf: list(leaf.shape), state) for state in (fresh, start.state))
-        raise UserError(f"a method with unrolls > 1 keeps the form of its state: it begins with shapes {first}, and goes on with {last}")
-    return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(new_leaves, old_leaves)], form)
 
 
 def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> list[Tensor | None]:
@@ -77,31 +46,6 @@ def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -
             g = torch.empty_like(p).copy_(g)
         laid.append(g)
     return laid
-
-
-def adapted(
-    algorithm: Algorithm,
-    context: Context,
-    steps: int,
-    read: Callable[[State], Any] | None,
-    start: Start | tuple[()] = (),
-    *,
-    scanned: bool,
-) -> tuple[Any, State, Any]:
-    """What ``read`` makes of the first of the states of ``adapt``, the last state, and what it makes of every state after a step, stacked.
-
-    ``scanned``: by ``inner.loop``, which records one step, however many there are.
-    """
-    if not scanned:
-        states, noted = adapt(algorithm, context, steps, start), []
-        last = next(states)
-        first = read(last) if read else ()
-        for last in states:  # no more than two are there at a time
-            noted += [read(last)] if read else []
-        return first, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
-    state, ahead = begun(algorithm, context, start)
-    made = inner.loop(lambda state, k: algorithm.step(state, context, ahead + k), state, steps, read=read, kept=algorithm.keeps)
-    return (read(state), *made) if read else ((), made, ())
 
 
 def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
@@ -217,32 +161,16 @@ class Engine:
         return tree_unflatten([leaf[share.start : share.stop].to(self.device) for leaf in leaves], form)
 
     @torch.no_grad()
-    def evaluate(self, algorithm: Algorithm, tasks: Task, curve: bool) -> dict[str, Tensor]:
-        """Adapt to every task and score its queries: ``score`` and ``loss``, each [tasks, steps] on the CPU.
+    def evaluate(self, algorithm: Algorithm, tasks: Task, asked: Protocol) -> dict[str, Tensor]:
+        """What comes of asking so of every task, [tasks, …] on the CPU; memory does not grow with their number."""
 
-        ``curve``: after 0, 1, … all steps; otherwise after the last step only. Memory does not grow with tasks or steps.
-        A pairwise method's scores of ``pairs`` come along.
-        """
-        problem = algorithm.problem
+        def measure(learner: Algorithm, task: Task, _: float) -> dict[str, Tensor]:
+            return asked.measure(learner, task, scanned=self.scans(learner))
 
-        def scores(learner: Algorithm, task: Task, _: float) -> dict[str, Tensor]:
-            def judge(prediction: Any) -> dict[str, Tensor]:
-                return {"score": problem.score(prediction, task.query.y), "loss": problem.loss(prediction, task.query.y)}
-
-            steps = learner.steps(task.context, False)
-            read = (lambda state: judge(learner.predict(state, task.query.x))) if curve else None
-            first, last, later = adapted(learner, task.context, steps, read, scanned=self.scans(learner))
-            prediction: Any = learner.predict(last, task.query.x) if learner.pairwise or not read else None
-            if read:
-                scored = {name: torch.cat([value[None], later[name]]) if steps else value[None] for name, value in first.items()}
-            else:
-                scored = {name: value[None] for name, value in judge(prediction).items()}
-            return scored | pairs(prediction, task.query.y) if learner.pairwise else scored
-
-        return tree_map(Tensor.cpu, self.over(algorithm, scores, tasks, 0.0, ("scores", curve)))
+        return tree_map(Tensor.cpu, self.over(algorithm, measure, tasks, 0.0, ("measure", asked)))
 
     def score(
-        self, algorithm: Algorithm, episodes: Episodes, n: int, curve: bool, after_block: Callable[[int], None]
+        self, algorithm: Algorithm, episodes: Episodes, n: int, asked: Protocol, after_block: Callable[[int], None]
     ) -> dict[str, np.ndarray]:
         """``evaluate`` on episodes 0..n-1, made a block at a time so that memory stays flat; ``after_block`` hears how many are done.
 
@@ -256,7 +184,7 @@ class Engine:
         share, parts = self.world.share(range(n)), []
         for first in range(0, -(-n // self.world.size), block):
             indices = share[first : first + block] or range(1)  # a rank without a share still learns the shapes
-            parts.append(self.evaluate(learner, episodes.batch(indices), curve))
+            parts.append(self.evaluate(learner, episodes.batch(indices), asked))
             after_block(min(self.world.size * (first + block), n))
         algorithm.train(was_training)
         mine = {name: torch.cat([part[name] for part in parts]).double().numpy()[: len(share)] for name in parts[0]}

@@ -21,15 +21,16 @@ from metarun.config.stored import to_yaml
 from metarun.data.episodes import Episodes
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
+from metarun.protocols.base import statistics
 from metarun.run import Run
 from metarun.runtime.distributed import World
+from metarun.runtime.version import __version__
 from metarun.storage import checkpoint, provenance
 from metarun.storage import resume as stored
 from metarun.storage.files import writing
 from metarun.storage.run_folder import relative
 from metarun.tracking.tracker import Tracker
-from metarun.trainer import Progress, StopFlag, Trainer, divergence, results, statistics, watched_score
-from metarun.version import __version__
+from metarun.trainer import Progress, StopFlag, Trainer, asked_of, divergence
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,9 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
-        trainer: Trainer = run.valid.trainer.build(run.algorithm, optimizer, run.engine, tracker, folder, train_episodes, val_episodes)
+        trainer: Trainer = run.valid.trainer.build(
+            run.algorithm, optimizer, run.engine, tracker, folder, train_episodes, val_episodes, run.validation
+        )
         if state:
             trainer.load(state)
             log.info("resuming at iteration %d of %d", start, trainer.iterations)
@@ -75,7 +78,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         with kernels.using(run.engine.kernels):  # what validation computes outside of the engine
             trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
-        result = measure(run, test_episodes, "test", tracker, folder) if test_episodes else None
+        result = measure(run, "test", tracker, folder) if test_episodes else None
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
         tracker.hparams(dict(inputs.leaves(values)), best)
         if result:
@@ -117,7 +120,7 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
     started = time.monotonic()
     tracker = _tracker(run, None)
     try:
-        result = measure(run, episodes, split, tracker, folder)
+        result = measure(run, split, tracker, folder)
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
@@ -161,30 +164,38 @@ def check(values: dict[str, Any]) -> dict[str, str]:
     for split, episodes in zip(("train", "val", "test"), _episodes(run)):
         if episodes is None:
             continue
-        run.engine.evaluate(run.algorithm, episodes.batch([0]), curve=False)
+        run.engine.evaluate(run.algorithm, episodes.batch([0]), run.validation)
         spec = run.spec["train" if split == "train" else "eval"]
         report[split] = f"{run.data.describe(split)}; {spec}"
     return report
 
 
-def measure(run: Run, episodes: Episodes, split: str, tracker: Tracker, folder: Path) -> dict[str, Any]:
-    """Scores with the weights as they are: statistics and adaptation curve; keeps ``{split}_scores.npy``, and ``roc.png`` of pairs."""
-    n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
-    with StopFlag() as stop:
-        values = watched_score(run.engine, run.algorithm, episodes, n, True, tracker, split, stop)
-    if trouble := divergence(values):
-        log.warning("%s%s", split, trouble)
-    score = values["score"]
-    scores = io.BytesIO()
-    np.save(scores, score[:, -1])
-    run.write(folder / f"{split}_scores.npy", scores.getvalue())
-    points = [statistics(score[:, k]) for k in range(score.shape[1])]
-    curve = [{"step": k, "mean": point["mean"], "ci95": point["ci95"]} for k, point in enumerate(points)]
-    if "same" in values and tracker.draws:
-        from metarun.drawing import figures  # and with it matplotlib
+def measure(run: Run, split: str, tracker: Tracker, folder: Path) -> dict[str, Any]:
+    """What the run's protocols find with the weights as they are: scores and a curve.
 
-        figures.save(figures.roc(run, values["same"], values["different"]), folder / "roc.png")
-    return results(run.problem, values) | {"curve": curve}
+    Keeps ``{split}_scores.npy``, a score for every episode, and the protocols' pictures.
+    """
+    found: dict[str, Any] = {}
+    for asked in run.protocols:
+        episodes = run.episodes(split, asked)
+        n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
+        with StopFlag() as stop:
+            arrays = asked_of(run.engine, run.algorithm, episodes, n, asked, tracker, split, stop)
+        scores = asked.per_episode(arrays)
+        if trouble := divergence(scores):
+            log.warning("%s%s", split, trouble)
+        if scores is not None and not found:
+            buffer = io.BytesIO()
+            np.save(buffer, scores)
+            run.write(folder / f"{split}_scores.npy", buffer.getvalue())
+        named, curve = asked.summarise(run.problem, arrays)
+        found = named | {"curve": curve} | found
+        for part in asked.parts if tracker.draws else ():
+            if drawn := part.figure(arrays, run.title):
+                from metarun.drawing import figures  # and with it matplotlib
+
+                figures.save(drawn[1], folder / drawn[0])
+    return found
 
 
 def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episodes: Episodes | None, looks: int) -> dict[str, Any]:
@@ -193,7 +204,8 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
     unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
     peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     spec = run.spec["eval"]
-    tested = int(test[run.problem.metric]["n"]) if episodes and test else 0
+    metric, higher_is_better = run.protocols[0].parts[0].metric(run.problem)
+    tested = int(test[metric]["n"]) if episodes and test else 0
     summary = {
         "algo": run.values["algo"]["name"],
         "data": run.data_name,
@@ -205,8 +217,9 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
         "best_step": progress.best_step,
         "iterations": progress.iteration,
         "task": run.problem.kind.describe(spec),
-        "metric": run.problem.metric,
-        "higher_is_better": run.problem.higher_is_better,
+        "protocol": [part.name for asked in run.protocols for part in asked.parts],
+        "metric": metric,
+        "higher_is_better": higher_is_better,
         "val": progress.best,
         "test": test,
         "test_looks": looks,

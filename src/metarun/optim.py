@@ -15,7 +15,7 @@ from metarun.algorithm import Algorithm
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
 from metarun.engine import Engine
-from metarun.evolution import Evolution
+from metarun.estimators.evolution import Evolution
 
 Schedule = Literal["constant", "cosine", "linear"]
 

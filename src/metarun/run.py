@@ -28,6 +28,8 @@ from metarun.nets.base import Net
 from metarun.nets.module import Module
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
+from metarun.protocols.base import AfterAdaptation, Protocol, Together
+from metarun.protocols.episodes import LAST, OfEpisodes
 from metarun.runtime.allocator import keep_freed_memory
 from metarun.runtime.distributed import World
 from metarun.storage import checkpoint, warmstart
@@ -82,13 +84,41 @@ class Run:
         if root.init_from and not trained:
             log.info(warm_start(self.algorithm, root.init_from))
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)
+        self.protocols = self._protocols()
         if root.precision == "bf16" and (factor := slowdown(self.device)) > SLOWER:
             log.warning("a matrix product takes %.1f times as long in bf16 as in fp32 on this machine: precision=fp32 is faster", factor)
 
-    def episodes(self, split: str) -> Episodes:
+    def _protocols(self) -> list[Protocol]:
+        """How the learner is asked, but for what it cannot be asked; those that read the same adaptation put together.
+
+        Raises:
+            UserError: it can be asked in none of these ways.
+        """
+        curve = self.valid.trainer.values["curve"]
+        chosen: list[Protocol] = [section.build(curve) for section in self.valid.protocol.values()]
+        if not (found := [protocol for protocol in chosen if protocol.asks(self.algorithm)]):
+            raise UserError(
+                f"protocol={chosen[0].name} is not possible with algo={self.values['algo']['name']}: it needs {chosen[0].needs}"
+            )
+        shared = tuple(protocol for protocol in found if isinstance(protocol, AfterAdaptation))
+        return [Together(these=shared), *(p for p in found if p not in shared)] if len(shared) > 1 else found
+
+    @property
+    def validation(self) -> Protocol:
+        """How validation asks: what the last state of every episode tells."""
+        parts = (part for asked in self.protocols for part in asked.parts)
+        return Together(these=(LAST, *(part for part in parts if isinstance(part, AfterAdaptation) and not isinstance(part, OfEpisodes))))
+
+    @property
+    def title(self) -> str:
+        """Of pictures: what was asked of whom."""
+        spec, values = self.spec["eval"], self.values
+        return f"{values['algo']['name']} on {values['data']['name']}, {spec.way}-way {spec.shot}-shot episodes"
+
+    def episodes(self, split: str, asked: Protocol = LAST) -> Episodes:
         """The episodes of a split, on the run's device; those of training augmented."""
         part = "train" if split == "train" else "eval"
-        found = self.data.episodes(split, self.spec[part], self.valid.root.seed, self.device)
+        found = asked.episodes(self.data, split, self.spec[part], self.valid.root.seed, self.device)
         return Augmented(found, self.augment) if split == "train" and self.augment else found
 
     @property

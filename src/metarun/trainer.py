@@ -14,14 +14,13 @@ from typing import Annotated, Any
 import numpy as np
 from annotated_types import Ge, Gt
 
-from metarun import verification
 from metarun.algorithm import Algorithm, State
 from metarun.data.episodes import Episodes
 from metarun.data.slots import slots
 from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.optim import MetaOptimizer
-from metarun.problem import Problem
+from metarun.protocols.base import Curve, Protocol
 from metarun.runtime.distributed import Alone
 from metarun.runtime.profiling import profiled
 from metarun.runtime.signals import Interrupted, StopFlag
@@ -66,19 +65,8 @@ class Progress:
         return self.iteration * meta_batch / max(self.train_s, 1e-9)
 
 
-def statistics(values: np.ndarray) -> dict[str, float]:
-    """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
-    return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
-
-
-def results(problem: Problem, values: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Statistics of what ``Engine.score`` found after the last inner step."""
-    found = {problem.metric: statistics(values["score"][:, -1]), "loss": statistics(values["loss"][:, -1])}
-    return found | verification.statistics(values["same"], values["different"]) if "same" in values else found
-
-
-def watched_score(
-    engine: Engine, algorithm: Algorithm, episodes: Episodes, n: int, curve: bool, tracker: Tracker, label: str, stop: StopFlag
+def asked_of(
+    engine: Engine, algorithm: Algorithm, episodes: Episodes, n: int, asked: Protocol, tracker: Tracker, label: str, stop: StopFlag
 ) -> dict[str, np.ndarray]:
     """``Engine.score`` under a progress display, ready to be interrupted."""
 
@@ -86,22 +74,21 @@ def watched_score(
         tracker.show(label, done, n, {})
         stop.check(engine.world)
 
-    values = engine.score(algorithm, episodes, n, curve, after_block)
-    # Whatever class the largest of numbers that are none would point at, it is no answer.
-    values["score"] = np.where(np.isfinite(values["loss"]), values["score"], np.nan)
-    return values
+    return engine.score(algorithm, episodes, n, asked, after_block)
 
 
-def divergence(values: dict[str, np.ndarray]) -> str:
-    """What to say of scores, some of which may be no numbers; nothing if all are."""
-    lost, n = int(np.isnan(values["score"][:, -1]).sum()), len(values["score"])
-    return f": adaptation diverges in {lost} of {n} episodes; try a smaller algo.inner_lr or fewer algo.test_steps" if lost else ""
+def divergence(scores: np.ndarray | None) -> str:
+    """What to say of the scores of episodes, some of which may be no numbers; nothing if all are."""
+    if scores is None or not (lost := int(np.isnan(scores).sum())):
+        return ""
+    return f": adaptation diverges in {lost} of {len(scores)} episodes; try a smaller algo.inner_lr or fewer algo.test_steps"
 
 
 class Trainer:
     """Runs one experiment.
 
     Args:
+        asked: how validation asks the learner.
         iterations: meta-training iterations; none for a method that has nothing to learn.
         meta_batch: tasks per iteration.
         val_every: iterations between validations (and checkpoints).
@@ -110,6 +97,8 @@ class Trainer:
         patience: stop after so many validations without improvement; null for never.
         max_minutes: stop meta-training after so many minutes of wall time, over all resumed processes; null for never.
         profile: record a few training steps, and tell where their time goes.
+        curve: at which inner steps the test takes the adaptation curve: ``all``; ``log``, 0, 1, 2, 4, 8, … and the last; the ``last``
+            alone; or ``auto``, whichever of the first two it can afford.
     """
 
     def __init__(
@@ -121,6 +110,7 @@ class Trainer:
         folder: Path,
         train: Episodes,
         val: Episodes,
+        asked: Protocol,
         *,
         iterations: Annotated[int, Ge(0)],
         meta_batch: Annotated[int, Ge(1)],
@@ -130,9 +120,10 @@ class Trainer:
         patience: Annotated[int, Ge(1)] | None,
         max_minutes: Annotated[float, Gt(0)] | None,
         profile: bool = False,
+        curve: Curve = "auto",
     ) -> None:
         self.algorithm, self.optimizer, self.engine, self.tracker = algorithm, optimizer, engine, tracker
-        self.checkpoints, self.train, self.val = folder / "checkpoints", train, val
+        self.checkpoints, self.train, self.val, self.asked = folder / "checkpoints", train, val, asked
         self.iterations = iterations if algorithm.learns else 0
         self.meta_batch, self.val_every, self.val_episodes = meta_batch, val_every, val_episodes
         self.test_episodes, self.patience, self.max_minutes = test_episodes, patience, max_minutes
@@ -209,8 +200,8 @@ class Trainer:
         p, problem = self.progress, self.algorithm.problem
         # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
         self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
-        scores = watched_score(self.engine, self.algorithm, self.val, self.val_episodes, False, self.tracker, "validate", stop)
-        result = results(problem, scores)
+        values = asked_of(self.engine, self.algorithm, self.val, self.val_episodes, self.asked, self.tracker, "validate", stop)
+        result, _ = self.asked.summarise(problem, values)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")
         # Any number is better than none, and none, which compares with nothing, only better than no validation at all.
         better = best is None or (math.isnan(best) and not math.isnan(mean)) or (mean > best if problem.higher_is_better else mean < best)
@@ -222,7 +213,7 @@ class Trainer:
         else:
             p.stale += 1
         self.save("last")
-        mark = divergence(scores) or ("  (best so far)" if better else "")
+        mark = divergence(self.asked.per_episode(values)) or ("  (best so far)" if better else "")
         log.info("iteration %d: development %s %.4f ± %.4f%s", p.iteration, problem.metric, mean, result[problem.metric]["ci95"], mark)
 
     def save(self, name: str) -> None:

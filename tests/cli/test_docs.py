@@ -28,7 +28,7 @@ from metarun.cli import commands as known
 from metarun.cli import compare, main
 from metarun.config import compose, options, schema
 from metarun.errors import UserError
-from metarun.session import FURTHER
+from metarun.session.runs import FURTHER
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"

@@ -10,6 +10,7 @@ from PIL import Image
 
 from metarun.drawing import figures
 from metarun.errors import UserError
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 
 CLASSES = ["--what", "classes", *TINY]
@@ -53,7 +54,7 @@ def test_what_is_not_there(metarun, words, line):
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
 def test_an_answered_episode_counts_as_the_engine_does(algo):
     run = Run(small(f"algo={algo}", "data=glyphs", "query=4"))
-    score = float(run.engine.evaluate(run.algorithm, run.episodes("val").batch([2]), curve=False)["score"][0, -1])
+    score = float(run.engine.evaluate(run.algorithm, run.episodes("val").batch([2]), LAST)["score"][0, -1])
     figure = figures.episode(run, "val", 2, answered=True)
     assert figure.axes[1].get_title(loc="left") == f"query: {round(12 * score)} of 12 right; red: taken for the class of that number"
     frames = [patch.get_edgecolor() for axes in figure.axes for patch in axes.patches]

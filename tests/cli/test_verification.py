@@ -11,7 +11,7 @@ from cli_support import TINY
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from metarun.verification import MEASURES
+from metarun.protocols.verification import MEASURES
 
 
 @pytest.fixture

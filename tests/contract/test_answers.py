@@ -27,6 +27,7 @@ from torch.utils._pytree import tree_leaves
 from metarun.algorithm import Algorithm
 from metarun.contract import checks
 from metarun.contract.measures import answers
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import Batch, Task, select
 
@@ -69,7 +70,7 @@ def test_query_labels_never_change_an_answer(algo: str, problem: Builder, monkey
     monkeypatch.setattr(algorithm, "predict", lambda state, x: seen.append(predict(state, x)) or seen[-1])
     other = tasks._replace(query=Batch(tasks.query.x, tasks.query.y.flip(1)))
     for part in (tasks, other):
-        score = engine("loop").evaluate(algorithm, part, curve=True)["loss"]
+        score = engine("loop").evaluate(algorithm, part, EVERY)["loss"]
     before, after = tree_leaves(seen[: len(seen) // 2]), tree_leaves(seen[len(seen) // 2 :])
     assert len(before) >= score.numel()
     assert all(torch.equal(a, b) for a, b in zip(before, after))
@@ -101,7 +102,7 @@ def test_images_encoded_once_for_all_episodes_get_the_same_scores(algo: str, nor
     alone = run.algorithm.net.norm in ("running", "group")  # an image's features do not depend on the others
     assert (learner is not run.algorithm) == (encoded is not episodes) == (run.algorithm.encodes and alone)
     assert run.engine.encoded(run.algorithm, episodes, few) == (run.algorithm, episodes), "more work than it saves"
-    plain, quick = (run.engine.evaluate(a, e.batch(range(4)), True)["loss"] for a, e in ((run.algorithm, episodes), (learner, encoded)))
+    plain, quick = (run.engine.evaluate(a, e.batch(range(4)), EVERY)["loss"] for a, e in ((run.algorithm, episodes), (learner, encoded)))
     torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
 
 
@@ -117,7 +118,7 @@ def test_a_support_may_have_another_number_of_images_of_each_class(algo: str) ->
     y = tasks.context.support.y
     assert y.shape[1] == 3 * (1 if algorithm.zero_shot else 3)
     assert algorithm.zero_shot or any((y == c).sum() != 3 * len(y) for c in range(3))
-    loop, mapped = (engine(how).evaluate(algorithm.eval(), tasks, curve=True) for how in ("loop", "vmap"))
+    loop, mapped = (engine(how).evaluate(algorithm.eval(), tasks, EVERY) for how in ("loop", "vmap"))
     assert all(values.isfinite().all() for values in loop.values())
     for name, values in mapped.items():
         torch.testing.assert_close(values, loop[name], rtol=1e-9, atol=1e-9)

@@ -11,9 +11,10 @@ import torch
 from helpers import LEARNERS, Builder, classification, regression, small
 from torch import Tensor, nn
 
-from metarun.algorithm import Algorithm, Prototypes
+from metarun.algorithm import Algorithm
 from metarun.contract import checks
 from metarun.contract.checks import CONTRACT, BrokenError
+from metarun.learners import Prototypes
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

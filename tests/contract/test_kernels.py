@@ -24,6 +24,7 @@ from metarun.kernels import select
 from metarun.nets.conv4 import Block
 from metarun.nets.norm import NormKind
 from metarun.nets.resnet12 import ResidualBlock
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import Task
 
@@ -51,7 +52,7 @@ def compare(algorithm: Algorithm, tasks: Task, error: float) -> None:
 def check_evaluation(values: dict[str, Any]) -> None:
     """In float64: after some steps in fp32 a value beside ReLU's kink may lie on either side of it."""
     algorithm, tasks = in_float64(values, tasks=2)
-    fast, plain = (engine(kernels=choice).evaluate(algorithm.eval(), tasks, curve=True)["loss"] for choice in CHOICES)
+    fast, plain = (engine(kernels=choice).evaluate(algorithm.eval(), tasks, EVERY)["loss"] for choice in CHOICES)
     torch.testing.assert_close(plain, fast, rtol=1e-10, atol=1e-10)
 
 

@@ -14,6 +14,7 @@ from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.conv import Conv
 from metarun.nets.fusion import conv_norm
 from metarun.nets.norm import Norm
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 
 
@@ -77,7 +78,7 @@ def test_every_method_computes_in_bfloat16(algo):
     run = Run(classification(algo, "precision=bf16"))
     tasks = run.episodes("train").batch(range(2))
     assert torch.isfinite(meta_gradient(run.algorithm, tasks, run.engine)).all()
-    assert torch.isfinite(run.engine.evaluate(run.algorithm.eval(), tasks, curve=True)["loss"]).all()
+    assert torch.isfinite(run.engine.evaluate(run.algorithm.eval(), tasks, EVERY)["loss"]).all()
 
 
 @pytest.mark.parametrize("factor", [0.5, 1.0, 1.8])

@@ -37,6 +37,7 @@ from metarun.algorithm import Algorithm
 from metarun.algos.gradient.maml import MAML
 from metarun.engine import Engine
 from metarun.kernels import numba_conv, select
+from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.runtime import tracer
 from metarun.runtime.cuda_graph import Graph
@@ -83,7 +84,7 @@ def test_a_replayed_evaluation_has_the_bits_of_the_evaluation(algo: str) -> None
     run.algorithm.eval()
     for i in range(EAGER):
         tasks = run.episodes("test").batch(range(4 * i, 4 * i + 4))
-        now, eager = (how.evaluate(run.algorithm, tasks, curve=True) for how in (recorder, engine(chunk=2, record=False)))
+        now, eager = (how.evaluate(run.algorithm, tasks, EVERY) for how in (recorder, engine(chunk=2, record=False)))
         assert now.keys() == eager.keys()
         assert all(torch.equal(now[name], eager[name]) for name in eager)
     if algo not in NEVER:
@@ -101,12 +102,12 @@ def test_a_long_inner_loop_is_recorded_and_is_pythons_loop(algo: str, words: lis
     algorithm, tasks = in_float64(values, tasks=2)
     recorder, eager, loop = engine(), engine(record=False), engine("loop")
     for _ in range(EAGER + 2):
-        gradient, scores = meta_gradient(algorithm.train(), tasks, recorder), recorder.evaluate(algorithm.eval(), tasks, curve=True)
+        gradient, scores = meta_gradient(algorithm.train(), tasks, recorder), recorder.evaluate(algorithm.eval(), tasks, EVERY)
     assert torch.equal(gradient, meta_gradient(algorithm.train(), tasks, eager))
     assert relative_error(gradient, meta_gradient(algorithm.train(), tasks, loop)) < 1e-9
     assert scores["loss"].shape == (2, 11)
-    assert torch.equal(scores["loss"], eager.evaluate(algorithm.eval(), tasks, curve=True)["loss"])
-    torch.testing.assert_close(scores["loss"], loop.evaluate(algorithm.eval(), tasks, curve=True)["loss"], rtol=1e-9, atol=0)
+    assert torch.equal(scores["loss"], eager.evaluate(algorithm.eval(), tasks, EVERY)["loss"])
+    torch.testing.assert_close(scores["loss"], loop.evaluate(algorithm.eval(), tasks, EVERY)["loss"], rtol=1e-9, atol=0)
     assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
 
 
@@ -129,10 +130,10 @@ def test_loops_of_a_methods_own_are_recorded() -> None:
     algorithm.inner_steps = 4
     recorder = engine()
     for _ in range(EAGER + 2):
-        gradient, scores = meta_gradient(algorithm, tasks, recorder), recorder.evaluate(algorithm, tasks, curve=True)
+        gradient, scores = meta_gradient(algorithm, tasks, recorder), recorder.evaluate(algorithm, tasks, EVERY)
     assert torch.equal(gradient, meta_gradient(algorithm, tasks, engine(record=False)))
     assert relative_error(gradient, meta_gradient(algorithm, tasks, engine("loop"))) < 1e-9
-    torch.testing.assert_close(scores["loss"], engine("loop").evaluate(algorithm, tasks, curve=True)["loss"], rtol=1e-9, atol=0)
+    torch.testing.assert_close(scores["loss"], engine("loop").evaluate(algorithm, tasks, EVERY)["loss"], rtol=1e-9, atol=0)
     assert all(entry.program for entry in entries(recorder)), [entry.why_not for entry in entries(recorder)]
 
 
@@ -485,7 +486,7 @@ def test_settings_that_change_with_every_call_are_not_remembered_for_ever() -> N
     tasks = run.episodes("train").batch(range(2))
     for i in range(MOST + 3):
         run.algorithm.inner_lr = 0.1 + 0.001 * i
-        how.evaluate(run.algorithm, tasks, curve=False)
+        how.evaluate(run.algorithm, tasks, LAST)
     assert len(list(entries(how))) == MOST
 
 

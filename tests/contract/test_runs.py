@@ -26,6 +26,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.experiment import train
+from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
@@ -101,7 +102,7 @@ def test_evaluation_leaves_no_graph_and_lets_go_of_past_states(algo: str, proble
 
     monkeypatch.setattr(algorithm, "begin", lambda context: watched(begin(context), (context, list(algorithm.parameters()))))
     monkeypatch.setattr(algorithm, "step", watched_step)
-    scores = engine("loop").evaluate(algorithm, tasks, curve=True)
+    scores = engine("loop").evaluate(algorithm, tasks, EVERY)
     assert len(made) == 6
     assert all(values.grad_fn is None for values in scores.values())
     assert scores["score"].shape == scores["loss"].shape == (1, 6)
@@ -111,7 +112,7 @@ def test_evaluation_leaves_no_graph_and_lets_go_of_past_states(algo: str, proble
 def scores_before(values: dict[str, Any]) -> float:
     """Mean test score of the untrained learner, fully adapted."""
     run = Run(values)
-    scores = run.engine.score(run.algorithm, run.episodes("test"), values["trainer"]["test_episodes"], False, lambda done: None)
+    scores = run.engine.score(run.algorithm, run.episodes("test"), values["trainer"]["test_episodes"], LAST, lambda done: None)
     return float(scores["score"].mean())
 
 

@@ -27,6 +27,7 @@ from helpers import (
 import metarun
 from metarun.algorithm import Algorithm
 from metarun.experiment import train
+from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.runtime.recording import EAGER, Recordings
 from metarun.task import Task
@@ -62,7 +63,7 @@ def test_gradients_and_scores_are_those_of_the_cpu(algo: str, problem: Builder, 
 
     def outcomes(tasks: Task, device: str) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         gradient = meta_gradient(algorithm.train(), tasks, engine(device=device)) if algorithm.learns else torch.zeros(0)
-        return gradient.cpu(), engine(device=device).evaluate(algorithm.eval(), tasks, curve=True)
+        return gradient.cpu(), engine(device=device).evaluate(algorithm.eval(), tasks, EVERY)
 
     gradient, scores = outcomes(tasks, "cpu")
     gradient_there, scores_there = outcomes(on_gpu(algorithm, tasks)[1], GPU)
@@ -105,7 +106,7 @@ def test_a_step_is_recorded(algo: str) -> None:
 def test_bf16_is_near_fp32(algo: str) -> None:
     run, half = (Run(classification(algo, f"device={GPU}", f"precision={precision}")) for precision in ("fp32", "bf16"))
     tasks = run.episodes("train").batch(range(4))
-    exact, rough = (one.engine.evaluate(one.algorithm.eval(), tasks, curve=False)["loss"] for one in (run, half))
+    exact, rough = (one.engine.evaluate(one.algorithm.eval(), tasks, LAST)["loss"] for one in (run, half))
     assert relative_error(rough, exact) < 0.3
     assert torch.isfinite(meta_gradient(half.algorithm.train(), tasks, half.engine)).all()
 

@@ -13,6 +13,7 @@ from native import LR, Native, clone_and_adapt, flat, ours
 from torch import Tensor
 
 from metarun.errors import MissingLibrary
+from metarun.protocols.episodes import EVERY
 from metarun.runtime.learn2learn import library
 
 CASES = [(net, steps, first_order) for net in ("conv4", "mlp") for steps in range(1, 6) for first_order in (False, True)]
@@ -45,7 +46,7 @@ def test_maml_through_the_library_is_maml(learn2learn: ModuleType, net: str, ste
     theirs, _ = ours("maml_learn2learn", net, steps, first_order)
     theirs.load_state_dict(learner.state_dict())
     assert relative_error(meta_gradient(learner, tasks, engine()), meta_gradient(theirs, tasks, engine())) < 1e-9
-    expected, actual = (engine().evaluate(algorithm, tasks, curve=True)["loss"] for algorithm in (learner, theirs))
+    expected, actual = (engine().evaluate(algorithm, tasks, EVERY)["loss"] for algorithm in (learner, theirs))
     torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 

@@ -12,6 +12,7 @@ from metarun import experiment
 from metarun.cli import predict
 from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.task import select
 
@@ -65,7 +66,7 @@ def test_folders_of_png_files_are_answered_like_the_episode_they_come_from(train
     correct, engine_scores = 0, []
     for index in range(3):
         task = episodes.batch([index])
-        engine_scores.append(built.engine.evaluate(built.algorithm, task, curve=False)["score"][0, -1])
+        engine_scores.append(built.engine.evaluate(built.algorithm, task, LAST)["score"][0, -1])
         state = built.algorithm.begin(select(task, 0).context)
         wanted = built.algorithm.predict(state, task.query.x[0]).argmax(-1)
 

@@ -9,11 +9,12 @@ import torch
 from helpers import engine, in_float64, meta_gradient, places, same, small
 from torch.func import functional_call
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.alphamaml import AlphaMAML
 from metarun.config.compose import compose, resolve
 from metarun.config.schema import without_meta
-from metarun.engine import adapt
 from metarun.optim import MetaOptimizer
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import Task, select
 
@@ -42,7 +43,7 @@ def test_without_rates_of_the_rates_it_is_maml_bit_for_bit(optim: str) -> None:
     runs = [trained("alphamaml", optim, 4, hyper_lr=0.0)[0], trained("maml", optim, 4)[0]]
     assert same(*(run.algorithm.learner() for run in runs))
     tasks = runs[0].episodes("val").batch(range(3))
-    assert same(*(run.engine.evaluate(run.algorithm, tasks, curve=True) for run in runs))
+    assert same(*(run.engine.evaluate(run.algorithm, tasks, EVERY) for run in runs))
     assert runs[0].algorithm.rate == 0.25
 
 

@@ -8,12 +8,13 @@ import torch.nn.functional as F
 from helpers import Identity, engine, in_float64, meta_gradient, regression, relative_error, small
 
 from metarun import inner
-from metarun.algorithm import Adapted
+from metarun.adaptation import adapt
 from metarun.algos.gradient.anil import ANIL
 from metarun.algos.gradient.maml import MAML
-from metarun.engine import adapt
 from metarun.errors import UserError
+from metarun.learners import Adapted
 from metarun.problem import Classification, EpisodeSpec, Problem
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
@@ -79,13 +80,13 @@ def test_nil_weights_labels_by_cosine_similarity() -> None:
 def test_nil_takes_any_number_of_classes_at_test_and_anil_does_not() -> None:
     words = [*WORDS, "episode.eval.way=5"]
     run = Run(small("algo=nil", *words))
-    assert run.engine.score(run.algorithm, run.episodes("test"), 3, True, lambda done: None)["score"].shape == (3, 4)
+    assert run.engine.score(run.algorithm, run.episodes("test"), 3, EVERY, lambda done: None)["score"].shape == (3, 4)
     with pytest.raises(UserError, match=r"learns one output per class"):
         Run(small("algo=anil", *words))
 
 
 def test_nil_keeps_its_head_for_regression() -> None:
     runs = [Run(regression("anil", f"algo.head_at_test={head}", "algo.test_steps=3")) for head in ("false", "true")]
-    without, with_head = (run.engine.evaluate(run.algorithm, run.episodes("val").batch([0, 1]), curve=True)["score"] for run in runs)
+    without, with_head = (run.engine.evaluate(run.algorithm, run.episodes("val").batch([0, 1]), EVERY)["score"] for run in runs)
     assert without.equal(with_head)
     assert not without[:, 0].equal(without[:, -1])

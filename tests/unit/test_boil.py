@@ -7,8 +7,8 @@ import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, small
 from torch.utils._pytree import tree_leaves
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.boil import BOIL
-from metarun.engine import adapt
 from metarun.task import Task, select
 
 

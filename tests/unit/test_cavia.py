@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from helpers import classification, engine, in_float64, meta_gradient, regression, relative_error, small
 from torch import Tensor
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.cavia import CAVIA
-from metarun.engine import adapt
 from metarun.task import Task, select
 
 

@@ -11,7 +11,9 @@ from helpers import engine, in_float64, meta_gradient, places, relative_error, s
 from torch import Tensor, nn
 
 from metarun import engine as engine_module
-from metarun.engine import Engine, adapt
+from metarun.adaptation import adapt
+from metarun.engine import Engine
+from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.runtime import memory
 from metarun.runtime.recording import EAGER
@@ -63,7 +65,7 @@ def test_training_on_indices_is_the_meta_gradient_of_those_episodes() -> None:
 def test_the_curve_starts_before_adaptation_and_ends_with_the_score() -> None:
     algorithm, tasks = in_float64(small(*MAML), tasks=4)
     algorithm.test_steps = 3
-    curve, last = (engine().evaluate(algorithm, tasks, curve=flag) for flag in (True, False))
+    curve, last = (engine().evaluate(algorithm, tasks, asked) for asked in (EVERY, LAST))
     assert curve["score"].shape == (4, 4)
     assert last["score"].shape == (4, 1)
     for name in ("score", "loss"):
@@ -75,7 +77,7 @@ def test_the_curve_starts_before_adaptation_and_ends_with_the_score() -> None:
 @pytest.mark.parametrize(("map", "chunk"), [("vmap", 3), ("loop", 1)])
 def test_evaluation_does_not_depend_on_the_mapping(map: str, chunk: int) -> None:
     algorithm, tasks = in_float64(small(*MAML), tasks=5)
-    expected, actual = (how.evaluate(algorithm, tasks, curve=True) for how in (engine(), engine(map, chunk)))
+    expected, actual = (how.evaluate(algorithm, tasks, EVERY) for how in (engine(), engine(map, chunk)))
     for name in expected:
         torch.testing.assert_close(actual[name], expected[name], rtol=1e-9, atol=1e-12)
 
@@ -88,7 +90,7 @@ def test_scores_do_not_depend_on_the_block_size(monkeypatch: pytest.MonkeyPatch)
     for budget in (1, 100_000, 2**30):
         monkeypatch.setattr(engine_module, "EPISODE_BYTES", budget)
         calls.append([])
-        results.append(engine().score(run.algorithm, episodes, 5, True, calls[-1].append))
+        results.append(engine().score(run.algorithm, episodes, 5, EVERY, calls[-1].append))
     assert calls[0] == [1, 2, 3, 4, 5]
     assert calls[2] == [5]
     for result in results[1:]:
@@ -111,7 +113,7 @@ def test_scoring_lets_go_of_past_blocks(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(engine_module, "EPISODE_BYTES", 1)
     monkeypatch.setattr(episodes, "batch", watched)
-    engine().score(run.algorithm, episodes, 8, False, lambda done: None)
+    engine().score(run.algorithm, episodes, 8, LAST, lambda done: None)
     assert max(alive) <= 2
 
 
@@ -120,7 +122,7 @@ def test_scoring_evaluates_and_returns_to_training() -> None:
     modes = []
     run.algorithm.net.register_forward_pre_hook(lambda module, _: modes.append(module.training))
     run.algorithm.train()
-    engine("loop", 2).score(run.algorithm, run.episodes("val"), 2, False, lambda done: None)
+    engine("loop", 2).score(run.algorithm, run.episodes("val"), 2, LAST, lambda done: None)
     assert run.algorithm.training
     assert not any(modes[1:])  # the first call may be the engine's own, to measure the net
 
@@ -172,7 +174,7 @@ def test_bf16_keeps_weights_gradients_and_losses_in_fp32(algo: str) -> None:
     half = Engine(torch.device("cpu"), "bf16", map="vmap", chunk=4)
     rough = meta_gradient(run.algorithm, tasks, half)
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in run.algorithm.parameters() if p.grad is not None)
-    assert half.evaluate(run.algorithm, tasks, curve=False)["loss"].dtype == torch.float32
+    assert half.evaluate(run.algorithm, tasks, LAST)["loss"].dtype == torch.float32
     cosine = float(torch.nn.functional.cosine_similarity(rough, exact, dim=0))
     assert 0.85 < cosine < 1 - 1e-7  # roughly the same direction, and yet not the same numbers
 

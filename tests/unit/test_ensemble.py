@@ -11,11 +11,12 @@ import torch
 from helpers import Builder, changed, classification, engine, in_float64, meta_gradient, regression, relative_error
 from torch import Tensor
 
-from metarun.engine import adapt
+from metarun.adaptation import adapt
 from metarun.errors import UserError
 from metarun.experiment import train
 from metarun.predict.trained import load
 from metarun.problem import Gaussian, Samples
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import select
 
@@ -30,7 +31,7 @@ def of(build: Builder, members: int) -> dict[str, Any]:
 def test_one_member_is_the_method_itself(build: Builder) -> None:
     (one, tasks), (alone, _) = in_float64(of(build, 1)), in_float64(build("maml"))
     assert relative_error(meta_gradient(one, tasks, engine()), meta_gradient(alone, tasks, engine())) < 1e-12
-    mine, its = (engine().evaluate(algorithm, tasks, curve=True) for algorithm in (one, alone))
+    mine, its = (engine().evaluate(algorithm, tasks, EVERY) for algorithm in (one, alone))
     torch.testing.assert_close(mine["score"], its["score"], rtol=1e-9, atol=1e-9)
     if build is classification:
         torch.testing.assert_close(mine["loss"], its["loss"], rtol=1e-9, atol=1e-9)
@@ -72,9 +73,9 @@ def test_the_loss_is_that_of_the_mean_likelihood() -> None:
 
 def test_the_order_of_members_means_nothing() -> None:
     ensemble, tasks = in_float64(of(classification, 3))
-    before = engine().evaluate(ensemble, tasks, curve=True)
+    before = engine().evaluate(ensemble, tasks, EVERY)
     ensemble.members = torch.nn.ModuleList([ensemble.members[i] for i in (2, 0, 1)])
-    after = engine().evaluate(ensemble, tasks, curve=True)
+    after = engine().evaluate(ensemble, tasks, EVERY)
     for name in before:
         torch.testing.assert_close(after[name], before[name], rtol=1e-9, atol=1e-9)
 

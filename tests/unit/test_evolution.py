@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metarun.algorithm import Algorithm, Metrics
 from metarun.data.slots import Slots, slots
 from metarun.engine import Engine
-from metarun.evolution import Evolution
+from metarun.estimators.evolution import Evolution
 from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.run import Run
 from metarun.runtime.distributed import World

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 from torch.utils._pytree import tree_leaves
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.imaml import IMAML
-from metarun.engine import adapt
 from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task, select
 

@@ -11,9 +11,9 @@ from helpers import Identity, engine, meta_gradient
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import StepLearner
 from metarun.algos.gradient.maml import MAML
 from metarun.algos.gradient.reptile import Reptile
+from metarun.learners import StepLearner
 from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.task import Batch, Context, Task
 

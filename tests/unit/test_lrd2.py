@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
+from metarun.adaptation import adapt
 from metarun.algos.heads.lrd2 import LRD2
-from metarun.engine import adapt
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 
 F64 = torch.float64
@@ -58,6 +59,6 @@ def test_the_meta_gradient_through_all_steps_agrees_with_finite_differences() ->
 
 def test_it_takes_any_number_of_classes_at_test_and_shows_its_steps() -> None:
     run = Run(small("algo=lrd2", "net=mlp", "episode.eval.way=5"))
-    loss = run.engine.score(run.algorithm, run.episodes("test"), 3, True, lambda done: None)["loss"]
+    loss = run.engine.score(run.algorithm, run.episodes("test"), 3, EVERY, lambda done: None)["loss"]
     assert loss.shape == (3, 4)
     assert loss[:, 0] == pytest.approx(torch.tensor(5.0).log().item())  # no step, no opinion

@@ -8,8 +8,8 @@ from helpers import Identity, classification, in_float64, same, vectors
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarun.adaptation import adapt
 from metarun.algos.blackbox.lstm import LSTM, Reading
-from metarun.engine import adapt
 from metarun.predict.trained import Model
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select

@@ -11,9 +11,9 @@ from helpers import double, quadratics, same
 from torch import Tensor, nn
 
 from metarun import inner
+from metarun.adaptation import adapt
 from metarun.algos.optimizers._scratch import flat
 from metarun.algos.optimizers.lstm_optimizer import LSTMOptimizer
-from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.run import Run
 from metarun.task import Task, select

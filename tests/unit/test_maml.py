@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metarun.algos.gradient.maml import MAML
 from metarun.problem import EpisodeSpec, Problem, Regression
+from metarun.protocols.episodes import EVERY
 from metarun.task import Batch, Context, Task
 
 F64 = torch.float64
@@ -93,5 +94,5 @@ def test_adaptation_lowers_the_support_loss() -> None:
     maml, tasks = in_float64(small("algo=maml", "net.hidden=8", "algo.inner_lr=0.05"), tasks=4)
     memorised = tasks._replace(query=tasks.context.support)
     maml.test_steps = 5
-    losses = engine().evaluate(maml, memorised, curve=True)["loss"].mean(0)
+    losses = engine().evaluate(maml, memorised, EVERY)["loss"].mean(0)
     assert (losses.diff() < 0).all()

@@ -9,8 +9,9 @@ import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 from torch import Tensor
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.mamlpp import MAMLPP, loss_weights
-from metarun.engine import adapt
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import Task, select
 
@@ -52,7 +53,7 @@ def test_without_its_changes_it_is_maml_bit_for_bit(mode: str) -> None:
         run = Run(values)
         tasks = run.episodes("train").batch(range(3))
         gradients.append(meta_gradient(run.algorithm, tasks, engine()))
-        losses.append(engine().evaluate(run.algorithm, tasks, curve=True)["loss"])
+        losses.append(engine().evaluate(run.algorithm, tasks, EVERY)["loss"])
     assert torch.equal(*gradients)
     assert torch.equal(*losses)
     assert gradients[0].norm() > 0
@@ -162,4 +163,4 @@ def test_statistics_are_part_of_a_checkpoint() -> None:
     algorithm.calibrate([select(tasks, i) for i in range(2)])
     other, _ = plain("net.norm=running", step_statistics=True)
     other.load_state_dict(algorithm.state_dict())
-    assert torch.equal(*(engine().evaluate(each.eval(), tasks, curve=True)["loss"] for each in (algorithm, other)))
+    assert torch.equal(*(engine().evaluate(each.eval(), tasks, EVERY)["loss"] for each in (algorithm, other)))

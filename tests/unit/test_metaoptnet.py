@@ -9,6 +9,7 @@ from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
 from metarun.algos.heads.metaoptnet import MetaOptNet, crammer_singer
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 
 F64 = torch.float64
@@ -116,4 +117,4 @@ def test_in_fp32_the_solution_is_the_same() -> None:
 @pytest.mark.parametrize("head", ["svm", "ridge"])
 def test_it_takes_any_number_of_classes_and_examples_at_test(head: str) -> None:
     run = Run(small("algo=metaoptnet", f"algo.head={head}", "net=mlp", "episode.eval.way=5", "episode.eval.shot=3"))
-    assert run.engine.score(run.algorithm, run.episodes("test"), 3, True, lambda done: None)["score"].shape == (3, 1)
+    assert run.engine.score(run.algorithm, run.episodes("test"), 3, EVERY, lambda done: None)["score"].shape == (3, 1)

@@ -7,8 +7,8 @@ import torch
 from helpers import engine, in_float64, meta_gradient, relative_error, slopes, small
 from torch.func import functional_call
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.metasgd import MetaSGD
-from metarun.engine import adapt
 from metarun.task import Task, select
 
 WORDS = ["net=mlp", "net.activation=tanh", "algo.inner_lr=0.25"]

@@ -11,6 +11,7 @@ from metarun.algos.metric.nearest import Nearest
 from metarun.data.episodes import ClassEpisodes, Split
 from metarun.data.glyphs import Glyphs
 from metarun.problem import Classification, EpisodeSpec, Problem
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 
 GLYPHS = ["data=glyphs", "data.train_classes=2", "data.val_classes=2", "data.test_classes=20", "shot=1"]
@@ -28,7 +29,7 @@ def test_the_answer_is_the_nearest_example_of_each_class() -> None:
 @pytest.mark.parametrize("algo", ["nearest", "hausdorff"])
 def test_duplicates_are_always_recognised(algo: str) -> None:
     run = Run(small(f"algo={algo}", "data.variation=0", "way=5", *GLYPHS))
-    assert run.engine.evaluate(run.algorithm, run.episodes("test").batch(range(10)), curve=False)["score"].min() == 1
+    assert run.engine.evaluate(run.algorithm, run.episodes("test").batch(range(10)), LAST)["score"].min() == 1
 
 
 @pytest.mark.parametrize("algo", ["nearest", "hausdorff"])
@@ -39,13 +40,13 @@ def test_noise_is_at_chance(algo: str) -> None:
     spec = EpisodeSpec(way=5, shot=1, query=10)
     problem = Problem(Classification(), (1, 8, 8), 5, 10, spec, spec)
     model = type(run.algorithm)(run.algorithm.net, problem, **run.valid.algo.values)
-    scores = engine().evaluate(model, ClassEpisodes(noise, "test", spec, 0).batch(range(60)), curve=False)["score"]
+    scores = engine().evaluate(model, ClassEpisodes(noise, "test", spec, 0).batch(range(60)), LAST)["score"]
     assert abs(float(scores.mean()) - 0.2) < 5 * 0.4 / (60 * 50) ** 0.5
 
 
 def test_it_leaves_the_net_aside() -> None:
     answers = [
-        engine().evaluate(run.algorithm, run.episodes("val").batch([0, 1]), curve=False)["loss"]
+        engine().evaluate(run.algorithm, run.episodes("val").batch([0, 1]), LAST)["loss"]
         for run in (Run(classification("nearest", words)) for words in ("net.norm=batch", "net.down=stride"))
     ]
     assert torch.equal(*answers)
@@ -57,5 +58,5 @@ def test_on_invented_characters_both_are_above_chance_and_hausdorff_is_the_bette
     accuracy = {}
     for algo in ("nearest", "hausdorff"):
         run = Run(small(f"algo={algo}", *GLYPHS))
-        accuracy[algo] = float(run.engine.evaluate(run.algorithm, tasks, curve=False)["score"].mean())
+        accuracy[algo] = float(run.engine.evaluate(run.algorithm, tasks, LAST)["score"].mean())
     assert 0.25 < accuracy["nearest"] < accuracy["hausdorff"]

@@ -17,6 +17,7 @@ from metarun import experiment
 from metarun.config.stored import read_config
 from metarun.errors import RunError, UserError
 from metarun.predict import trained as module
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.task import select
 
@@ -57,7 +58,7 @@ def episode(folder):
     trained = Run(read_config(folder), torch.load(folder / "checkpoints" / "best.pt", weights_only=True))
     trained.algorithm.eval()
     tasks = trained.episodes("test").batch([0])
-    return select(tasks, 0), trained.engine.evaluate(trained.algorithm, tasks, curve=False), trained
+    return select(tasks, 0), trained.engine.evaluate(trained.algorithm, tasks, LAST), trained
 
 
 @pytest.mark.parametrize("name", CASES)

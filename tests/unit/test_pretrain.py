@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from helpers import engine, in_float64, regression, small
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.pretrain import CosineHead
-from metarun.engine import adapt
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.task import select
 
@@ -30,7 +31,7 @@ def test_training_is_one_classification_of_all_training_classes() -> None:
 @pytest.mark.parametrize("adapt_what", ["head", "all"])
 def test_without_fine_tuning_it_is_exactly_at_chance(adapt_what: str) -> None:
     pretrain, tasks = in_float64(small("algo=pretrain", "net.hidden=8", f"algo.adapt={adapt_what}"), tasks=5)
-    scores = engine().evaluate(pretrain, tasks, curve=True)
+    scores = engine().evaluate(pretrain, tasks, EVERY)
     torch.testing.assert_close(scores["score"][:, 0], torch.full((5,), 1 / 3))
     torch.testing.assert_close(scores["loss"][:, 0], torch.full((5,), float(np.log(3)), dtype=torch.float64))
 

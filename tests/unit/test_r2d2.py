@@ -8,6 +8,7 @@ from helpers import Identity, in_float64, slopes, small, vectors
 from torch import Tensor
 
 from metarun.algos.heads.r2d2 import R2D2
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 
 F64 = torch.float64
@@ -60,4 +61,4 @@ def test_training_moves_the_penalty_and_the_scale() -> None:
 
 def test_it_takes_any_number_of_classes_and_examples_at_test() -> None:
     run = Run(small("algo=r2d2", "net=mlp", "episode.eval.way=5", "episode.eval.shot=3"))
-    assert run.engine.score(run.algorithm, run.episodes("test"), 3, True, lambda done: None)["score"].shape == (3, 1)
+    assert run.engine.score(run.algorithm, run.episodes("test"), 3, EVERY, lambda done: None)["score"].shape == (3, 1)

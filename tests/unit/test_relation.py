@@ -10,6 +10,7 @@ from helpers import engine, in_float64, small
 from torch import Tensor
 
 from metarun.algos.metric.relation import Relation
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
@@ -81,4 +82,4 @@ def test_it_begins_with_the_difference_of_the_maps() -> None:
 
 def test_any_number_of_classes_and_shots_at_test() -> None:
     run = Run(small("algo=relation", *WORDS, "episode.eval.way=5", "episode.eval.shot=3"))
-    assert engine().evaluate(run.algorithm, run.episodes("val").batch([0, 1]), curve=False)["score"].shape == (2, 1)
+    assert engine().evaluate(run.algorithm, run.episodes("val").batch([0, 1]), LAST)["score"].shape == (2, 1)

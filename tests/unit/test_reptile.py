@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 from torch.utils._pytree import tree_leaves
 
+from metarun.adaptation import adapt
 from metarun.algos.gradient.reptile import Reptile
 from metarun.config.compose import compose, resolve
 from metarun.config.schema import without_meta
-from metarun.engine import adapt
 from metarun.optim import MetaOptimizer
+from metarun.protocols.episodes import LAST
 from metarun.task import Task, select
 
 LR = 0.05
@@ -75,7 +76,7 @@ def test_metrics_are_those_of_the_query() -> None:
     algorithm, tasks = reptile(2)
     metrics = engine().meta_gradient(algorithm, tasks, 0.0)
     algorithm.test_steps = 2
-    scores = engine().evaluate(algorithm, tasks, curve=False)
+    scores = engine().evaluate(algorithm, tasks, LAST)
     assert metrics["loss"] == pytest.approx(float(scores["loss"].mean()), rel=1e-12)
     assert metrics["accuracy"] == pytest.approx(float(scores["score"].mean()))
 

@@ -10,8 +10,8 @@ from helpers import double, quadratics, regression, same, small
 from torch import nn
 from torch.func import functional_call
 
+from metarun.adaptation import adapt
 from metarun.algos.optimizers._rules import RULES
-from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.experiment import train
 from metarun.run import Run

@@ -11,6 +11,7 @@ from helpers import LEARNING_CLASSIFIERS, classification, engine, in_float64, me
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metarun.protocols.episodes import EVERY
 from metarun.runtime.replica import replica
 from metarun.runtime.threads import Threads
 
@@ -105,12 +106,12 @@ def test_a_failure_in_a_thread_is_raised_and_threads_are_given_back(two_threads:
 @pytest.mark.parametrize(("algo", "words"), [*((algo, []) for algo in LEARNING_CLASSIFIERS), ("maml", ["algo.mode=mixed"])])
 def test_threads_change_no_bit(algo: str, words: list[str]) -> None:
     algorithm, tasks = in_float64(classification(algo, *words), tasks=5)
-    alone = meta_gradient(algorithm, tasks, engine(chunk=2)), engine(chunk=2).evaluate(algorithm, tasks, curve=True)
+    alone = meta_gradient(algorithm, tasks, engine(chunk=2)), engine(chunk=2).evaluate(algorithm, tasks, EVERY)
     torch.set_num_threads(2)
     try:
         for _ in range(2):
             assert torch.equal(meta_gradient(algorithm, tasks, engine(chunk=2)), alone[0])
-            together = engine(chunk=2).evaluate(algorithm, tasks, curve=True)
+            together = engine(chunk=2).evaluate(algorithm, tasks, EVERY)
             assert all(torch.equal(together[name], values) for name, values in alone[1].items())
     finally:
         torch.set_num_threads(1)

@@ -11,9 +11,10 @@ from helpers import Double, engine, interrupt_after, metrics_of, quadratics, rel
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm
 from metarun.data.slots import slots
-from metarun.engine import Engine, adapt
+from metarun.engine import Engine
 from metarun.errors import UserError
 from metarun.experiment import train
 from metarun.run import Run

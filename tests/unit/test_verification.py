@@ -11,9 +11,8 @@ import torch
 from helpers import engine, small
 
 from metarun.experiment import train
+from metarun.protocols.verification import BLOCKS, MEASURES, measure, pairs, roc, statistics
 from metarun.run import Run
-from metarun.trainer import results
-from metarun.verification import BLOCKS, MEASURES, measure, pairs, roc, statistics
 
 
 def normal(mean: float, n: int, seed: int) -> np.ndarray:
@@ -110,7 +109,7 @@ def test_any_number_of_episodes(n: int) -> None:
 def test_identification_and_verification_come_from_the_same_scores() -> None:
     """In each row of a query's scores: it is identified if its own class scores highest."""
     run = Run(small("algo=protonet", "net.hidden=8"))
-    found = engine().evaluate(run.algorithm, run.episodes("test").batch(range(5)), curve=True)
+    found = engine().evaluate(run.algorithm, run.episodes("test").batch(range(5)), *run.protocols)
     identified = (found["same"] > found["different"].amax(-1)).float().mean(-1)
     torch.testing.assert_close(found["score"][:, -1], identified)
 
@@ -125,8 +124,8 @@ def test_pairs_are_of_pairwise_methods_alone(tmp_path: Path) -> None:
 def test_a_test_measures_the_pairs_of_all_its_episodes(tmp_path: Path) -> None:
     values = small("algo=nearest")
     summary, run = train(values, tmp_path), Run(values)
-    found = run.engine.evaluate(run.algorithm, run.episodes("test").batch(range(6)), curve=True)
+    found = run.engine.evaluate(run.algorithm, run.episodes("test").batch(range(6)), *run.protocols)
     scores = {name: value.double().numpy() for name, value in found.items()}
     for name, value in zip(MEASURES, measure(scores["same"], scores["different"])):
         assert summary["test"][name]["mean"] == pytest.approx(value)
-    assert results(run.problem, scores)["auc"]["n"] == 6
+    assert run.protocols[0].summarise(run.problem, scores)[0]["auc"]["n"] == 6

@@ -27,9 +27,9 @@ def parser() -> Parser:
 def run(options: Namespace) -> dict[str, Any]:
     """Evaluate; prints the table and returns the summary."""
     folder = Path(run_folder(options.words, "eval"))
-    from metarun import session
     from metarun.cli import summary_table
+    from metarun.session import runs
 
-    summary, target = session.evaluate(folder, options.words[1:], options.checkpoint, options.split)
+    summary, target = runs.evaluate(folder, options.words[1:], options.checkpoint, options.split)
     summary_table.show(summary, target, (options.split,))
     return summary

@@ -78,7 +78,7 @@ def _run(words: list[str], within: ExitStack) -> bool:
     words = anywhere.words
     command = words[0] if words and words[0] in COMMANDS else ""
     if anywhere.version:
-        from metarun.version import __version__
+        from metarun.runtime.version import __version__
 
         print(f"metarun {__version__}")
         return False

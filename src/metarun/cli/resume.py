@@ -29,9 +29,9 @@ def run(options: Namespace) -> dict[str, Any]:
         from metarun.sweeps.launch import resume_folder
 
         return resume_folder(folder, words)
-    from metarun import session
     from metarun.cli import summary_table
+    from metarun.session import runs
 
-    summary = session.resume(folder, words)
+    summary = runs.resume(folder, words)
     summary_table.show(summary, folder)
     return summary

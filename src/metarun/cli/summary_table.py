@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
-from metarun.verification import MEASURES
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:

@@ -48,10 +48,10 @@ def _train(words: list[str]) -> dict[str, Any]:
 
     schema.validate(values)
     given = any(word.startswith("hydra.run.dir=") for word in words)
-    from metarun import session
     from metarun.cli import summary_table
+    from metarun.session import runs
 
     with new_folder([wanted] if given else alternatives(wanted)) as folder:
-        summary = session.run(values, folder)
+        summary = runs.run(values, folder)
     summary_table.show(summary, folder)
     return summary

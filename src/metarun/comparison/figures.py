@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from metarun.comparison.groups import Group, Statistic
+from metarun.comparison.runs import EPISODES
 from metarun.comparison.view import View
 
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
@@ -92,7 +93,8 @@ def legend(figure: Figure, axes: list[Any]) -> None:
 
 def named(block: tuple[str, ...]) -> str:
     """A panel's title."""
-    return f"{block[0]}, {block[1]}-way {block[2]}-shot"
+    asked = "" if block[3] == EPISODES else f", {block[3]}"
+    return f"{block[0]}, {block[1]}-way {block[2]}-shot{asked}"
 
 
 def left_out(view: View) -> str:

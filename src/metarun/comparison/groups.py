@@ -11,7 +11,7 @@ import numpy as np
 
 from metarun.comparison.runs import Run
 
-BLOCK = ("data", "way", "shot")  # scores are comparable within one block
+BLOCK = ("data", "way", "shot", "protocol")  # scores are comparable within one block
 HOUSEKEEPING = (
     "run",
     "name",
@@ -41,7 +41,7 @@ class Group:
 
     @cached_property
     def block(self) -> tuple[str, ...]:
-        """(data, way, shot), as text; several values of a forced grouping are joined."""
+        """(data, way, shot, protocol), as text; several values of a forced grouping are joined."""
         return tuple(", ".join(sorted({str(run.values[name]) for run in self.runs})) for name in BLOCK)
 
     @property

@@ -16,7 +16,7 @@ from metarun.comparison.runs import Found, shown
 from metarun.comparison.tables import Cell, Column, caption, number, table, title
 from metarun.comparison.view import View
 from metarun.errors import UserError
-from metarun.version import __version__
+from metarun.runtime.version import __version__
 
 if TYPE_CHECKING:
     from metarun.comparison.figures import Picture  # at run time only when there is something to draw

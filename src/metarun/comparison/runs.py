@@ -27,6 +27,7 @@ REQUIRED: dict[str, tuple[type, ...]] = {
     "wall_s": (int, float), "val": (dict, type(None)), "test": (dict, type(None)),
 }  # fmt: skip
 FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
+EPISODES = "episodes"  # the protocol of runs that do not say how they were tested
 LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer"}
 LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of episodes, a million points
 
@@ -43,7 +44,9 @@ class Run:
     def values(self) -> dict[str, Any]:
         """What the run can be told apart by: algo, data, way, shot, query, seed, norm, run (its folder), other config leaves."""
         known = {key: self.summary[key] for key in FROM_SUMMARY if key in self.summary}
-        known |= {"norm": self.summary["bn_mode"], "run": shown(self.folder)}
+        asked = self.summary.get("protocol")
+        protocol = str(asked[0]) if isinstance(asked, list) and asked else EPISODES  # the first says what scores are compared
+        known |= {"norm": self.summary["bn_mode"], "run": shown(self.folder), "protocol": protocol}
         return known | {key: value for key, value in self.config.items() if key not in (*FROM_SUMMARY.values(), "net.norm")}
 
     @cached_property

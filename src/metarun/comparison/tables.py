@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from metarun.comparison.groups import BLOCK, Group, short, text
 from metarun.comparison.paired import Paired
+from metarun.comparison.runs import EPISODES
 from metarun.comparison.view import View, mean_of
 
 LATEX = str.maketrans({
@@ -38,7 +39,8 @@ class Column(NamedTuple):
 def title(view: View) -> str:
     """What all groups share."""
     values = [{member.block[i] for member in view.groups} for i in range(len(BLOCK))]
-    shared = [form.format(*value) for form, value in zip(("{}", "{}-way", "{}-shot"), values) if len(value) == 1]
+    forms = zip(("{}", "{}-way", "{}-shot", "{}"), values)
+    shared = [form.format(*value) for form, value in forms if len(value) == 1 and value != {EPISODES}]
     return ": ".join(filter(None, [" and ".join(view.metrics()), " ".join(shared)]))
 
 

@@ -7,6 +7,7 @@ import collections.abc
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -25,6 +26,7 @@ TARGETS = {
     "data": ("metarun.data.", "metarun.data.base.Dataset"),
     "net": ("metarun.nets.", "metarun.nets.base.Net"),
     "optim": ("metarun.optim.", "metarun.optim.MetaOptimizer"),
+    "protocol": ("metarun.protocols.", "metarun.protocols.base.Protocol"),
 }
 FIXED = {
     "augment": "metarun.data.augment.Augment",
@@ -33,9 +35,12 @@ FIXED = {
     "logger": "metarun.tracking.tracker.Tracker",
 }
 SECTIONS = (*TARGETS, *FIXED, "episode")
+SINGLE = tuple(name for name in TARGETS if name != "protocol")  # sections of one class; protocol has one for each way of asking
 LARGEST = {int: 2**63 - 1, float: 1e30}  # by type, in size: what tensors can hold, and still be reckoned with
 WIDEST = 100_000  # classes of an episode
-LATER: dict[str, Any] = {"augment": {}}  # sections that the first run folders lack; their keys have defaults
+OF_OLD = {"episodes": "metarun.protocols.episodes.OfEpisodes", "verification": "metarun.protocols.verification.Verification"}
+# Sections that the first run folders lack; their keys have defaults.
+LATER: dict[str, Any] = {"augment": {}, "protocol": {name: {"_target_": path} for name, path in OF_OLD.items()}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,7 @@ class Valid:
     engine: Section
     trainer: Section
     logger: Section
+    protocol: dict[str, Section]  # by name, in the order in which they are asked
     train: EpisodeSpec
     eval: EpisodeSpec
 
@@ -103,12 +109,16 @@ def validate(config: dict[str, Any]) -> Valid:
             raise UserError(
                 f"{section}={_shown(config[section])} is not possible: it should be a group of keys, set as {section}.KEY=VALUE"
             )
-    for section in TARGETS:
+    for section in SINGLE:
         name = config[section].get("name")
         if not re.fullmatch(r"[\w .,+-]{1,100}", str(name)):  # it is printed, here and there as markup
             raise UserError(f"{section}.name={name!r} is not possible: letters, digits, spaces and - . , + make a name")
+    for name, part in config["protocol"].items():
+        if not isinstance(part, dict):
+            raise UserError(f"protocol.{name}={_shown(part)} is not possible: it should be a group of keys, as protocol=episodes has")
     root = Root(**check(Root, {key: value for key, value in config.items() if key not in SECTIONS}, ""))
-    sections = {name: _section(config, name) for name in (*TARGETS, *FIXED)}
+    sections = {name: _section(config, name) for name in (*SINGLE, *FIXED)}
+    protocols = {name: _section({f"protocol.{name}": part}, f"protocol.{name}") for name, part in config["protocol"].items()}
     episode = check(Episode, without_meta(config["episode"]), "episode.")
     specs = {part: EpisodeSpec(**check(EpisodeSpec, episode[part], f"episode.{part}.")) for part in ("train", "eval")}
     if sections["algo"].target.zero_shot:
@@ -127,7 +137,7 @@ def validate(config: dict[str, Any]) -> Valid:
         )
     if not re.fullmatch(r"[^/\x00-\x1f]{1,150}", root.name):
         raise UserError(f"name={root.name!r} is not possible: it names the run's folder, so it has 1 to 150 characters and no slash")
-    return Valid(root=root, train=specs["train"], eval=specs["eval"], **sections)
+    return Valid(root=root, train=specs["train"], eval=specs["eval"], protocol=protocols, **sections)
 
 
 def _key(root: Root, part: str, spec: EpisodeSpec, field: str) -> str:
@@ -193,7 +203,9 @@ def schema(target: Any) -> type[BaseModel]:
         parameters = inspect.signature(owner.__init__).parameters.values()
         keys = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
         with targets.told(f"the types of {owner.__name__}'s parameters cannot be read", owner):
-            hints = get_type_hints(owner.__init__, include_extras=True)
+            # A dataclass's constructor has fields of the classes above it, whose types are known where these are written.
+            known = {name: value for base in reversed(owner.__mro__) for name, value in vars(sys.modules[base.__module__]).items()}
+            hints = get_type_hints(owner.__init__, localns=known, include_extras=True)
         if untyped := [p.name for p in keys if p.name not in hints]:
             raise UserError(f"{owner.__name__}.__init__: give the parameter {untyped[0]} a type, by which its values are checked")
         fields = {p.name: (hints[p.name], ... if p.default is p.empty else p.default) for p in keys} | fields

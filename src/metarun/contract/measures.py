@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm
-from metarun.engine import Engine, adapt
+from metarun.engine import Engine
 from metarun.problem import Samples, best_guess
+from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.runtime.private import tree_leaves, tree_map
 from metarun.task import Context, Task, count, select
@@ -43,7 +45,7 @@ def outcome(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
     if algorithm.learns:
         return meta_gradient(algorithm, tasks, how)
     algorithm.eval()
-    return how.evaluate(algorithm, tasks, True)["loss"].flatten()
+    return how.evaluate(algorithm, tasks, EVERY)["loss"].flatten()
 
 
 def relative_error(a: Tensor, b: Tensor) -> float:

@@ -16,10 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from metarun import verification
+from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
 from metarun.drawing import trajectories
-from metarun.engine import adapt
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Samples, best_guess, spread
@@ -123,32 +122,6 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     ]
     title = f"{run.values['data']['name']}, {split} episode {index}, augment={run.values['augment']['name']}"
     return _images(blocks, [_short(name) for name in names(run, split, task)], title)
-
-
-def roc(run: Run, same: np.ndarray, different: np.ndarray) -> Figure:
-    """The ROC curve of the pairs of a test, whole and magnified where few are accepted falsely; scores as for ``verification.roc``."""
-    curve = verification.roc(same, different)
-    figure = Figure(figsize=(8.4, 4.4), layout="constrained")
-    spec, name = run.spec["eval"], run.values
-    figure.suptitle(f"same class or not?  {name['algo']['name']} on {name['data']['name']}, {spec.way}-way {spec.shot}-shot test episodes")
-    lowest = 1 / different.size
-    rates = np.concatenate([[0.0], np.geomspace(lowest, 1, CURVE)])
-    low, eer = verification.FALSE_ACCEPTS, curve.eer
-    whole, magnified = figure.subplots(1, 2)
-    whole.plot(curve.far, curve.tar, color=QUERY, label=f"area {curve.auc:.4f}")
-    whole.plot([0, 1], [0, 1], color="#b9c6d0", linewidth=1, label="chance")
-    whole.plot(eer, 1 - eer, "o", color=SUPPORT, label=f"equal error rate {eer:.4f}")
-    magnified.step(rates, curve.tar_at(rates), where="post", color=QUERY)
-    magnified.plot(low, curve.tar_at(low), "o", color=SUPPORT, label=f"{float(curve.tar_at(low)):.4f} at {low:g}")
-    magnified.set_xscale("log")
-    magnified.set_xlim(max(lowest, 1e-5), 1)
-    for axes in (whole, magnified):
-        axes.set_xlabel("false-accept rate")
-        axes.set_ylabel("true-accept rate")
-        axes.set_ylim(-0.02, 1.02)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, loc="lower right", fontsize=9)
-    return figure
 
 
 def save(figure: Figure, path: Path) -> None:

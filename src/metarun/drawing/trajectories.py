@@ -6,7 +6,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from metarun.engine import adapt
+from metarun.adaptation import adapt
 from metarun.run import Run
 from metarun.task import Task
 

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.config.stored import read_config
 from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Pictures, UnreadableError
-from metarun.engine import adapt
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, Samples, best_guess, spread

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import Footprint, InnerLoop, Metrics
+from metarun.algorithm import Footprint, Metrics
 from metarun.algos.control._returns import Estimator, advantages, surrogate
+from metarun.learners import InnerLoop
 from metarun.nets.base import Net
 from metarun.problem import Problem, Trajectories
 from metarun.task import Context, Task

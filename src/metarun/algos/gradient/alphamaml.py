@@ -10,7 +10,8 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from metarun.algorithm import Adapted, InnerLoop, Metrics
+from metarun.algorithm import Metrics
+from metarun.learners import Adapted, InnerLoop
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Task

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import AdaptedHead, HeadLearner
+from metarun.learners import AdaptedHead, HeadLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

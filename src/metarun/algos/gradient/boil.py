@@ -3,7 +3,7 @@ Oh, Yoo, Kim, Yun 2021, arXiv:2008.08882."""
 
 from __future__ import annotations
 
-from metarun.algorithm import Adapted, InnerLoop
+from metarun.learners import Adapted, InnerLoop
 from metarun.task import Context
 
 

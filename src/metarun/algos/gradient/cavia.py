@@ -9,7 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor, nn
 
-from metarun.algorithm import Adapted, InnerLoop
+from metarun.learners import Adapted, InnerLoop
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

@@ -12,7 +12,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import AdaptedHead, HeadLearner, Metrics
+from metarun.algorithm import Metrics
+from metarun.learners import AdaptedHead, HeadLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Task

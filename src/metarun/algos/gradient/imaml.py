@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import Adapted, Metrics, StepLearner
+from metarun.algorithm import Metrics
+from metarun.learners import Adapted, StepLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.runtime.private import tree_map

@@ -3,7 +3,7 @@ Finn, Abbeel, Levine 2017, arXiv:1703.03400."""
 
 from __future__ import annotations
 
-from metarun.algorithm import InnerLoop
+from metarun.learners import InnerLoop
 
 
 class MAML(InnerLoop):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Adapted, StepLearner
+from metarun.learners import Adapted, StepLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.runtime.learn2learn import library

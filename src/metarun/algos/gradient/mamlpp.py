@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import Metrics, StepLearner
+from metarun.algorithm import Metrics
+from metarun.learners import StepLearner
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm
 from metarun.problem import Problem

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algorithm import InnerLoop
+from metarun.learners import InnerLoop
 from metarun.nets.base import Net
 from metarun.problem import Problem
 

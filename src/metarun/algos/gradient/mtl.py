@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
-from metarun.algorithm import HeadLearner
+from metarun.learners import HeadLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 

@@ -12,7 +12,8 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Adapted, GradientLearner, Metrics
+from metarun.algorithm import Metrics
+from metarun.learners import Adapted, GradientLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task

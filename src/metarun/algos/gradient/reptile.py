@@ -11,7 +11,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Metrics, StepLearner
+from metarun.algorithm import Metrics
+from metarun.learners import StepLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Batch, Context, Task

@@ -10,7 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import SolvedHead
+from metarun.learners import SolvedHead
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

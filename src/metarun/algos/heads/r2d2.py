@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import SolvedHead
+from metarun.learners import SolvedHead
 from metarun.task import Context
 
 

@@ -4,7 +4,7 @@ Snell, Swersky, Zemel 2017, arXiv:1703.05175."""
 from __future__ import annotations
 
 from metarun import inner
-from metarun.algorithm import PrototypeLearner, Prototypes
+from metarun.learners import PrototypeLearner, Prototypes
 from metarun.task import Context
 
 

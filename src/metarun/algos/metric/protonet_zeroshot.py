@@ -9,7 +9,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import ZeroShotLearner
+from metarun.learners import ZeroShotLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

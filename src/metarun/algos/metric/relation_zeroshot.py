@@ -11,7 +11,8 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Metrics, ZeroShotLearner
+from metarun.algorithm import Metrics
+from metarun.learners import ZeroShotLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task

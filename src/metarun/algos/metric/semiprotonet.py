@@ -11,7 +11,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import PrototypeLearner, Prototypes
+from metarun.learners import PrototypeLearner, Prototypes
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import GradientLearner
+from metarun.learners import GradientLearner
 from metarun.nets.base import Net, draw
 from metarun.problem import Problem
 from metarun.runtime.private import tree_map

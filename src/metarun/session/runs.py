@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,6 +75,21 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     return run(changed, folder, resume=True)
 
 
+@contextmanager
+def evaluation(folder: Path, words: Sequence[str]) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The values of a run's next evaluation, ``words`` applied, and its ``folder/eval/<n>``, which goes again if nothing comes of it.
+
+    Raises:
+        UserError: no such run, values that do not fit, a folder that cannot be written.
+    """
+    values = read_config(folder)
+    foreign.refuse_links(folder)
+    values = compose.override(values, list(words))
+    numbers = (folder / "eval" / str(n) for n in range(10**6))
+    with new_folder(numbers, f"copy {folder} to where you may write") as target:
+        yield values, target
+
+
 def evaluate(folder: Path, words: list[str], name: str, split: Literal["test", "val"]) -> tuple[dict[str, Any], Path]:
     """``experiment.evaluate`` on all ranks, into ``folder/eval/<n>``; returns the summary and that folder.
 
@@ -81,12 +98,8 @@ def evaluate(folder: Path, words: list[str], name: str, split: Literal["test", "
         name: the checkpoint, ``best`` or ``last``.
 
     Raises:
-        UserError, RunError: no such run or checkpoint, values that do not fit, a folder that cannot be written.
+        UserError, RunError: see ``evaluation``; no such checkpoint.
     """
-    values = read_config(folder)
-    foreign.refuse_links(folder)
-    values = compose.override(values, words)
-    start_logging()
-    numbers = (folder / "eval" / str(n) for n in range(10**6))
-    with new_folder(numbers, f"copy {folder} to where you may write") as target:
+    with evaluation(folder, words) as (values, target):
+        start_logging()
         return torchrun.call(experiment.evaluate, values, folder, name, target, split), target

@@ -1,20 +1,29 @@
-"""Same class or not? What the scores of pairs tell beside the accuracy of episodes, as in face verification: the ROC curve over all
-pairs of a split, the area below it, the equal error rate, and the true-accept rate at a low false-accept rate."""
+"""``protocol=verification``: same class or not? What the scores of pairs tell beside the accuracy of episodes, as in face verification:
+the ROC curve over all pairs of a split, the area below it, the equal error rate, and the true-accept rate at a low false-accept rate."""
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.algorithm import Algorithm, State
 from metarun.inner import upcast
+from metarun.problem import Problem
+from metarun.protocols.base import AfterAdaptation, Arrays, Scores
+from metarun.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FALSE_ACCEPTS = 0.01  # at which false-accept rate the true-accept rate is reported
 MEASURES = ("auc", "eer", f"tar_at_far_{FALSE_ACCEPTS}")
 BLOCKS = 20  # of episodes, between which the spread of a measure is taken
+POINTS, LINE, MARK = 500, "#2f6690", "#c8553d"  # of the picture: rates at which the magnified curve is drawn, and colours
 
 
 def pairs(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -90,3 +99,50 @@ def statistics(same: np.ndarray, different: np.ndarray) -> dict[str, dict[str, f
     ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
     whole = measure(same, different)
     return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(MEASURES, whole, ci95)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification(AfterAdaptation):
+    """Pairs of a query and a class of its episode, accepted as the same class or refused, by one threshold for all episodes."""
+
+    name = "verification"
+    needs = "scores that mean the same in all episodes, as of protonet, siamese or relation"
+
+    def asks(self, algorithm: Algorithm) -> bool:
+        return algorithm.pairwise
+
+    def metric(self, problem: Problem) -> tuple[str, bool]:
+        return "auc", True
+
+    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """The ``pairs`` of the query."""
+        return pairs(algorithm.predict(state, task.query.x), task.query.y)
+
+    def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
+        return statistics(arrays["same"], arrays["different"]), []
+
+    def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure]:
+        """The ROC curve, whole and magnified where few are accepted falsely."""
+        from matplotlib.figure import Figure
+
+        same, different = arrays["same"], arrays["different"]
+        curve, lowest = roc(same, different), 1 / different.size
+        figure = Figure(figsize=(8.4, 4.4), layout="constrained")
+        figure.suptitle(f"same class or not?  {title}")
+        rates = np.concatenate([[0.0], np.geomspace(lowest, 1, POINTS)])
+        whole, magnified = figure.subplots(1, 2)
+        whole.plot(curve.far, curve.tar, color=LINE, label=f"area {curve.auc:.4f}")
+        whole.plot([0, 1], [0, 1], color="#b9c6d0", linewidth=1, label="chance")
+        whole.plot(curve.eer, 1 - curve.eer, "o", color=MARK, label=f"equal error rate {curve.eer:.4f}")
+        magnified.step(rates, curve.tar_at(rates), where="post", color=LINE)
+        low = float(curve.tar_at(FALSE_ACCEPTS))
+        magnified.plot(FALSE_ACCEPTS, low, "o", color=MARK, label=f"{low:.4f} at {FALSE_ACCEPTS:g}")
+        magnified.set_xscale("log")
+        magnified.set_xlim(max(lowest, 1e-5), 1)
+        for axes in (whole, magnified):
+            axes.set_xlabel("false-accept rate")
+            axes.set_ylabel("true-accept rate")
+            axes.set_ylim(-0.02, 1.02)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.legend(frameon=False, loc="lower right", fontsize=9)
+        return "roc.png", figure

@@ -11,9 +11,9 @@ from typing import Any, Literal
 from metarun import experiment
 from metarun.config import compose as composer
 from metarun.config import schema
-from metarun.config.stored import read_config
 from metarun.errors import UserError
 from metarun.extensions.sources import given
+from metarun.session.runs import evaluation
 from metarun.storage.run_folder import alternatives, held, new_folder
 
 Config = Mapping[str, Any] | Sequence[str] | str
@@ -78,8 +78,7 @@ def evaluate(run: str | Path, config: Sequence[str] | str = (), checkpoint: Lite
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"there is no checkpoint '{checkpoint}': best or last")
-    values = composer.override(read_config(Path(run)), config.split() if isinstance(config, str) else list(config))
-    with new_folder(Path(run, "eval", str(n)) for n in range(10**6)) as target:
+    with evaluation(Path(run), config.split() if isinstance(config, str) else config) as (values, target):
         return experiment.evaluate(values, Path(run), checkpoint, target)
 
 

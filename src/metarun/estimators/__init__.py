@@ -1,0 +1,1 @@
+"""Meta-gradients that are found otherwise than by back-propagation."""

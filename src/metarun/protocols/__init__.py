@@ -1,0 +1,1 @@
+"""How a trained learner is asked: one file for each way."""

@@ -1,0 +1,139 @@
+"""What every protocol is: it turns a trained learner and its data into named scores, a curve and a picture."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metarun.adaptation import visited
+from metarun.algorithm import Algorithm, State
+from metarun.data.base import Dataset
+from metarun.data.episodes import Episodes
+from metarun.problem import EpisodeSpec, Problem
+from metarun.task import Task
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Scores = dict[str, dict[str, float]]
+Curve = Literal["auto", "all", "log", "last"]
+Arrays = dict[str, np.ndarray]  # by name, [episodes, …] float64
+
+
+def statistics(values: np.ndarray) -> dict[str, float]:
+    """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
+    return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol(ABC):
+    """A way of asking a trained learner; its further fields are the keys of its YAML. Engine and trainer know none by name.
+
+    Equal protocols measure the same, so that a recording of one serves the other.
+
+    Args:
+        curve: the run's ``trainer.curve``, after which inner steps a curve over these shows the score.
+
+    Attributes:
+        name: of the option, as in ``protocol=episodes``.
+        needs: what a method must be for it, in words that follow "it needs".
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[str] = ""
+    curve: Curve = field(default="auto", kw_only=False)
+
+    def asks(self, algorithm: Algorithm) -> bool:
+        """Whether a method can be asked so."""
+        return True
+
+    def metric(self, problem: Problem) -> tuple[str, bool]:
+        """The name of the score that runs are compared by, and whether a larger one is better."""
+        return problem.metric, problem.higher_is_better
+
+    def episodes(self, data: Dataset, split: str, spec: EpisodeSpec, seed: int, device: torch.device) -> Episodes:
+        """What it asks of a split: by default the episodes of this shape.
+
+        Raises:
+            UserError: the data have no such episodes.
+        """
+        return data.episodes(split, spec, seed, device)
+
+    @abstractmethod
+    def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
+        """What comes of ONE task, tensors by name; mapped over tasks by the engine. ``scanned`` as in ``adaptation``."""
+
+    @abstractmethod
+    def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
+        """Scores by name, each with mean, ci95 and n, and a curve: points of step, mean and ci95, or none."""
+
+    def per_episode(self, arrays: Arrays) -> np.ndarray | None:
+        """One score for every episode [n], for comparisons pair by pair; None where there is none."""
+        return None
+
+    def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure] | None:
+        """A picture and its file name, for the run's folder."""
+        return None
+
+    @property
+    def parts(self) -> tuple[Protocol, ...]:
+        """The protocols that are measured here."""
+        return (self,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AfterAdaptation(Protocol):
+    """One that lets the learner adapt as always, and reads the states that it comes through; several share one adaptation."""
+
+    def points(self, steps: int, examples: int) -> Sequence[int]:
+        """The inner steps, ascending, after which ``read`` is called, ``steps`` the last of them; by default none other."""
+        return [steps]
+
+    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """What to note at each of the points."""
+        return {}
+
+    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """What to note of the last state alone."""
+        return {}
+
+    def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
+        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last state."""
+        context = task.context
+        points = self.points(algorithm.steps(context, False), context.support.y.shape[0])
+        read, state = visited(algorithm, context, points, lambda state: self.read(algorithm, state, task), scanned=scanned)
+        return read | {"step": torch.tensor([*points], device=context.key.device)} | self.last(algorithm, state, task)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Together(AfterAdaptation):
+    """Several, the first of which says at which points is read, over one adaptation."""
+
+    these: tuple[AfterAdaptation, ...]
+
+    @property
+    def parts(self) -> tuple[Protocol, ...]:
+        return self.these
+
+    def points(self, steps: int, examples: int) -> Sequence[int]:
+        return self.these[0].points(steps, examples)
+
+    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        return self.these[0].read(algorithm, state, task)
+
+    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.last(algorithm, state, task).items()}
+
+    def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
+        found = [part.summarise(problem, arrays) for part in self.these]
+        return {name: value for scores, _ in found for name, value in scores.items()}, found[0][1]
+
+    def per_episode(self, arrays: Arrays) -> np.ndarray | None:
+        return self.these[0].per_episode(arrays)
