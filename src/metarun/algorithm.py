@@ -46,6 +46,8 @@ class Algorithm(nn.Module, ABC):
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
+        by_minibatch: the support is read through ``Context.examples`` alone, some at a time: it may then be a whole training set, of
+            which a task holds places in what all tasks share.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
@@ -62,6 +64,7 @@ class Algorithm(nn.Module, ABC):
     ordered: bool = False
     pairwise: bool = False
     encodes: bool = False
+    by_minibatch: bool = False
     keeps: Literal["auto", "states"] = "auto"
     batchable: bool = True
 

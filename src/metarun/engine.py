@@ -17,7 +17,7 @@ from torch import Tensor
 from metarun.adaptation import adapted
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
-from metarun.data.episodes import Episodes, to_float
+from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
 from metarun.kernels import select as kernels
 from metarun.kernels.bfloat16 import BFloat16
@@ -29,7 +29,7 @@ from metarun.runtime.distributed import World
 from metarun.runtime.execute import Executor
 from metarun.runtime.private import tree_leaves, tree_map, tree_structure, tree_unflatten
 from metarun.runtime.replica import replica
-from metarun.task import AXES, Task, count, own, rows, select
+from metarun.task import AXES, Task, count, own, rows, select, to_float
 
 Precision = Literal["fp32", "bf16"]
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation

@@ -267,9 +267,12 @@ def label_error(scores: Tensor, y: Tensor) -> Tensor:
 
 
 def class_means(features: Tensor, y: Tensor, way: int) -> Tensor:
-    """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1)."""
+    """Mean feature per class, [way, d], from features [n, d] and labels y [n] in 0..way-1 (arXiv:1703.05175, equation 1).
+
+    A class without example, as wrong labels may leave one, has the mean 0.
+    """
     member = one_hot(y, way).to(features.dtype)
-    return (member.T @ features) / member.sum(0)[:, None]
+    return (member.T @ features) / member.sum(0).clamp(min=1)[:, None]
 
 
 def with_ones(features: Tensor) -> Tensor:

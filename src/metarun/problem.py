@@ -7,11 +7,11 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from metarun.errors import UserError
@@ -79,6 +79,12 @@ def _log_density(prediction: Gaussian, y: Tensor) -> Tensor:
     return -0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance))
 
 
+# What is wrong with a support. ``labels``: so many of them, at random, are those of another class. ``imbalance``: the last class keeps that
+# part of its images, the classes between the first and the last geometrically more (Cui et al. 2019, arXiv:1901.05555). ``noise``: so many
+# images are noise with the mean and spread of the data (Zhang et al. 2017, arXiv:1611.03530, Gaussian pixels).
+Corruption = Literal["none", "labels", "imbalance", "noise"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpisodeSpec:
     """The shape of an episode. For regression ``shot`` and ``query`` count points and ``way`` is 1; for control they count trajectories.
@@ -86,6 +92,8 @@ class EpisodeSpec:
     With ``shot`` 0 the support is one attribute vector per class.
     ``unlabelled`` images per class come from the ``way`` classes and from ``distractors`` classes more, of which there is nothing else.
     With ``uneven`` the support has as many images, but ``shot`` is their mean number per class: each class has at least one.
+    The support may be a training set that is not what it should be: a ``rate`` of its images is ``corrupt``, see ``Corruption``; ``clean``
+    further images per class, with labels, are not. With ``whole`` the support holds places of the data, which lie in memory once.
     """
 
     way: Annotated[int, Ge(1)]
@@ -94,16 +102,24 @@ class EpisodeSpec:
     unlabelled: Annotated[int, Ge(0)] = 0
     distractors: Annotated[int, Ge(0)] = 0
     uneven: bool = False
+    clean: Annotated[int, Ge(0)] = 0
+    corrupt: Corruption = "none"
+    rate: Annotated[float, Ge(0), Le(1)] = 0.0
+    whole: bool = False
 
     @property
     def images(self) -> int:
         """How many there are in an episode."""
-        return (self.shot + self.query) * self.way + self.unlabelled * (self.way + self.distractors)
+        return (self.shot + self.query + self.clean) * self.way + self.unlabelled * (self.way + self.distractors)
 
     def __str__(self) -> str:
         words = f"{self.way}-way {self.shot}-shot{' (uneven)' * self.uneven}, {self.query} queries per class"
         if self.unlabelled:
             words += f", {self.unlabelled} unlabelled" + (f" (and of {self.distractors} further classes)" if self.distractors else "")
+        if self.clean:
+            words += f", {self.clean} clean"
+        if self.corrupt != "none":
+            words += f", corrupt={self.corrupt} at rate {self.rate:g}"
         return words
 
 
@@ -158,6 +174,9 @@ class Kind(ABC):
             raise UserError(f"{key('unlabelled')}={spec.unlabelled} is not possible: data={data} has no images")
         if spec.uneven:
             raise UserError(f"{key('uneven')}=true is not possible: data={data} has no classes; leave it at false")
+        if spec.clean or spec.corrupt != "none":
+            wrong = f"{key('clean')}={spec.clean}" if spec.clean else f"{key('corrupt')}={spec.corrupt}"
+            raise UserError(f"{wrong} is not possible: data={data} has no classes of images; leave it at {0 if spec.clean else 'none'}")
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,14 @@ class Classification(Kind):
     def check(self, spec: EpisodeSpec, key: Callable[[str], str], data: str) -> None:
         if spec.way < 2:
             raise UserError(f"{key('way')}={spec.way} is out of range: telling classes apart needs way >= 2")
+        if (spec.corrupt == "none") != (spec.rate == 0):
+            raise UserError(
+                f"{key('rate')}={spec.rate:g} does nothing with {key('corrupt')}=none: choose corrupt=labels, imbalance or noise"
+                if spec.rate
+                else f"{key('corrupt')}={spec.corrupt} needs {key('rate')} above 0, up to 1: how much of the support it takes"
+            )
+        if spec.uneven and (spec.clean or spec.corrupt != "none"):
+            raise UserError(f"{key('uneven')}=true goes with neither clean nor corrupt: corrupt=imbalance makes classes of other sizes")
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,9 @@ class Run:
         self.device = pick_device(root.device)
         self.data: Dataset = valid.data.build(root.seed)
         targets.require("the data set", self.data, ("splits", "input_shape"))
-        self.spec: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
+        specs: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
+        by_minibatch = valid.algo.target.by_minibatch
+        self.spec = {part: replace(spec, whole=spec.whole and by_minibatch) for part, spec in specs.items()}
         outputs = self.data.kind.outputs(valid.train)
         shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
         if trained:
@@ -81,6 +83,8 @@ class Run:
         self.augment: Augment = valid.augment.build()
         if self.augment and len(self.data.input_shape) != 3:
             raise UserError(f"augment changes images, and data={values['data']['name']} has none: leave it at augment=none")
+        if self.augment and self.spec["train"].whole:
+            raise UserError("augment changes the images of an episode, and a whole training set lies outside it: leave augment=none")
         if root.init_from and not trained:
             log.info(warm_start(self.algorithm, root.init_from))
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)

@@ -11,10 +11,15 @@ from torch import Tensor
 from metarun.runtime.private import tree_map
 
 
+def to_float(images: Tensor) -> Tensor:
+    """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
+    return images if images.is_floating_point() else images.float() / 255
+
+
 class Batch(NamedTuple):
     """Examples of one task."""
 
-    x: Tensor  # [n, *input_shape] float; for control int64 keys of episodes [n]
+    x: Tensor  # [n, *input_shape] float; for control int64 keys of episodes [n]; of a whole training set rows of ``Context.shared`` [n]
     y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression, or [n, 0] for control
 
 
@@ -24,8 +29,15 @@ class Context(NamedTuple):
     support: Batch  # n = way * shot, grouped by class; zero-shot: n = way, and x [way, attributes] describes the classes
     classes: Tensor  # [way] int64, global class ids (zeros where there are none)
     key: Tensor  # [] int64, the episode's own random key
-    extras: dict[str, Tensor]  # what only some episodes have: "unlabelled" images [m, *input_shape], in random order
+    # What only some episodes have: "unlabelled" images [m, *input_shape], in random order; "clean_x" and "clean_y", examples with labels
+    # beside a support that may be corrupt.
+    extras: dict[str, Tensor]
     shared: Any = ()  # tensors that all tasks of a run have in common, without an axis of tasks: a training set, a table, a graph
+
+    def examples(self, chosen: Tensor | slice = slice(None)) -> Batch:
+        """Examples of the support, all of them or the ``chosen`` places [n] int64 of it, wherever they lie."""
+        x, y = self.support.x[chosen], self.support.y[chosen]
+        return Batch(to_float(self.shared[x]), y) if isinstance(self.shared, Tensor) else Batch(x, y)
 
     @property
     def unlabelled(self) -> Tensor:

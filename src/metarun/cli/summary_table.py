@@ -73,7 +73,7 @@ def _results(summary: dict[str, Any], splits: tuple[str, ...], metrics: list[str
 def _curve(curve: list[dict[str, Any]]) -> Table:
     """The adaptation curve; a long one is thinned to about seven points, which fit 80 columns."""
     stride = -(-(len(curve) - 1) // 6)
-    shown = [point for point in curve if point["step"] % stride == 0 or point is curve[-1]]
+    shown = [point for i, point in enumerate(curve) if i % stride == 0 or point is curve[-1]]
     table = Table(box=None, pad_edge=False, padding=(0, 1))
     table.add_column("inner step", style="bold")
     for point in shown:

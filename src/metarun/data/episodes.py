@@ -16,10 +16,10 @@ from torch import Tensor
 
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
-from metarun.task import Batch, Context, Task
+from metarun.task import Batch, Context, Task, to_float
 
 # Streams keep the draws of one episode independent of each other.
-CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS, TRAJECTORIES = 1, 2, 3, 4, 5, 6, 7, 8, 9
+CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS, TRAJECTORIES, WRONG, OTHERS = range(1, 12)
 
 _U64 = np.uint64
 
@@ -131,11 +131,6 @@ class Episodes(ABC):
         return digest.hexdigest()
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
-    return images if images.is_floating_point() else images.float().div_(255)
-
-
 def task_keys(keys: np.ndarray) -> Tensor:
     """The random key handed to the learner, [B] int64, independent of the draws that made the episode."""
     with np.errstate(over="ignore"):
@@ -159,10 +154,12 @@ class ClassEpisodes(Episodes):
     With ``uneven`` (and more than one shot) every class has one image in the support, and the others are drawn one after the other from
     all images that the classes have left, beside their queries and unlabelled ones: large classes have more of them.
 
+    With ``whole`` x of the support is rows [n] int64 of the images, which all tasks have in common as ``Context.shared``.
+
     Args:
         data: the split's images.
         split: its name, part of every episode's identity.
-        spec: way and distractors (classes), shot, query and unlabelled (images per class).
+        spec: way and distractors (classes), shot, query, clean and unlabelled (images per class), and what of the support is corrupt.
         seed: any integer.
         device: where the images lie once, and where tasks appear.
 
@@ -184,14 +181,14 @@ class ClassEpisodes(Episodes):
         self.group_members = np.stack([np.pad(found, (0, most - len(found))) for found in members])  # [groups, most]
         self.uneven = spec.uneven and spec.shot > 1
         one = int(self.uneven)  # that every class has in its support, whatever the others have
-        asked, what, need = _sum(spec, *["shot"] * (not self.uneven), "query", "unlabelled")
+        asked, what, need = _sum(spec, *["shot"] * (not self.uneven), "query", "clean", "unlabelled")
         if need + one > data.counts.min():
             short = int(data.counts.argmin())
             raise UserError(
                 f"{asked} images per class{' and one of support' * one}, but class '{data.names[short]}' of the {split} split "
                 f"has {data.counts[short]}; choose {what} <= {data.counts[short] - one}"
             )
-        asked, what, need = _sum(spec, "shot", "query", "unlabelled")
+        asked, what, need = _sum(spec, "shot", "query", "clean", "unlabelled")
         there = int(np.sort(data.counts)[: spec.way].sum())
         if need * spec.way > there:
             raise UserError(
@@ -201,15 +198,19 @@ class ClassEpisodes(Episodes):
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
         self.images, self.attributes = data.images.to(device), data.attributes.to(device)
         spread = torch.arange(spec.way, device=device)
-        self.support_y = spread.repeat_interleave(spec.shot or 1)
-        self.query_y = spread.repeat_interleave(spec.query)
+        self.corruption = Corrupted(spec, len(data.images))
+        kept = torch.from_numpy(self.corruption.kept).to(device)
+        self.support_y = spread.repeat_interleave(spec.shot)[kept] if spec.shot else spread
+        self.query_y, self.clean_y = spread.repeat_interleave(spec.query), spread.repeat_interleave(spec.clean)
+        if self.corruption.noisy:
+            self.images = torch.cat([self.images, noise_like(data.images, self.corruption.wrong, seed).to(device)])
 
     def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query] of these episodes.
+        """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query + clean] of these episodes, nothing of them corrupt.
 
         Of uneven ones there are more places than ``shot``; those that a class leaves empty hold the row behind its last.
         """
-        way, need = self.spec.way, self.spec.shot + self.spec.query
+        way, need = self.spec.way, self.spec.shot + self.spec.query + self.spec.clean
         keys = episode_keys(self.seed, self.split, indices)
         group = self.group(keys)
         members = choose(draws(keys, CLASSES, (2 * way,)), self.group_sizes[group], way)
@@ -267,27 +268,77 @@ class ClassEpisodes(Episodes):
             return to_float(self.images.index_select(0, flat)).reshape(n, -1, *self.images.shape[1:])
 
         known = torch.from_numpy(classes).to(device)
-        support, query = np.split(rows, [rows.shape[-1] - self.spec.query], axis=-1)
+        last = rows.shape[-1] - self.spec.clean
+        support, query, clean = np.split(rows, [last - self.spec.query, last], axis=-1)
         support_y = self.support_y.expand(n, -1)
         if self.uneven:
             there = support < (self.data.starts + self.data.counts)[classes][..., None]
             support_y = torch.from_numpy(there.nonzero()[1].reshape(n, -1)).to(device)
-            support = support[there]
-        support_x = gather(support) if self.spec.shot else self.attributes[known]
-        query_x = gather(query)
+            support = support[there].reshape(n, -1)
+        elif self.spec.shot:
+            support, moved = self.corruption(keys, support.reshape(n, -1))
+            support_y = (support_y + torch.from_numpy(moved).to(device)) % self.spec.way
         extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
-        context = Context(Batch(support_x, support_y), known, task_keys(keys).to(device), extras)
-        return Task(context, Batch(query_x, self.query_y.expand(n, -1)))
+        if self.spec.clean:
+            extras |= {"clean_x": gather(clean), "clean_y": self.clean_y.expand(n, -1)}
+        if self.spec.whole:
+            support_x = torch.from_numpy(support).to(device)
+        else:
+            support_x = gather(support) if self.spec.shot else self.attributes[known]
+        shared = self.images if self.spec.whole else ()
+        context = Context(Batch(support_x, support_y), known, task_keys(keys).to(device), extras, shared)
+        return Task(context, Batch(gather(query), self.query_y.expand(n, -1)))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         keys, classes, rows = self.indices(indices)
         parts = [classes, rows.reshape(len(rows), -1)]
+        if self.spec.corrupt != "none":
+            support = rows[..., : self.spec.shot].reshape(len(rows), -1)
+            parts += [np.full((len(rows), 1), self.seed), *self.corruption(keys, support)]  # the seed is that of noise
         if self.spec.unlabelled:
             parts.append(self.unlabelled(keys, classes, rows))
         return np.concatenate(parts, 1).astype("<i8").tobytes()
 
     def content(self) -> bytes:
         return self.data.sha256()
+
+
+class Corrupted:
+    """What becomes of a support's images, n = way * shot of them grouped by class, by the ``corrupt`` and ``rate`` of a spec.
+
+    Attributes:
+        kept: which of them there are at all, [m] int64; the same in all episodes, so that tasks can be stacked.
+        wrong: how many of these are corrupt.
+        noisy: whether they are noise, which has rows of its own, behind those of the images.
+    """
+
+    def __init__(self, spec: EpisodeSpec, images: int) -> None:
+        self.way, self.images, self.noisy = spec.way, images, spec.corrupt == "noise"
+        part = spec.rate ** (np.arange(spec.way) / max(1, spec.way - 1)) if spec.corrupt == "imbalance" else np.ones(spec.way)
+        each = np.maximum(1, np.round(spec.shot * part)).astype(np.int64)
+        self.kept = np.flatnonzero(np.arange(spec.shot) < each[:, None])
+        self.wrong = round(spec.rate * len(self.kept)) if spec.corrupt in ("labels", "noise") else 0
+
+    def __call__(self, keys: np.ndarray, support: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows [B, m] in place of those of ``support`` [B, n], and by how many classes each label is moved on, [B, m]."""
+        found = support[:, self.kept]
+        moved = np.zeros(found.shape, dtype=np.int64)
+        if self.wrong:
+            places = draws(keys, WRONG, found.shape[1:]).argsort(-1)[:, : self.wrong]
+            uniform = draws(keys, OTHERS, (self.wrong,))
+            if self.noisy:
+                np.put_along_axis(found, places, self.images + uniform.argsort(-1), -1)
+            else:
+                np.put_along_axis(moved, places, 1 + (uniform * (self.way - 1)).astype(np.int64), -1)
+        return found, moved
+
+
+def noise_like(images: Tensor, n: int, seed: int) -> Tensor:
+    """n images [n, channels, height, width] uint8 of Gaussian pixels with the mean and standard deviation of these, by channel."""
+    pixels = images[:: max(1, len(images) // 1000)].double()
+    mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
+    normal = np.random.default_rng(seed).standard_normal((n, *images.shape[1:]))
+    return (mean[:, None, None] + spread[:, None, None] * torch.from_numpy(normal)).clamp(0, 255).round().to(torch.uint8)
 
 
 def _sum(spec: EpisodeSpec, *names: str) -> tuple[str, str, int]:

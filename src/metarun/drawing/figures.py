@@ -56,7 +56,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     spec = run.spec["train" if split == "train" else "eval"]
     where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
     if is_image(task.query.x.shape[1:]):
-        blocks = [Block("support", SUPPORT, task.context.support)] if spec.shot else []
+        blocks = [Block("support", SUPPORT, task.context.examples())] if spec.shot else []
         blocks.append(Block("query", QUERY, task.query))
         if answered:
             guesses = best_guess(_answers(run, task, task.query.x)).argmax(-1)

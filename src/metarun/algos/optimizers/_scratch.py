@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
+from metarun.algorithm import Footprint
 from metarun.learners import GradientLearner
 from metarun.nets.base import Net, draw
 from metarun.problem import Problem
 from metarun.runtime.private import tree_map
-from metarun.task import Batch, Context
+from metarun.task import Batch, Context, Task
 
 Fast = dict[str, Tensor]
 
@@ -30,6 +31,7 @@ class FromScratch(GradientLearner):
     """
 
     label_dependent = True
+    by_minibatch = True
 
     def __init__(
         self,
@@ -61,11 +63,17 @@ class FromScratch(GradientLearner):
 
     def examples(self, context: Context, k: int | Tensor) -> Batch:
         """The minibatch of step k."""
-        x, y = context.support
-        if not 0 < self.batch < len(y):
-            return context.support
-        chosen = inner.minibatch(context.key, len(y), self.batch, k)
-        return Batch(x[chosen], y[chosen])
+        n = context.support.y.shape[0]
+        return context.examples(inner.minibatch(context.key, n, self.batch, k) if 0 < self.batch < n else slice(None))
+
+    def norms_by(self, context: Context) -> Tensor:
+        """The support as nets see it that normalise queries by it; for others it does not matter, and nothing is fetched."""
+        return context.examples().x if self.net.norm == "support" else context.support.x
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        n = task.context.support.y.shape[0]
+        batch = min(self.batch or n, n)
+        return Footprint(batch + task.query.y.shape[0], batch if train else 0)
 
     def slope(self, fast: Fast, context: Context, k: int | Tensor) -> Fast:
         """The gradient of the loss of minibatch k, through which nothing is differentiated."""

@@ -23,7 +23,7 @@ class Training(NamedTuple):
     """A net in training."""
 
     fast: Fast  # weights by parameter name
-    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+    support_x: Tensor  # [n, *input_shape] of the support, for nets that normalise queries by the support
     outputs: Tensor  # h [layers, coordinates, hidden]
     cells: Tensor  # c [layers, coordinates, hidden]
 
@@ -86,7 +86,7 @@ class LSTMOptimizer(FromScratch):
         fast = self.weights(context.key)
         weights = flat(fast)
         none = weights.new_zeros(len(self.cells), len(weights), self.hidden)
-        return Training(fast, context.support.x, none, none)
+        return Training(fast, self.norms_by(context), none, none)
 
     def step(self, state: Training, context: Context, k: int) -> Training:
         x = self.inputs(flat(self.slope(state.fast, context, k)))

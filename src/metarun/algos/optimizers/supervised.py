@@ -19,7 +19,7 @@ class Training(NamedTuple):
     """A net in training."""
 
     fast: Fast  # weights by parameter name
-    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+    support_x: Tensor  # [n, *input_shape] of the support, for nets that normalise queries by the support
     memory: Memory  # of the rule
 
 
@@ -51,7 +51,7 @@ class Supervised(FromScratch):
 
     def begin(self, context: Context) -> Training:
         fast = self.weights(context.key)
-        return Training(fast, context.support.x, RULES[self.rule].begin(fast))
+        return Training(fast, self.norms_by(context), RULES[self.rule].begin(fast))
 
     def step(self, state: Training, context: Context, k: int) -> Training:
         grads = self.slope(state.fast, context, k)
