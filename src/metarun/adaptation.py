@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun import inner
 from metarun.algorithm import Algorithm, State
 from metarun.errors import UserError
+from metarun.inner import Kept
 from metarun.runtime.private import tree_flatten, tree_map, tree_unflatten
 from metarun.task import Context, Start
 
@@ -44,53 +46,54 @@ def resumed(fresh: State, start: Start) -> State:
     return tree_unflatten([torch.where(start.fresh, new, old) for new, old in zip(new_leaves, old_leaves)], form)
 
 
-def adapted(
+def walked(
     algorithm: Algorithm,
     context: Context,
+    state: State,
     steps: int,
-    read: Callable[[State], Any] | None,
-    start: Start | tuple[()] = (),
+    ahead: Any = 0,
+    read: Callable[[State], Any] | None = None,
     *,
     scanned: bool,
-) -> tuple[Any, State, Any]:
-    """What ``read`` makes of the first of the states of ``adapt``, the last state, and what it makes of every state after a step, stacked.
+    kept: Kept = "auto",
+) -> tuple[State, Any]:
+    """The state after ``steps`` inner steps, ``ahead`` of which lie behind; and what ``read`` makes of it after each of them, stacked.
 
-    ``scanned``: by ``inner.loop``, which records one step, however many there are.
+    Args:
+        scanned: by ``inner.loop``, which records one step, however many there are.
+        kept: see ``inner.loop``.
     """
-    if not scanned:
-        states, noted = adapt(algorithm, context, steps, start), []
-        last = next(states)
-        first = read(last) if read else ()
-        for last in states:  # no more than two are there at a time
-            noted += [read(last)] if read else []
-        return first, last, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
-    state, ahead = begun(algorithm, context, start)
-    made = inner.loop(lambda state, k: algorithm.step(state, context, ahead + k), state, steps, read=read, kept=algorithm.keeps)
-    return (read(state), *made) if read else ((), made, ())
+
+    def step(state: State, k: Any) -> State:
+        return algorithm.step(state, context, ahead + k)
+
+    if scanned:
+        made = inner.loop(step, state, steps, read=read, kept=kept)
+        return made if read else (made, ())
+    noted = []
+    for k in range(steps):  # no more than two states are there at a time
+        state = step(state, k)
+        noted += [read(state)] if read else []
+    return state, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
 
 
-def visited(
-    algorithm: Algorithm, context: Context, points: Sequence[int], read: Callable[[State], Any], *, scanned: bool
-) -> tuple[Any, State]:
-    """What ``read`` makes of the states after the ``points`` inner steps, ascending numbers, stacked; and the last of these states.
+def asked(
+    algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[Any], Any], *, scanned: bool
+) -> tuple[Any, Callable[[], Any]]:
+    """What ``read`` makes of the answers to x after the ``points`` inner steps, ascending numbers, stacked; and what gives the last answer.
 
-    Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that the steps between are not read.
+    Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that nothing is asked between them.
     """
-    if [*points] == [*range(points[-1] + 1)]:
-        first, state, later = adapted(algorithm, context, points[-1], read, scanned=scanned)
-        return tree_map(lambda one, *rest: torch.cat([one[None], *rest]), first, *([later] if points[-1] else [])), state
-    state, done, noted = algorithm.begin(context), 0, []
+    state = algorithm.begin(context)
+    answer = algorithm.answers(state, x)
+    steps = points[-1]
+    if steps and [*points] == [*range(steps + 1)]:
+        first = read(answer(state))
+        state, later = walked(algorithm, context, state, steps, 0, lambda state: read(answer(state)), scanned=scanned)
+        return tree_map(lambda one, rest: torch.cat([one[None], rest]), first, later), lambda: answer(state)
+    done, noted, last = 0, [], None
     for point in points:
-        state = onward(algorithm, context, state, range(done, point), scanned=scanned)
-        noted.append(read(state))
-        done = point
-    return tree_map(lambda *rows: torch.stack(rows), *noted), state
-
-
-def onward(algorithm: Algorithm, context: Context, state: State, steps: range, *, scanned: bool) -> State:
-    """The state after these inner steps."""
-    if not scanned:
-        for k in steps:
-            state = algorithm.step(state, context, k)
-        return state
-    return inner.loop(lambda state, k: algorithm.step(state, context, steps.start + k), state, len(steps), kept=algorithm.keeps)
+        state, _ = walked(algorithm, context, state, point - done, done, scanned=scanned)
+        done, last = point, answer(state)
+        noted.append(read(last))
+    return tree_map(lambda *rows: torch.stack(rows), *noted), lambda: last

@@ -100,6 +100,10 @@ class Algorithm(nn.Module, ABC):
         For control x [n] int64 are keys of episodes, and the answer what the policy does in them, ``Trajectories``.
         """
 
+    def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
+        """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
+        return lambda state: self.predict(state, x)
+
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
 

@@ -14,11 +14,12 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from metarun.adaptation import adapted
+from metarun.adaptation import begun, walked
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
+from metarun.inner import Kept
 from metarun.kernels import select as kernels
 from metarun.kernels.bfloat16 import BFloat16
 from metarun.nets.base import Net
@@ -48,11 +49,18 @@ def laid_out(gradients: Sequence[Tensor | None], parameters: Sequence[Tensor]) -
     return laid
 
 
-def objective(learner: Algorithm, progress: float, task: Task, *, scanned: bool) -> tuple[Tensor, dict[str, Tensor], State]:
-    """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ()."""
+def objective(
+    learner: Algorithm, progress: float, task: Task, *, scanned: bool, kept: Kept = "auto"
+) -> tuple[Tensor, dict[str, Tensor], State]:
+    """What meta-training descends for one task, its metrics, and with ``unrolls`` > 1 the state to go on from, else ().
+
+    ``scanned`` and ``kept`` as in ``walked``.
+    """
     read = (lambda state: state) if learner.every_state else None
     steps = learner.steps(task.context, True)
-    first, last, later = adapted(learner, task.context, steps, read, task.start, scanned=scanned)
+    first, ahead = begun(learner, task.context, task.start)
+    kept = learner.keeps if kept == "auto" else kept
+    last, later = walked(learner, task.context, first, steps, ahead, read, scanned=scanned, kept=kept)
     states = [first, *(rows(later, k) for k in range(steps))] if read else [last]
     loss, metrics = learner.objective(states, task, progress)
     carried = tree_map(torch.detach, last) if learner.unrolls > 1 else ()
@@ -70,6 +78,9 @@ class Engine:
         chunk: tasks at a time; ``auto`` picks what fits the memory (``chunk_size``). Results do not depend on it beyond rounding.
         record: record what a step does and repeat it without Python in between, to the same bits (``runtime.recording``).
         threads: ``auto``: chunks side by side on the cores of a CPU; or 1.
+        remat: what of a long inner loop is kept for the way back, the rest being computed again: ``all``, nothing again; ``states``, the
+            state before every step; a number n, that before every n-th; ``auto`` picks what memory allows. Results do not depend on it
+            beyond rounding.
         kernels: ``auto``, or ``torch`` for plain operations of torch in place of whatever is faster (``kernels.select``).
     """
 
@@ -84,7 +95,9 @@ class Engine:
         record: bool = True,
         threads: Literal["auto", 1] = "auto",
         kernels: kernels.Choice = "auto",
+        remat: Annotated[int, Ge(1)] | Literal["auto", "all", "states"] = "auto",
     ) -> None:
+        self.remat: Kept = remat
         self.device, self.precision, self.map, self.chunk, self.kernels = device, precision, map, chunk, kernels
         self.world = world or World()
         self.executor = Executor(device, record=record, threads=threads)
@@ -124,7 +137,7 @@ class Engine:
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
         def one(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
-            return objective(learner, progress, task, scanned=self.scans(learner))
+            return objective(learner, progress, task, scanned=self.scans(learner), kept=self.remat)
 
         def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor], State]:
             chunk, progress = item

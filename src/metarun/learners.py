@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -147,8 +148,12 @@ class HeadLearner(InnerLoop):
         """Logits or predictions [n, outputs] of an adapted head for features [n, features]."""
         return F.linear(features, fast["head.weight"], fast["head.bias"])
 
+    def answers(self, state: State, x: Tensor) -> Callable[[State], Tensor]:
+        features = self.net(x, state.support_x)
+        return lambda state: self.answer(state.fast, features)
+
     def predict(self, state: State, x: Tensor) -> Tensor:
-        return self.answer(state.fast, self.net(x, state.support_x))
+        return self.answers(state, x)(state)
 
 
 class SolvedHead(Algorithm):
@@ -181,8 +186,12 @@ class SolvedHead(Algorithm):
         """λ for a sum over n examples, being meant for their mean."""
         return n * self.log_penalty.exp()
 
+    def answers(self, state: State, x: Tensor) -> Callable[[State], Tensor]:
+        rows = self.rows(x, state.support_x)
+        return lambda state: self.scale * (rows @ state.weight) + self.bias
+
     def predict(self, state: State, x: Tensor) -> Tensor:
-        return self.scale * (self.rows(x, state.support_x) @ state.weight) + self.bias
+        return self.answers(state, x)(state)
 
 
 class Prototypes(NamedTuple):

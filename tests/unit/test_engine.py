@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from typing import Any
 
 import numpy as np
 import pytest
@@ -186,3 +187,23 @@ def test_adapt_yields_the_start_and_every_step() -> None:
     assert len(states) == 3
     assert states[0].fast.keys() == states[2].fast.keys() == run.algorithm.learner().keys()
     assert not torch.equal(states[1].fast["head.weight"], states[2].fast["head.weight"])
+
+
+@pytest.mark.parametrize("remat", ["all", "states", 1, 3])
+def test_what_a_loop_keeps_changes_no_result(remat: Any) -> None:
+    values = small("algo=maml", "net.hidden=8")
+    algorithm, tasks = in_float64(values | {"algo": values["algo"] | {"inner_steps": 8}})
+    found = [meta_gradient(algorithm, tasks, Engine(torch.device("cpu"), "fp32", map="vmap", chunk=1000, remat=r)) for r in ("auto", remat)]
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("algo", ["anil", "baseline", "baselinepp", "lrd2"])
+def test_a_curve_takes_support_and_query_through_the_net_once(algo: str) -> None:
+    run = Run(small(f"algo={algo}", "net.hidden=8"))
+    algorithm, tasks, calls = run.algorithm.eval(), run.episodes("test").batch(range(2)), []
+    handle = algorithm.net.register_forward_hook(lambda *_: calls.append(1))
+    found = engine("loop").evaluate(algorithm, tasks, EVERY)
+    handle.remove()
+    assert found["score"].shape == (2, algorithm.test_steps + 1)
+    assert algorithm.test_steps > 1
+    assert len(calls) == 2 * len(tasks.query.y)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import engine, small
+from helpers import double, engine, small
 
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
@@ -15,7 +15,6 @@ from metarun.protocols.base import Together
 from metarun.protocols.episodes import EVERY, LAST, OfEpisodes
 from metarun.protocols.verification import MEASURES, Verification
 from metarun.run import Run
-from metarun.task import select
 
 
 @pytest.mark.parametrize(
@@ -38,12 +37,9 @@ def test_the_points_of_a_curve(curve, steps, examples, points) -> None:
 
 @pytest.mark.parametrize("how", [engine(), engine("loop"), engine(record=False)])
 def test_a_thin_curve_is_a_part_of_the_whole(how) -> None:
-    run = Run(small("algo=maml", "net.hidden=8", "algo.test_steps=11"))
-    algorithm, tasks = run.algorithm.double().eval(), select(run.episodes("test").batch(range(3)), slice(0, 3))
-    tasks = tasks._replace(
-        context=tasks.context._replace(support=tasks.context.support._replace(x=tasks.context.support.x.double())),
-        query=tasks.query._replace(x=tasks.query.x.double()),
-    )
+    values = small("algo=maml", "net.hidden=8")
+    run = Run(values | {"algo": values["algo"] | {"test_steps": 11}})
+    algorithm, tasks = run.algorithm.double().eval(), double(run.episodes("test").batch(range(3)))
     whole, thin, last = (how.evaluate(algorithm, tasks, asked) for asked in (EVERY, OfEpisodes("log"), LAST))
     assert thin["step"][0].tolist() == [0, 1, 2, 4, 8, 11]
     for name in ("score", "loss"):

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.adaptation import visited
-from metarun.algorithm import Algorithm, State
+from metarun.adaptation import asked
+from metarun.algorithm import Algorithm
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.problem import EpisodeSpec, Problem
@@ -90,50 +90,61 @@ class Protocol(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AfterAdaptation(Protocol):
-    """One that lets the learner adapt as always, and reads the states that it comes through; several share one adaptation."""
+    """One that lets the learner adapt as always, and reads its answers to the query on the way; several share one adaptation.
+
+    Attributes:
+        at_end: whether there is something to note of the last answer alone.
+    """
+
+    at_end: ClassVar[bool] = False
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
         """The inner steps, ascending, after which ``read`` is called, ``steps`` the last of them; by default none other."""
         return [steps]
 
-    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """What to note at each of the points."""
+    def read(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
+        """What to note of the answer to the query, whose targets are y, at each of the points."""
         return {}
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """What to note of the last state alone."""
+    def last(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
+        """What to note of the last answer."""
         return {}
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
-        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last state."""
-        context = task.context
+        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last answer."""
+        (x, y), context, problem = task.query, task.context, algorithm.problem
         points = self.points(algorithm.steps(context, False), context.support.y.shape[0])
-        read, state = visited(algorithm, context, points, lambda state: self.read(algorithm, state, task), scanned=scanned)
-        return read | {"step": torch.tensor([*points], device=context.key.device)} | self.last(algorithm, state, task)
+        found, last = asked(algorithm, context, x, points, lambda prediction: self.read(problem, prediction, y), scanned=scanned)
+        found |= {"step": torch.tensor([*points], device=y.device)}
+        return found | self.last(problem, last(), y) if self.at_end else found
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together(AfterAdaptation):
-    """Several, the first of which says at which points is read, over one adaptation."""
+    """Several over one adaptation, which reads at the points of the one that asks most often."""
 
     these: tuple[AfterAdaptation, ...]
+
+    @property
+    def at_end(self) -> bool:  # type: ignore[override]
+        return any(part.at_end for part in self.these)
 
     @property
     def parts(self) -> tuple[Protocol, ...]:
         return self.these
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
-        return self.these[0].points(steps, examples)
+        return max((part.points(steps, examples) for part in self.these), key=len)
 
-    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        return self.these[0].read(algorithm, state, task)
+    def read(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.read(problem, prediction, y).items()}
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        return {name: value for part in self.these for name, value in part.last(algorithm, state, task).items()}
+    def last(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.last(problem, prediction, y).items()}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         found = [part.summarise(problem, arrays) for part in self.these]
-        return {name: value for scores, _ in found for name, value in scores.items()}, found[0][1]
+        return {name: value for scores, _ in found for name, value in scores.items()}, next((curve for _, curve in found if curve), [])
 
     def per_episode(self, arrays: Arrays) -> np.ndarray | None:
-        return self.these[0].per_episode(arrays)
+        return next((scores for part in self.these if (scores := part.per_episode(arrays)) is not None), None)

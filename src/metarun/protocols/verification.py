@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.algorithm import Algorithm, State
+from metarun.algorithm import Algorithm
 from metarun.inner import upcast
 from metarun.problem import Problem
 from metarun.protocols.base import AfterAdaptation, Arrays, Scores
-from metarun.task import Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,6 +105,7 @@ class Verification(AfterAdaptation):
     """Pairs of a query and a class of its episode, accepted as the same class or refused, by one threshold for all episodes."""
 
     name = "verification"
+    at_end = True
     needs = "scores that mean the same in all episodes, as of protonet, siamese or relation"
 
     def asks(self, algorithm: Algorithm) -> bool:
@@ -114,9 +114,9 @@ class Verification(AfterAdaptation):
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return "auc", True
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+    def last(self, problem: Problem, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
         """The ``pairs`` of the query."""
-        return pairs(algorithm.predict(state, task.query.x), task.query.y)
+        return pairs(prediction, y)
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         return statistics(arrays["same"], arrays["different"]), []

@@ -3,7 +3,8 @@ Raghu, Raghu, Bengio, Vinyals 2020, arXiv:1909.09157."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor
 
@@ -57,7 +58,8 @@ class ANIL(HeadLearner):
     def step(self, state: AdaptedHead | Neighbours, context: Context, k: int) -> AdaptedHead | Neighbours:
         return state if isinstance(state, Neighbours) else super().step(state, context, k)
 
-    def predict(self, state: AdaptedHead | Neighbours, x: Tensor) -> Tensor:
-        if isinstance(state, Neighbours):
-            return inner.directions(self.net(x, state.support_x)) @ state.means.T
-        return super().predict(state, x)
+    def answers(self, state: AdaptedHead | Neighbours, x: Tensor) -> Callable[[AdaptedHead | Neighbours], Tensor]:
+        if not isinstance(state, Neighbours):
+            return super().answers(state, x)
+        features = inner.directions(self.net(x, state.support_x))
+        return lambda state: features @ cast(Neighbours, state).means.T

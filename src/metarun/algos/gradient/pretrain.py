@@ -3,17 +3,18 @@ The baseline of Finn et al. 2017 (arXiv:1703.03400, section 5) and Chen et al. 2
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from metarun import inner
 from metarun.algorithm import Metrics
-from metarun.learners import Adapted, GradientLearner
+from metarun.learners import Adapted, AdaptedHead, GradientLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task
@@ -70,27 +71,47 @@ class Pretrain(GradientLearner):
             cosine, sizes = head == "cosine", (net.features, problem.classes)
             self.head = CosineHead(*sizes, scale) if cosine else nn.Linear(*sizes)
 
-    def begin(self, context: Context) -> Adapted:
-        fast = self.learner()
+    def begin(self, context: Context) -> Adapted | AdaptedHead:
+        x, cosine = context.support.x, isinstance(self.head, CosineHead)
+        features = self.net(x, x) if cosine or self.adapt == "head" else x
+        head = {name: weight for name, weight in self.learner().items() if name.startswith("head.")}
         if self.classify:
-            fast |= self.new_head(context)
-        if self.adapt == "head":
-            fast = {name: weight for name, weight in fast.items() if name.startswith("head.")}
-        return Adapted(fast, context.support.x)
+            head = self.new_head(features, context)
+        return AdaptedHead(head, features, x) if self.adapt == "head" else Adapted(self.learner() | head, x)
 
-    def new_head(self, context: Context) -> dict[str, Tensor]:
-        """A head for the classes of an episode, by parameter name."""
-        (x, y), way, like = context.support, context.classes.shape[0], self.head.weight
+    def new_head(self, features: Tensor, context: Context) -> dict[str, Tensor]:
+        """A head for the classes of an episode, by parameter name, from ``features`` [n, features] of its support."""
+        way, like = context.classes.shape[0], self.head.weight
         if isinstance(self.head, CosineHead):
-            return {"head.weight": inner.directions(inner.class_means(inner.directions(self.net(x, x)), y, way))}
+            return {"head.weight": inner.directions(inner.class_means(inner.directions(features), context.support.y, way))}
         return {"head.weight": like.new_zeros(way, like.shape[1]), "head.bias": like.new_zeros(way)}
 
-    def step(self, state: Adapted, context: Context, k: int) -> Adapted:
-        grads = self.support_gradient(state.fast, context, "none")
+    def step(self, state: Adapted | AdaptedHead, context: Context, k: int) -> Adapted | AdaptedHead:
+        if isinstance(state, AdaptedHead):
+            grads = inner.gradient(self.head_loss, state.fast, state.features, context.support.y, mode="none")
+        else:
+            grads = self.support_gradient(state.fast, context, "none")
         shrunk = inner.sgd(state.fast, state.fast, self.inner_lr * self.decay) if self.decay else state.fast
         return state._replace(fast=inner.sgd(shrunk, grads, self.inner_lr))
 
-    def objective(self, states: Sequence[Adapted], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+    def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
+        """Mean loss of an adapted head on features [n, features]; pure, as ``inner.gradient`` asks."""
+        return self.problem.loss(self.headed(fast, features), y)
+
+    def headed(self, fast: dict[str, Tensor], features: Tensor) -> Tensor:
+        """What an adapted head makes of features [n, features]."""
+        return functional_call(self.head, {name.removeprefix("head."): weight for name, weight in fast.items()}, features)
+
+    def answers(self, state: Adapted | AdaptedHead, x: Tensor) -> Callable[[Adapted | AdaptedHead], Tensor]:
+        if not isinstance(state, AdaptedHead):
+            return super().answers(state, x)
+        features = self.net(x, state.support_x)
+        return lambda state: self.headed(state.fast, features)
+
+    def predict(self, state: Adapted | AdaptedHead, x: Tensor) -> Tensor:
+        return self.answers(state, x)(state) if isinstance(state, AdaptedHead) else super().predict(state, x)
+
+    def objective(self, states: Sequence[Adapted | AdaptedHead], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         support, query = task.context.support, task.query
         x, y = torch.cat([support.x, query.x]), torch.cat([support.y, query.y])
         target = task.context.classes[y] if self.classify else y
