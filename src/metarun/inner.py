@@ -195,19 +195,19 @@ def conjugate_gradient(operator: Callable[[Weights], Weights], target: Weights, 
     def dot(a: Weights, b: Weights) -> Tensor:
         return torch.stack([(x * y).sum() for x, y in zip(tree_leaves(a), tree_leaves(b))]).sum()
 
-    solution, residual, way = tree_map(torch.zeros_like, target), target, target
+    solution, residual, direction = tree_map(torch.zeros_like, target), target, target
     size = dot(target, target)
     open_ended = torch.ones_like(size, dtype=torch.bool)
     for k in range(steps):
-        image = operator(way)
-        curvature = dot(way, image)
+        image = operator(direction)
+        curvature = dot(direction, image)
         open_ended = open_ended & (curvature > 0)
         # Divisors of ended steps are replaced, as vmap has no branches and 0 times infinity is no number.
         stride = torch.where(open_ended, size / torch.where(open_ended, curvature, 1.0), 0.0 if k else 1.0)
-        solution = sgd(solution, way, -stride)
+        solution = sgd(solution, direction, -stride)
         residual = sgd(residual, image, stride)
         size, before = dot(residual, residual), size
-        way = sgd(residual, way, -size / torch.where(before > 0, before, 1.0))
+        direction = sgd(residual, direction, -size / torch.where(before > 0, before, 1.0))
     return solution
 
 
@@ -280,7 +280,7 @@ def with_ones(features: Tensor) -> Tensor:
     return torch.cat([features, torch.ones_like(features[:, :1])], 1)
 
 
-def precision(x: Tensor, noise: Tensor) -> Tensor:
+def precision_matrix(x: Tensor, noise: Tensor) -> Tensor:
     """I + Σ_i x_i x_iᵀ / noise_i [d, d]: of weights with the prior N(0, I), after targets of variance ``noise`` at x [n, d]."""
     return torch.eye(x.shape[1], dtype=x.dtype, device=x.device) + (x.T / noise) @ x
 
@@ -304,7 +304,7 @@ def ridge(x: Tensor, y: Tensor, noise: Tensor) -> Tensor:
         noise: [] or [n], > 0; weighted least squares have noise_i = penalty / weight_i.
     """
     if x.shape[1] < x.shape[0]:
-        return solve(precision(x, noise), (x.T / noise) @ y)
+        return solve(precision_matrix(x, noise), (x.T / noise) @ y)
     return x.T @ solve(x @ x.T + noise.expand(x.shape[0]).diag(), y)
 
 

@@ -85,11 +85,11 @@ class MetaOptimizer:
         self.evolution = None if gradient == "backprop" else Evolution(sigma, pairs, persistent=gradient == "pes")
         self.common = [p for group in groups for p in group["params"] if "lr" not in group]
         self.lr, self.least_lr, self.hyper_lr, self.clip_norm, self.clip_value = lr, 1e-3 * lr, hyper_lr, clip_norm, clip_value
-        self.way: list[Tensor] = []  # u, if the learning rate is to be learned
+        self.direction: list[Tensor] = []  # u, if the learning rate is to be learned
         self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
         # All parameters at once: on a GPU in one kernel.
-        way = "fused" if all(p.is_cuda for p in self.parameters) else "foreach"
-        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, way: True}
+        how = "fused" if all(p.is_cuda for p in self.parameters) else "foreach"
+        common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, how: True}
         self.torch: torch.optim.Optimizer | None = None
         if not self.parameters:
             return  # nothing to learn, as for nearest neighbours
@@ -124,8 +124,8 @@ class MetaOptimizer:
             return {"grad_norm": norm}
         if self.clip_value:
             torch.nn.utils.clip_grad_value_(self.parameters, self.clip_value)
-        if self.way:
-            slope = sum(float((p.grad * u).sum()) for p, u in zip(self.common, self.way) if p.grad is not None)
+        if self.direction:
+            slope = sum(float((p.grad * u).sum()) for p, u in zip(self.common, self.direction) if p.grad is not None)
             self.lr = max(self.lr + self.hyper_lr * slope, self.least_lr)
         scale = lr_scale(self.schedule, progress, self.warmup, self.final_lr)
         for group, own in zip(self.torch.param_groups, self.own_lrs):
@@ -137,20 +137,20 @@ class MetaOptimizer:
         self.steps += 1
         before = [p.detach().clone() for p in self.common] if self.hyper_lr else []
         self.torch.step()
-        self.way = [(old - p.detach()) / self.lr for old, p in zip(before, self.common)]
+        self.direction = [(old - p.detach()) / self.lr for old, p in zip(before, self.common)]
         self.torch.zero_grad(set_to_none=True)
         return {"lr": self.lr * scale, "grad_norm": norm}
 
     def state_dict(self) -> dict[str, Any]:
         if self.torch is None:
             return {}
-        learned = {"learned_lr": self.lr, "way": self.way} if self.hyper_lr else {}
+        learned = {"learned_lr": self.lr, "way": self.direction} if self.hyper_lr else {}
         return self.torch.state_dict() | learned | {"steps": self.steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.torch is None:
             return
         if self.hyper_lr:
-            self.lr, self.way = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
+            self.lr, self.direction = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
         self.steps = state.get("steps", 0)  # the first checkpoints lack it, and had no group that sits steps out
         self.torch.load_state_dict({name: state[name] for name in ("state", "param_groups")})

@@ -60,7 +60,7 @@ def test_pictures_are_drawn_without_a_warning(tmp_path: Path) -> None:
     """A missing glyph is a warning of matplotlib's, and a warning is an error here; a lone surrogate was one before."""
     names = [CAT, BROKEN, "$x$", "plain"]
     batch = Batch(torch.rand(8, 1, 8, 8), torch.arange(4).repeat(2))
-    figure = figures._images([figures.Block("images", figures.QUERY, batch)], [figures._short(name) for name in names], "title")
+    figure = figures._images([figures.Panel("images", figures.QUERY, batch)], [figures._short(name) for name in names], "title")
     figures.save(figure, tmp_path / "figure.png")
     image = np.zeros((1, 8, 8), np.uint8)
     answers = [contact_sheet.Answer(f"{name}.png", image, dict.fromkeys(names, 0.25), CAT) for name in names]

@@ -220,7 +220,7 @@ def test_ridge_solves_the_normal_equations_on_either_side_of_the_woodbury_identi
         weight = inner.ridge(x, y, each)
         slope = x.T @ ((x @ weight - y) / each.expand(shape[0])[:, None]) + weight  # half the gradient of what is minimised
         torch.testing.assert_close(slope, torch.zeros_like(slope), rtol=0, atol=1e-10)
-        by_precision = torch.linalg.inv(inner.precision(x, each)) @ (x.T / each) @ y
+        by_precision = torch.linalg.inv(inner.precision_matrix(x, each)) @ (x.T / each) @ y
         torch.testing.assert_close(weight, by_precision, rtol=1e-10, atol=1e-10)
         torch.testing.assert_close(inner.ridge(x, y[:, 0], each), weight[:, 0], rtol=1e-10, atol=1e-10)
 

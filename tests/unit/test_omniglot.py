@@ -17,7 +17,7 @@ from PIL import Image
 
 from metarun.config.schema import check
 from metarun.data import omniglot
-from metarun.data.archive import Source, obtain
+from metarun.data.archive import Archive, obtain
 from metarun.data.omniglot import BACKGROUND, EVALUATION, SMALL1, SMALL2, Omniglot, drawing
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -328,7 +328,7 @@ def test_places_are_searched_in_order(archives, tmp_path, monkeypatch):
         return place
 
     def found(root=None):
-        return obtain(Source(f"{SMALL1}.zip", "", ""), root, "omniglot", download=True).parent
+        return obtain(Archive(f"{SMALL1}.zip", "", ""), root, "omniglot", download=True).parent
 
     user = put("user-cache", "metarun", "omniglot")
     assert found() == user

@@ -28,7 +28,7 @@ HARMLESS = 2**24  # bytes that any may
 DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, RuntimeError)
 
 
-class Source(NamedTuple):
+class Archive(NamedTuple):
     """A file somebody publishes."""
 
     file: str  # its name, "NAME.zip"
@@ -36,7 +36,7 @@ class Source(NamedTuple):
     hash: str  # "sha256:…" or "md5:…", as pooch takes it
 
 
-def locate(source: Source, root: str | None, subfolder: str, loose: str | None = None) -> Path | None:
+def locate(source: Archive, root: str | None, subfolder: str, loose: str | None = None) -> Path | None:
     """Where a source lies, as zip or as unpacked folder ``NAME``, or None.
 
     Looked for in ``root``, ``$METARUN_DATA`` and the user's cache, in this order, each time also in ``subfolder``.
@@ -65,7 +65,7 @@ def places(root: str | None, subfolder: str) -> list[Path]:
     return [folder for top in given if top for folder in (Path(top).expanduser(), Path(top).expanduser() / subfolder)]
 
 
-def obtain(source: Source, root: str | None, subfolder: str, download: bool, loose: str | None = None) -> Path:
+def obtain(source: Archive, root: str | None, subfolder: str, download: bool, loose: str | None = None) -> Path:
     """``locate``, and if there is nothing, download into the user's cache.
 
     Raises:
@@ -74,7 +74,7 @@ def obtain(source: Source, root: str | None, subfolder: str, download: bool, loo
     return locate(source, root, subfolder, loose) or fetch(source, root, subfolder, download)
 
 
-def fetch(source: Source, root: str | None, subfolder: str, download: bool) -> Path:
+def fetch(source: Archive, root: str | None, subfolder: str, download: bool) -> Path:
     """Download into the user's cache.
 
     Raises:

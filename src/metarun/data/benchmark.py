@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from annotated_types import Ge, Le
 
-from metarun.data.archive import Source, contents, damaged, fetch, places
+from metarun.data.archive import Archive, contents, damaged, fetch, places
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint, room
 from metarun.data.episodes import Split
@@ -54,7 +54,7 @@ class Benchmark(ImageDataset):
     published: ClassVar[int]  # images of all classes together
     archives: ClassVar[tuple[str, ...]]  # names of archives, without suffix, in small letters and digits only
     wants: ClassVar[str]  # which files to put where, for a message
-    source: ClassVar[Source | None] = None
+    source: ClassVar[Archive | None] = None
     folders: ClassVar[tuple[str, ...]] = ()  # where files lie in $METARUN_DATA and the cache, if not in one named like the benchmark
 
     def __init__(self, root: str | None, size: int, download: bool = False) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from metarun.data.archive import Source, contents, damaged
+from metarun.data.archive import Archive, contents, damaged
 from metarun.data.benchmark import Benchmark, Pool, Size
 from metarun.data.cache import cached_images, fingerprint, room
 
@@ -24,7 +24,7 @@ class Cifar100(Benchmark):
     published = 60_000
     folders = ("cifar100", "cifar_fs", "fc100")
     archives = ("cifar100binary", "cifar100", "cifarfs", "fc100")
-    source = Source(
+    source = Archive(
         "cifar-100-binary.tar.gz", "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz", "md5:03b5dce01913d631647c71ecec9e9cb8"
     )
     wants = "put cifar-100-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or a folder of its 100 classes, into data.root"

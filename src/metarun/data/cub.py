@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import ClassVar
 
-from metarun.data.archive import Source
+from metarun.data.archive import Archive
 from metarun.data.benchmark import Benchmark, Size
 
 SPECIES = re.compile(r"(\d{3})\.\w.*")  # 001.Black_footed_Albatross
@@ -27,7 +27,7 @@ class CUB(Benchmark):
     lists: ClassVar = {"train": tuple(NUMBERS[::2]), "val": tuple(NUMBERS[1::4]), "test": tuple(NUMBERS[3::4])}
     published = 11_788
     archives = ("cub2002011", "cub")
-    source = Source(
+    source = Archive(
         "CUB_200_2011.tgz", "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz", "md5:97eceeb196236b17998738112f37df78"
     )
     wants = "put CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158, or the folder that it unpacks to, into data.root"

@@ -22,7 +22,7 @@ GRAIN = 2**16  # length units in one step of the pen
 CHUNK = 64  # characters drawn at a time, which bounds the memory
 
 
-class Program(NamedTuple):
+class Character(NamedTuple):
     """What the pen does for n characters of S strokes of P pieces; angles in radians, lengths relative to each other."""
 
     used: np.ndarray  # [n, S] bool
@@ -47,7 +47,7 @@ def polar(radius: np.ndarray, angle: np.ndarray) -> np.ndarray:
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=-1)
 
 
-def invent(split: str, n: int) -> Program:
+def invent(split: str, n: int) -> Character:
     """The first ``n`` characters of a split. Hierarchical: an alphabet has a style, a character draws its strokes from it."""
     index, order = np.arange(n), np.arange(STROKES)
     style = draws(episode_keys(SEED, split, index // ALPHABET), STYLE, (6,))
@@ -77,14 +77,14 @@ def invent(split: str, n: int) -> Program:
     there = np.array([0, 0.25, 0.5, 0.75, 1])[pick(stroke[6], 1.5, 1, 1, 1, 1)]
     here = np.array([0, 0.5, 1])[pick(stroke[7], 1.5, 1.0, 0.3)]
     apart = np.where(stroke[8] > 0.3 + 0.6 * joined, 0.45, 0)
-    return Program(order < strokes, heading, corner, turn, length, onto, there, here, polar(apart, 2 * np.pi * stroke[9]))
+    return Character(order < strokes, heading, corner, turn, length, onto, there, here, polar(apart, 2 * np.pi * stroke[9]))
 
 
-def vary(program: Program, bell: np.ndarray) -> Program:
+def vary(program: Character, bell: np.ndarray) -> Character:
     """Every character as every drawer's hand makes it; ``bell`` [n, drawers, S, 5 + 3 P] is noise of mean 0. Returns n * drawers."""
     n, drawers = bell.shape[:2]
     noise = bell.reshape(n * drawers, STROKES, -1)
-    p = Program(*(field.repeat(drawers, axis=0) for field in program))
+    p = Character(*(field.repeat(drawers, axis=0) for field in program))
     per_piece = noise[..., 5:].reshape(n * drawers, STROKES, PIECES, 3)
     return p._replace(
         heading=p.heading + 0.07 * noise[..., 0],
@@ -97,7 +97,7 @@ def vary(program: Program, bell: np.ndarray) -> Program:
     )
 
 
-def trace(p: Program) -> np.ndarray:
+def trace(p: Character) -> np.ndarray:
     """The pen's positions, [n, S, P * POINTS, 2]."""
     along = (np.arange(POINTS) + 0.5) / POINTS
     before = p.heading[..., None] + p.corner.cumsum(-1) + p.turn.cumsum(-1) - p.turn
@@ -168,14 +168,14 @@ def draw(split: str, classes: int, drawers: int, size: int, variation: float) ->
         part = slice(first, first + CHUNK)
         u = draws(keys[part], DRAWER, (drawers, 2 * noise + 7)) - 0.5
         bell = (u[..., :noise] + u[..., noise : 2 * noise]) * 6**0.5 * variation  # triangular; deviation 1 before ``variation``
-        drawn = vary(Program(*(field[part] for field in program)), bell.reshape(*bell.shape[:2], STROKES, -1))
+        drawn = vary(Character(*(field[part] for field in program)), bell.reshape(*bell.shape[:2], STROKES, -1))
         hand = u[..., 2 * noise :].reshape(-1, 7) * variation
         path = pose(trace(drawn), drawn.used, hand[:, :6])
         images.append(ink(path, drawn.used, 0.06 + 0.02 * hand[:, 6], size))
     return np.concatenate(images)[:, None]
 
 
-def describe(program: Program) -> np.ndarray:
+def describe(program: Character) -> np.ndarray:
     """The attributes of n characters, [n, 64] float32: what their strokes are to be like, before any hand draws them.
 
     Of each stroke in turn 8 points x, y from its start to its end, evenly along it, in a drawing that just fills the square -1..1;

@@ -13,7 +13,7 @@ import torch
 from annotated_types import Ge, Le
 from PIL import Image, ImageOps
 
-from metarun.data.archive import Source, damaged, locate, obtain, read
+from metarun.data.archive import Archive, damaged, locate, obtain, read
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint
 from metarun.data.episodes import CLASSES, Split, draws, episode_keys
@@ -137,8 +137,8 @@ def drawing(png: bytes, size: int) -> np.ndarray:
         return np.asarray(ImageOps.invert(image.convert("L")).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def _source(name: str) -> Source:
-    return Source(f"{name}.zip", f"{URL}{name}.zip", HASH[name])
+def _source(name: str) -> Archive:
+    return Archive(f"{name}.zip", f"{URL}{name}.zip", HASH[name])
 
 
 def _characters(name: str, path: Path, size: int) -> dict[str, np.ndarray]:

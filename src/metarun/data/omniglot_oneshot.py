@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.data.archive import Source, damaged, obtain, read
+from metarun.data.archive import Archive, damaged, obtain, read
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys
 from metarun.data.omniglot import URL, Size, drawing
@@ -22,7 +22,7 @@ from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
 
 RUNS = WAY = 20
-SOURCE = Source(
+SOURCE = Archive(
     "all_runs.zip",
     URL + "one-shot-classification/all_runs.zip",
     "sha256:437c1eeab0af8484112e1b4cc0f3d541ec727f7c47b9b202da738af9dfd6c325",

@@ -34,7 +34,7 @@ GAP = 0.12  # between images, as a fraction of their side
 SUPPORT, QUERY, RIGHT, WRONG = "#c8553d", "#2f6690", "#7fb69a", "#d1495b"
 
 
-class Block(NamedTuple):
+class Panel(NamedTuple):
     """Images of the same classes, to be drawn side by side."""
 
     title: str
@@ -56,12 +56,12 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     spec = run.spec["train" if split == "train" else "eval"]
     where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
     if is_image(task.query.x.shape[1:]):
-        blocks = [Block("support", SUPPORT, task.context.examples())] if spec.shot else []
-        blocks.append(Block("query", QUERY, task.query))
+        blocks = [Panel("support", SUPPORT, task.context.examples())] if spec.shot else []
+        blocks.append(Panel("query", QUERY, task.query))
         if answered:
             guesses = best_guess(_answers(run, task, task.query.x)).argmax(-1)
             right = int((guesses == task.query.y).sum())
-            blocks[-1] = Block(
+            blocks[-1] = Panel(
                 f"query: {right} of {len(guesses)} right; red: taken for the class of that number", QUERY, task.query, guesses
             )
         rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
@@ -97,7 +97,7 @@ def classes(run: Run, split: str, index: int) -> Figure:
     labels = torch.arange(len(shown)).repeat_interleave(torch.tensor([len(row) for row in rows]))
     batch = Batch(data.images[torch.from_numpy(np.concatenate(rows))].float() / 255, labels)
     title = f"{run.values['data']['name']}, {split}:  {len(shown)} of {data.classes:,} classes"
-    return _images([Block("images", QUERY, batch)], [_short(data.names[c]) for c in shown], title)
+    return _images([Panel("images", QUERY, batch)], [_short(data.names[c]) for c in shown], title)
 
 
 def augmentation(run: Run, split: str, index: int) -> Figure:
@@ -117,8 +117,8 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     copies = x.repeat_interleave(COLUMNS, 0)
     noise = run.augment.noise(task.context.key, len(copies))
     blocks = [
-        Block("image", SUPPORT, Batch(x, y)),
-        Block("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),
+        Panel("image", SUPPORT, Batch(x, y)),
+        Panel("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),
     ]
     title = f"{run.values['data']['name']}, {split} episode {index}, augment={run.values['augment']['name']}"
     return _images(blocks, [_short(name) for name in names(run, split, task)], title)
@@ -170,7 +170,7 @@ def _short(name: str) -> str:
     return name if len(name) <= 40 else "…" + name[-39:]
 
 
-def _images(blocks: list[Block], names: list[str], title: str) -> Figure:
+def _images(blocks: list[Panel], names: list[str], title: str) -> Figure:
     names = names[:ROWS]
     mosaics = [_mosaic(block.batch, len(names)) for block in blocks]
     step = INCH * (1 + GAP)

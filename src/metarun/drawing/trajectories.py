@@ -23,8 +23,8 @@ def figure(run: Run, task: Task, title: str) -> Figure:
     for state, colour, when in ((states[0], BEFORE, "before"), (states[-1], AFTER, f"after {learner.test_steps} inner steps")):
         done = learner.predict(state, task.query.x)
         label = f"{when}: return {float(done.returns.mean()):.1f}"
-        for way in done.observations.cpu():
-            axes.plot(*way.T, color=colour, linewidth=0.9, alpha=0.8, label=label)
+        for path in done.observations.cpu():
+            axes.plot(*path.T, color=colour, linewidth=0.9, alpha=0.8, label=label)
             label = ""
     if "goal" in task.context.extras:
         axes.plot(*task.context.extras["goal"].cpu(), "*", color=GOAL, markersize=16, linewidth=0, label="goal")

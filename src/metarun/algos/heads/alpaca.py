@@ -64,7 +64,7 @@ class ALPaCA(Algorithm):
             seen = torch.arange(len(x), device=x.device) < ((len(x) + 1) * inner.uniform(context.key, (1,))).floor()
             scaled = scaled * seen[:, None]  # a point whose features are zero says nothing of the weights
         unit = scaled.new_ones(())
-        return Posterior(inner.ridge(scaled, y - phi @ self.mean, unit), inner.precision(scaled, unit), x)
+        return Posterior(inner.ridge(scaled, y - phi @ self.mean, unit), inner.precision_matrix(scaled, unit), x)
 
     def predict(self, state: Posterior, x: Tensor) -> Gaussian:
         phi, scaled = self.features(x, state.support_x)
