@@ -36,7 +36,7 @@ def names(model: nn.Module) -> list[str]:
 
 def learner(work: dict[str, Any], weights: dict[str, Tensor]) -> nn.Module:
     """The net of a piece of work, with these weights."""
-    model = Conv4(64, work["down"], work["flatten"], work["way"] if work["algo"] == "maml" else None)
+    model = Conv4(len(weights["net.blocks.0.conv.weight"]), work["down"], work["flatten"], work["way"] if work["algo"] == "maml" else None)
     for parameter, name in zip(model.parameters(), names(model), strict=True):
         parameter.data = weights[name].clone()
     return model

@@ -23,12 +23,14 @@ from metarun.optim import MetaOptimizer
 from metarun.protocols.base import Curve, Protocol
 from metarun.runtime.distributed import Alone
 from metarun.runtime.profiling import profiled
+from metarun.runtime.recording import EAGER
 from metarun.runtime.signals import Interrupted, StopFlag
 from metarun.storage import checkpoint
 from metarun.task import select
 from metarun.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
+FIRST = EAGER + 1  # steps of a process that compile and record: their time says nothing of the others'
 CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
 
 
@@ -43,7 +45,8 @@ class Progress:
     stale: int = 0  # validations since the best one
     window: dict[str, float] = field(default_factory=dict)  # sums of training metrics since the last logged point
     window_size: int = 0
-    train_s: float = 0.0  # spent in training steps
+    train_s: float = 0.0  # spent in training steps, but for the first of each process
+    timed: int = 0  # how many steps that is
     wall_s: float = 0.0  # spent altogether, in all processes
     metrics_bytes: int = 0
     since: int = 0  # the iteration before which no inner loop was begun that could go on
@@ -58,11 +61,11 @@ class Progress:
         blank = asdict(cls())
         if any(type(value) is not type(blank.get(name)) for name, value in stored.items()):
             raise RunError("the checkpoint's progress is not that of a run of metarun; start the run again")
-        return cls(**stored)
+        return cls(**{"timed": stored.get("iteration", 0)} | stored)  # the first checkpoints timed every step
 
     def tasks_per_s(self, meta_batch: int) -> float:
         """Training throughput so far."""
-        return self.iteration * meta_batch / max(self.train_s, 1e-9)
+        return self.timed * meta_batch / max(self.train_s, 1e-9)
 
 
 def asked_of(
@@ -130,6 +133,7 @@ class Trainer:
         self.profile = folder / "profile" if profile and engine.world.rank == 0 else None
         self.progress = Progress()
         self.carried: State = ()  # of this rank's places: where inner loops that go on in the next iteration stand
+        self.steps = 0  # taken by this process
         self.started = time.monotonic()
 
     def fit(self) -> None:
@@ -172,6 +176,8 @@ class Trainer:
 
     def _train_step(self) -> None:
         p = self.progress
+        if self.steps < FIRST:
+            self.tracker.show("train", p.iteration, self.iterations, {}, "compiling and recording the step")
         begun = time.monotonic()
         done = p.iteration / max(self.iterations, 1)
         learner = self.algorithm
@@ -185,7 +191,9 @@ class Trainer:
                 "or algo.inner_lr, optim.clip_norm=10, or precision=fp32"
             )
         p.iteration += 1
-        p.train_s += time.monotonic() - begun
+        self.steps += 1
+        if self.steps > FIRST:
+            p.train_s, p.timed = p.train_s + time.monotonic() - begun, p.timed + 1
         for name, value in metrics.items():
             p.window[name] = p.window.get(name, 0.0) + value
         p.window_size += 1

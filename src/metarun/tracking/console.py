@@ -52,11 +52,11 @@ class Display:
         self.bar: Progress | None = None
         self.spoken = time.monotonic()
 
-    def show(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
-        """``done`` of ``total``, and a few numbers. Work inside work (a validation) has a line of its own while it lasts."""
+    def show(self, label: str, done: int, total: int, values: dict[str, float], note: str = "") -> None:
+        """``done`` of ``total``, and a few numbers or a note. Work inside work (a validation) has a line of its own while it lasts."""
         if not self.enabled:
             return
-        text = "  ".join(f"{name} {_short(value)}" for name, value in values.items())
+        text = note or "  ".join(f"{name} {_short(value)}" for name, value in values.items())
         if not console.is_terminal:
             if time.monotonic() - self.spoken >= QUIET_SECONDS:
                 self.spoken = time.monotonic()

@@ -117,9 +117,9 @@ class Tracker:
             for name, value in results.items():
                 self.writer.add_scalar(name, value)
 
-    def show(self, label: str, done: int, total: int, values: dict[str, float]) -> None:
-        """Move the progress display: ``done`` of ``total``, and a few numbers."""
-        self.display.show(label, done, total, values)
+    def show(self, label: str, done: int, total: int, values: dict[str, float], note: str = "") -> None:
+        """Move the progress display: ``done`` of ``total``, and a few numbers or a note."""
+        self.display.show(label, done, total, values, note)
 
     def close(self) -> None:
         """Flush and close everything; safe to call twice."""
