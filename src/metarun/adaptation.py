@@ -84,16 +84,16 @@ def asked(
 
     Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that nothing is asked between them.
     """
-    state = algorithm.begin(context)
-    answer = algorithm.answers(state, x)
+    held = [algorithm.begin(context)]  # so that nothing here keeps a state that the loop has left behind
+    answer = algorithm.answers(held[0], x)
     steps = points[-1]
     if steps and [*points] == [*range(steps + 1)]:
-        first = read(answer(state))
-        state, later = walked(algorithm, context, state, steps, 0, lambda state: read(answer(state)), scanned=scanned)
+        first = read(answer(held[0]))
+        state, later = walked(algorithm, context, held.pop(), steps, 0, lambda state: read(answer(state)), scanned=scanned)
         return tree_map(lambda one, rest: torch.cat([one[None], rest]), first, later), lambda: answer(state)
     done, noted, last = 0, [], None
     for point in points:
-        state, _ = walked(algorithm, context, state, point - done, done, scanned=scanned)
-        done, last = point, answer(state)
+        held = [walked(algorithm, context, held.pop(), point - done, done, scanned=scanned)[0]]
+        done, last = point, answer(held[0])
         noted.append(read(last))
     return tree_map(lambda *rows: torch.stack(rows), *noted), lambda: last

@@ -3,6 +3,7 @@ The declarations (transductive, label_dependent, ordered) are checked in both di
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from helpers import (
     suits,
     with_nets,
 )
+from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithm import Algorithm
@@ -66,8 +68,13 @@ def test_a_query_alone_gets_the_same_answer_unless_transductive(algo: str, probl
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
 def test_query_labels_never_change_an_answer(algo: str, problem: Builder, monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, tasks = in_float64(problem(algo))
-    predict, seen = algorithm.predict, []
-    monkeypatch.setattr(algorithm, "predict", lambda state, x: seen.append(predict(state, x)) or seen[-1])
+    answers, seen = algorithm.answers, []
+
+    def watched(state: Any, x: Tensor) -> Callable[[Any], Any]:
+        answer = answers(state, x)
+        return lambda state: seen.append(answer(state)) or seen[-1]
+
+    monkeypatch.setattr(algorithm, "answers", watched)
     other = tasks._replace(query=Batch(tasks.query.x, tasks.query.y.flip(1)))
     for part in (tasks, other):
         score = engine("loop").evaluate(algorithm, part, EVERY)["loss"]

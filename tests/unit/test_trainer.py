@@ -20,11 +20,11 @@ from metarun.data.episodes import ClassEpisodes
 from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.experiment import train
+from metarun.protocols.base import statistics
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.tracking.tracker import Tracker
-from metarun.protocols.base import statistics
-from metarun.protocols.episodes import LAST
 from metarun.trainer import Interrupted, Trainer
 
 PROTONET = ["algo=protonet", "net.hidden=8", "net.down=stride"]
