@@ -60,6 +60,30 @@ class NeuralProcess(Algorithm):
         return super().footprint(task, train)._replace(bytes=4 * numbers)
 
 
+class Joined(nn.Module):
+    """A first layer on two inputs, what is asked and what is told: a linear map of both side by side, or, with ``modulate``,
+
+        (1 + γ) ∘ (W x + b) + β,   (γ, β) a linear map of what is told        (FiLM, Perez et al. 2018, arXiv:1709.07871)
+
+    Args:
+        asked, told: lengths of the inputs; nothing may be told.
+        width: of the output.
+    """
+
+    def __init__(self, *, asked: int, told: int, width: int, modulate: bool) -> None:
+        super().__init__()
+        self.modulates = modulate and told > 0
+        self.linear = nn.Linear(asked if self.modulates else asked + told, width)
+        self.film = nn.Linear(told, 2 * width) if self.modulates else nn.Identity()
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """[n, width] of x [n, asked] and told [n, told], or [1, told] for all."""
+        if not self.modulates:
+            return self.linear(torch.cat([x, told.expand(x.shape[0], -1)], -1))
+        scale, shift = self.film(told).chunk(2, -1)
+        return self.linear(x) * (1 + scale) + shift
+
+
 def perceptron(*widths: int) -> nn.Sequential:
     """Linear layers from each width to the next, with a ReLU between them: [..., first] to [..., last]."""
     layers = [part for a, b in pairwise(widths) for part in (nn.Linear(a, b), nn.ReLU())]

@@ -3,14 +3,14 @@ Garnelo et al. 2018, arXiv:1807.01613."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+import math
+from typing import Annotated, Any, Literal, NamedTuple
 
-import torch
 from annotated_types import Ge, Gt, Lt
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algos.blackbox._neural_process import NeuralProcess, masked_mean, perceptron
+from metarun.algos.blackbox._neural_process import Joined, NeuralProcess, masked_mean, perceptron
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context
@@ -26,17 +26,22 @@ class Encoded(NamedTuple):
 class CNP(NeuralProcess):
     """Conditional neural process.
 
-        r = mean over i of h([f(x_i), y_i]),   answer(x) = g([f(x), r])                                (equations 2 to 4)
+        r = mean over i of h(f(x_i), y_i),   answer(x) = g(f(x), r)                                    (equations 2 to 4)
         regression      N(μ, σ²) of the two numbers that g makes of each output
         classification  r = [r_1, …, r_way],  r_c = mean over class c of h(f(x_i));  g makes logits      (section 4.3)
 
     Deviations: (1) The loss is on the queries; the paper's targets include the support. (2) How many examples a support has is as the
-    data have it; the paper draws it anew for each batch. (3) A net f makes features of images; of plain numbers it may be none.
+    data have it; the paper draws it anew for each batch. (3) A net f makes features first. (4) With ``modulate`` the first layers of h
+    and g have x scaled and shifted by y and by r; the paper's have both side by side, and take several times as long to learn that an
+    answer is a sum of products. (5) With ``pool=sum`` r is the sum over examples, divided by the root of the largest support, and so tells
+    how many there are, which a mean hides.
 
     Args:
         net, problem, floor: see ``NeuralProcess``.
         width: of the hidden layers and of r.
-        encoder, decoder: how many linear layers h and g have, their last ones included.
+        encoder, decoder: how many layers h and g have, their first and last ones included.
+        modulate: see deviation 4; false: the paper's.
+        pool: see deviation 5; ``mean``: the paper's, in which a support that comes twice says what it says once. Classes have means.
     """
 
     kinds = frozenset({"classification", "regression", "density"})
@@ -50,15 +55,20 @@ class CNP(NeuralProcess):
         problem: Problem,
         *,
         width: Annotated[int, Ge(1)],
-        encoder: Annotated[int, Ge(1)],
-        decoder: Annotated[int, Ge(1)],
+        encoder: Annotated[int, Ge(2)],
+        decoder: Annotated[int, Ge(2)],
+        modulate: bool,
+        pool: Literal["mean", "sum"],
         floor: Annotated[float, Gt(0), Lt(1)],
     ) -> None:
         super().__init__(net, problem, floor=floor)
         n, self.classifies = problem.outputs, problem.kind.labelled
-        self.encoder = perceptron(net.features + (0 if self.classifies else n), *[width] * encoder)
-        summary, answer = (n * width, n) if self.classifies else (width, 2 * n)
-        self.decoder = perceptron(net.features + summary, *[width] * (decoder - 1), answer)
+        self.share = 1 / math.sqrt(problem.most_support) if pool == "sum" else None
+        told, summary, answer = (0, n * width, n) if self.classifies else (n, width, 2 * n)
+        self.joined = Joined(asked=net.features, told=told, width=width, modulate=modulate)
+        self.encoder = nn.Sequential(nn.ReLU(), perceptron(*[width] * encoder))
+        self.asked = Joined(asked=net.features, told=summary, width=width, modulate=modulate)
+        self.decoder = nn.Sequential(nn.ReLU(), perceptron(*[width] * (decoder - 1), answer))
         self.numbers = width * max(encoder, decoder) + summary
 
     def held(self, support: int, query: int) -> int:
@@ -66,13 +76,14 @@ class CNP(NeuralProcess):
 
     def begin(self, context: Context) -> Encoded:
         x, y = context.support
+        features = self.features(x, x)
         if self.classifies:
-            summary = inner.class_means(self.encoder(self.features(x, x)), y, self.problem.outputs).flatten()
-        else:
-            summary = masked_mean(self.encoder(self.pairs(context)[1]), context.seen)
+            encoded = self.encoder(self.joined(features, features[:, :0]))
+            return Encoded(inner.class_means(encoded, y, self.problem.outputs).flatten(), x)
+        encoded = self.encoder(self.joined(features, y))
+        summary = self.share * (encoded * context.seen[:, None]).sum(0) if self.share else masked_mean(encoded, context.seen)
         return Encoded(summary, x)
 
     def predict(self, state: Encoded, x: Tensor) -> Any:
-        features = self.features(x, state.support_x)
-        numbers = self.decoder(torch.cat([features, state.summary.expand(x.shape[0], -1)], -1))
+        numbers = self.decoder(self.asked(self.features(x, state.support_x), state.summary[None]))
         return numbers if self.classifies else self.gaussian(numbers)
