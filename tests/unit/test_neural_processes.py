@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.algorithm import Algorithm
+from metarun.algos.blackbox._neural_process import Joined
 from metarun.algos.blackbox.attentive_np import AttentiveNP, divergence
 from metarun.algos.blackbox.cnp import CNP
 from metarun.algos.blackbox.tnp import TNP
@@ -101,25 +102,35 @@ def test_the_meta_gradient_agrees_with_finite_differences(method: str) -> None:
     assert by_gradient == pytest.approx(by_differences, rel=1e-4)
 
 
-def test_a_cnp_is_a_mean_of_encodings_and_a_decoder() -> None:
-    algorithm, (context, query, _) = one("cnp")
+@pytest.mark.parametrize("words", [[], ["algo.modulate=true"], ["algo.pool=sum"]])
+def test_a_cnp_is_a_mean_of_encodings_and_a_decoder(words: list[str]) -> None:
+    algorithm, (context, query, _) = one("cnp", "algo.modulate=false", *words)
     assert isinstance(algorithm, CNP)
+
+    def first(layer: Joined, x: Tensor, told: Tensor) -> Tensor:
+        if layer.modulates:
+            scale, shift = layer.film(told).chunk(2)
+            return (1 + scale) * layer.linear(x) + shift
+        return layer.linear(torch.cat([x, told]))
+
+    assert algorithm.joined.modulates == ("algo.modulate=true" in words)
     f, (x, y) = algorithm.net, only(context, context.seen).support
-    r = torch.stack([algorithm.encoder(torch.cat([f(a[None])[0], b])) for a, b in zip(x, y)]).mean(0)
+    encoded = torch.stack([algorithm.encoder(first(algorithm.joined, f(a[None])[0], b)) for a, b in zip(x, y)])
+    r = encoded.sum(0) / 6**0.5 if "algo.pool=sum" in words else encoded.mean(0)
     for a, mean, variance in zip(query.x, *ask(algorithm, context, query.x)):
-        mu, s = algorithm.decoder(torch.cat([f(a[None])[0], r]))
+        mu, s = algorithm.decoder(first(algorithm.asked, f(a[None])[0], r))
         torch.testing.assert_close(mean[0], mu)
         torch.testing.assert_close(variance[0].sqrt(), 0.1 + 0.9 * s.exp().log1p())
 
 
 def test_a_cnp_that_classifies_has_a_mean_for_every_class_side_by_side() -> None:
-    algorithm, tasks = in_float64(small("algo=cnp", "net=mlp"), tasks=1)
+    algorithm, tasks = in_float64(small("algo=cnp", "algo.modulate=false", "net=mlp"), tasks=1)
     context, query, _ = select(tasks, 0)
     algorithm.eval().requires_grad_(False)
-    encoded = algorithm.encoder(algorithm.net(context.support.x))
+    encoded = algorithm.encoder(algorithm.joined.linear(algorithm.net(context.support.x)))
     r = torch.cat([encoded[context.support.y == c].mean(0) for c in range(3)])
-    expected = torch.stack([algorithm.decoder(torch.cat([algorithm.net(x[None])[0], r])) for x in query.x])
-    torch.testing.assert_close(ask(algorithm, context, query.x)[0], expected)
+    expected = [algorithm.decoder(algorithm.asked.linear(torch.cat([algorithm.net(x[None])[0], r]))) for x in query.x]
+    torch.testing.assert_close(ask(algorithm, context, query.x)[0], torch.stack(expected))
 
 
 def test_a_query_reads_by_attention_what_lies_near_its_key() -> None:
