@@ -1,4 +1,4 @@
-"""Neural processes on functions of a Gaussian process and on sawtooth waves: trains what the table of docs/black-box.md holds, and prints it.
+"""Neural processes on functions of a Gaussian process and on sawtooth waves: trains what docs/black-box.md has in its table, and prints it.
 
 python scripts/reproduce_np.py [--runs outputs/np] [--write]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_quadratics import finished  # beside this file
+
 from metarun.cli import main as program
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"

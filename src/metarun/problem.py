@@ -231,7 +231,7 @@ class Regression(Kind):
 
 @dataclass(frozen=True)
 class Density(Regression):
-    """Predicting numbers and how sure one is of them: a ``Gaussian``, or Gaussian ``Samples``; the score is minus the loss, nats a number."""
+    """Predicting numbers and how sure one is of them, by a ``Gaussian`` or Gaussian ``Samples``; the score is −loss, in nats a number."""
 
     name = "density"
     higher_is_better = True

@@ -34,7 +34,7 @@ class Context(NamedTuple):
 
     @property
     def seen(self) -> Tensor:
-        """Which rows of the support are examples, [n] bool: all of them, but where episodes differ in their number; the others are zeros."""
+        """Which rows of the support are examples, [n] bool: all, but where episodes differ in their number; the other rows are zeros."""
         y = self.support.y
         return self.extras.get("seen", torch.ones(y.shape[0], dtype=torch.bool, device=y.device))
 

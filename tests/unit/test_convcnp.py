@@ -18,7 +18,8 @@ from metarun.task import Batch, Context
 
 def values(*words: str) -> dict[str, Any]:
     return small(
-        *("data=gp", "net=mlp", "way=1", "shot=6", "query=4", "algo=convcnp", "algo.domain=[-8,8]", "algo.points=8", "algo.levels=2"), *words
+        *("data=gp", "net=mlp", "way=1", "shot=6", "query=4", "algo=convcnp", "algo.domain=[-8,8]", "algo.points=8", "algo.levels=2"),
+        *words,
     )
 
 
@@ -48,7 +49,9 @@ def test_points_shifted_by_whole_steps_of_the_coarsest_grid_get_shifted_answers(
 
 def test_the_grid_holds_density_and_a_weighted_mean_of_targets(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, given = model(), []
-    monkeypatch.setattr(algorithm.first, "forward", lambda x: given.append(x) or torch.zeros(1, algorithm.first.out_channels, x.shape[-1]).double())
+    monkeypatch.setattr(
+        algorithm.first, "forward", lambda x: given.append(x) or torch.zeros(1, algorithm.first.out_channels, x.shape[-1]).double()
+    )
     algorithm.begin(context(X, Y))
     density, signal = given[0][0]
     assert len(algorithm.grid) == 128

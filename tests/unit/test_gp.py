@@ -69,7 +69,9 @@ def test_the_oracle_is_the_conditional_of_the_joint_gaussian(kernel: str) -> Non
             points = x[i, places]
             k = torch.tensor([[covariance(kernel, abs(a - b)) for a in points] for b in points], dtype=torch.float64)
             k = k + 0.05 * torch.eye(len(places), dtype=torch.float64)
-            return torch.distributions.MultivariateNormal(torch.zeros(len(places), dtype=torch.float64), k).log_prob(torch.tensor(y[i, places]))
+            return torch.distributions.MultivariateNormal(torch.zeros(len(places), dtype=torch.float64), k).log_prob(
+                torch.tensor(y[i, places])
+            )
 
         expected = np.mean([float(joint([*known, j]) - joint(known)) for j in range(6, 15)])
         assert bounds["oracle"][i] == pytest.approx(expected, abs=1e-5)

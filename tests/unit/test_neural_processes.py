@@ -23,7 +23,10 @@ from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
 FOUR = ["cnp", "attentive_np", "latent", "tnp", "convcnp"]
-WORDS = {"latent": ["algo=attentive_np", "algo.latent=3", "algo.samples=4"], "convcnp": ["algo=convcnp", "algo.domain=[-3,3]", "algo.levels=2"]}
+WORDS = {
+    "latent": ["algo=attentive_np", "algo.latent=3", "algo.samples=4"],
+    "convcnp": ["algo=convcnp", "algo.domain=[-3,3]", "algo.levels=2"],
+}
 
 
 def values(method: str, *words: str) -> dict[str, Any]:
@@ -185,5 +188,5 @@ def test_in_a_transformer_everybody_looks_at_the_seen_examples_and_nobody_at_a_q
 
 @pytest.mark.parametrize("method", ["attentive_np", "tnp"])
 def test_heads_divide_the_width(method: str) -> None:
-    with pytest.raises(UserError, match="width.*10.* heads|heads.*4"):
+    with pytest.raises(UserError, match=r"algo\.width"):
         Run(values(method, "algo.width=10", "algo.heads=4"))

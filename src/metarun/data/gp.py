@@ -80,7 +80,10 @@ class Prior:
 
     def posterior(self, x: np.ndarray, y: np.ndarray, seen: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and variance [B, m] of noisy values ``at`` [B, m], each for itself, after points x, y [B, n] of which some were ``seen``."""
-        known = self.covariance(x, x) * (seen[:, :, None] & seen[:, None, :]) + np.eye(x.shape[1]) * np.where(seen, self.noise + JITTER, 1.0)[:, None]
+        known = (
+            self.covariance(x, x) * (seen[:, :, None] & seen[:, None, :])
+            + np.eye(x.shape[1]) * np.where(seen, self.noise + JITTER, 1.0)[:, None]
+        )
         across = self.covariance(x, at) * seen[:, :, None]
         weights = np.linalg.solve(known, across)  # [B, n, m]
         mean = np.einsum("bnm,bn->bm", weights, y)

@@ -234,9 +234,7 @@ def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
     return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
 
 
-def _points(
-    task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, oracle: Gaussian | None, title: str
-) -> Figure:
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, oracle: Gaussian | None, title: str) -> Figure:
     """``curve``: many further points of the same task, drawn faintly; ``fitted``, ``oracle``: a learner's answers to them, with their
     uncertainty, and those of one who knows how the task came about."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")

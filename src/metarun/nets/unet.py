@@ -3,6 +3,8 @@ Ronneberger, Fischer, Brox 2015, arXiv:1505.04597; of one dimension as in Gordon
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,12 +25,12 @@ class UNet1d(nn.Module):
     def __init__(self, *, channels: int, levels: int) -> None:
         super().__init__()
         sizes = [channels * 2 ** (i // 2) for i in range(levels + 1)]
-        self.down = nn.ModuleList(nn.Conv1d(a, b, KERNEL, stride=2, padding=KERNEL // 2) for a, b in zip(sizes, sizes[1:]))
+        pairs = [*pairwise(sizes)]
+        self.down = nn.ModuleList(nn.Conv1d(a, b, KERNEL, stride=2, padding=KERNEL // 2) for a, b in pairs)
         # Back up, every level but the lowest also sees what was there on the way down.
-        pairs = [*zip(sizes, sizes[1:])][::-1]
         self.up = nn.ModuleList(
             nn.ConvTranspose1d(b if i == 0 else 2 * b, a, KERNEL, stride=2, padding=KERNEL // 2, output_padding=1)
-            for i, (a, b) in enumerate(pairs)
+            for i, (a, b) in enumerate(reversed(pairs))
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ class CNP(NeuralProcess):
     Deviations: (1) The loss is on the queries; the paper's targets include the support. (2) How many examples a support has is as the
     data have it; the paper draws it anew for each batch. (3) A net f makes features first. (4) With ``modulate`` the first layers of h
     and g have x scaled and shifted by y and by r; the paper's have both side by side, and take several times as long to learn that an
-    answer is a sum of products. (5) With ``pool=sum`` r is the sum over examples, divided by the root of the largest support, and so tells
-    how many there are, which a mean hides.
+    answer is a sum of products. (5) With ``pool=sum`` r is the sum over examples, divided by the root of the training's ``shot``, and so
+    tells how many there are, which a mean hides.
 
     Args:
         net, problem, floor: see ``NeuralProcess``.
@@ -63,7 +63,7 @@ class CNP(NeuralProcess):
     ) -> None:
         super().__init__(net, problem, floor=floor)
         n, self.classifies = problem.outputs, problem.kind.labelled
-        self.share = 1 / math.sqrt(problem.most_support) if pool == "sum" else None
+        self.share = 1 / math.sqrt(problem.train.shot) if pool == "sum" else None
         told, summary, answer = (0, n * width, n) if self.classifies else (n, width, 2 * n)
         self.joined = Joined(asked=net.features, told=told, width=width, modulate=modulate)
         self.encoder = nn.Sequential(nn.ReLU(), perceptron(*[width] * encoder))

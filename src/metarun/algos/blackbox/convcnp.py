@@ -58,7 +58,9 @@ class ConvCNP(NeuralProcess):
         floor: Annotated[float, Gt(0), Lt(1)],
     ) -> None:
         if problem.input_shape != (1,):
-            raise ValueError(f"algo=convcnp lays examples of one number on a grid, these have shape {list(problem.input_shape)}; use algo=cnp")
+            raise ValueError(
+                f"algo=convcnp lays examples of one number on a grid, these have shape {list(problem.input_shape)}; use algo=cnp"
+            )
         low, high = domain
         if not low < high:
             raise ValueError(f"algo.domain=[{low}, {high}] is not an interval; give [low, high] with low < high")
