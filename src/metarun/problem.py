@@ -257,6 +257,23 @@ class Regression(Kind):
 
 
 @dataclass(frozen=True)
+class Density(Regression):
+    """Predicting numbers and how sure one is of them, by a ``Gaussian`` or Gaussian ``Samples``; the score is −loss, in nats a number."""
+
+    name = "density"
+    higher_is_better = True
+
+    @property
+    def metric(self) -> str:
+        return "ll"
+
+    def score(self, prediction: Gaussian | Samples, y: Tensor) -> Tensor:
+        if isinstance(prediction, Tensor):
+            raise TypeError("an answer without a density cannot be judged by it: predict a Gaussian")
+        return -self.loss(prediction, y)
+
+
+@dataclass(frozen=True)
 class Control(Kind):
     """Acting: x [n] int64 are keys of episodes of an environment, y [n, 0] is empty; the score is the mean return.
 

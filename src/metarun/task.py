@@ -29,9 +29,7 @@ class Context(NamedTuple):
     support: Batch  # n = way * shot, grouped by class; zero-shot: n = way, and x [way, attributes] describes the classes
     classes: Tensor  # [way] int64, global class ids (zeros where there are none)
     key: Tensor  # [] int64, the episode's own random key
-    # What only some episodes have: "unlabelled" images [m, *input_shape], in random order; "clean_x" and "clean_y", examples with labels
-    # beside a support that may be corrupt.
-    extras: dict[str, Tensor]
+    extras: dict[str, Tensor]  # what only some episodes have, see the properties below; of control what tells environments apart
     shared: Any = ()  # tensors that all tasks of a run have in common, without an axis of tasks: a training set, a table, a graph
 
     def examples(self, chosen: Tensor | slice = slice(None)) -> Batch:
@@ -43,6 +41,12 @@ class Context(NamedTuple):
     def unlabelled(self) -> Tensor:
         """Images without labels [m, *input_shape], of the episode's classes and of distractor classes; m = 0 where none were asked for."""
         return self.extras.get("unlabelled", self.support.x[:0])
+
+    @property
+    def seen(self) -> Tensor:
+        """Which rows of the support are examples, [n] bool: all, but where episodes differ in their number; the other rows are zeros."""
+        y = self.support.y
+        return self.extras.get("seen", torch.ones(y.shape[0], dtype=torch.bool, device=y.device))
 
 
 class Start(NamedTuple):

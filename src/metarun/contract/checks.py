@@ -78,7 +78,9 @@ def order(values: dict[str, Any]) -> str:
     algorithm, task = _one(values)
     x, y = task.context.support
     shuffled = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
-    other = task.context._replace(support=Batch(x[shuffled], y[shuffled]))
+    other = task.context._replace(
+        support=Batch(x[shuffled], y[shuffled]), extras=task.context.extras | {"seen": task.context.seen[shuffled]}
+    )
     pairs = zip(answers(algorithm, task.context, task.query.x), answers(algorithm, other, task.query.x))
     change = _largest(after - before for before, after in pairs)
     return _if_and_only_if(algorithm.ordered, change, "ordered", "the order of the support does not matter")

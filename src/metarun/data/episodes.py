@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarun.errors import UserError
-from metarun.problem import EpisodeSpec
+from metarun.problem import EpisodeSpec, Gaussian
 from metarun.task import Batch, Context, Task, to_float
 
 # Streams keep the draws of one episode independent of each other.
@@ -122,6 +122,10 @@ class Episodes(ABC):
     def bounds(self, n: int) -> dict[str, np.ndarray]:
         """What scores mean: by name the scores [n] on episodes 0..n-1 of a ``trivial`` rule and of an ``oracle``, where these are known."""
         return {}
+
+    def oracle(self, index: int, x: Tensor) -> Gaussian | None:
+        """What one who knows how the data come about answers to x [n, *input_shape] in an episode; None where nobody knows."""
+        return None
 
     def sha256(self, n: int, block: int = 256) -> str:
         """SHA-256 over the content and the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""

@@ -31,7 +31,7 @@ COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
 INCH = 0.5  # side of an image
 CURVE = 500  # points that show the curve behind a regression task
 GAP = 0.12  # between images, as a fraction of their side
-SUPPORT, QUERY, RIGHT, WRONG = "#c8553d", "#2f6690", "#7fb69a", "#d1495b"
+SUPPORT, QUERY, RIGHT, WRONG, ORACLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e"
 
 
 class Panel(NamedTuple):
@@ -67,9 +67,10 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
         rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
         return _images(blocks, rows, f"{spec.way}-way {spec.shot}-shot:  {where}")
     if task.query.x.shape[1:] == (1,) and task.query.y.shape[1:] == (1,):
-        curve = select(run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device).batch([index]), 0).query
+        further = run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device)
+        curve = select(further.batch([index]), 0).query
         fitted = _answers(run, task, curve.x) if answered else None
-        return _points(task, curve, fitted, f"{spec.shot}-shot regression:  {where}")
+        return _points(task, curve, fitted, further.oracle(index, curve.x), f"{int(task.context.seen.sum())}-shot regression:  {where}")
     if run.problem.simulator and run.problem.input_shape == (2,):
         return trajectories.figure(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
     raise UserError(
@@ -233,20 +234,29 @@ def _mosaic(batch: Batch, way: int) -> tuple[np.ndarray, int, int]:
     return (canvas if channels == 1 else np.nan_to_num(canvas, nan=1.0)), shown, most
 
 
-def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, title: str) -> Figure:
-    """``curve``: many further points of the same task, drawn faintly; ``fitted``: a learner's answers to them, with their uncertainty."""
+def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None, oracle: Gaussian | None, title: str) -> Figure:
+    """``curve``: many further points of the same task, drawn faintly; ``fitted``, ``oracle``: a learner's answers to them, with their
+    uncertainty, and those of one who knows how the task came about."""
     figure = Figure(figsize=(7.2, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
     axes.axhline(0, color="#dddddd", linewidth=0.8, zorder=0)
     axes.scatter(curve.x.cpu(), curve.y.cpu(), s=2, color="#b9c6d0", zorder=1)
+    order = curve.x[:, 0].argsort()
+    x = curve.x[order, 0].cpu()
     if fitted is not None:
-        order = curve.x[:, 0].argsort()
-        x, mean = curve.x[order].cpu(), best_guess(fitted)[order].cpu()
+        mean = best_guess(fitted)[order, 0].cpu()
         axes.plot(x, mean, color="#444444", linewidth=1.4, label="answers", zorder=1)
         if isinstance(fitted, (Gaussian, Samples)):
-            wide = 2 * spread(fitted)[order].sqrt().cpu()
-            axes.fill_between(x[:, 0], (mean - wide)[:, 0], (mean + wide)[:, 0], color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
-    for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", task.context.support, 70, SUPPORT)):
+            wide = 2 * spread(fitted)[order, 0].sqrt().cpu()
+            axes.fill_between(x, mean - wide, mean + wide, color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
+    if oracle is not None:
+        mean, wide = oracle.mean[order, 0].cpu(), 2 * oracle.variance[order, 0].sqrt().cpu()
+        axes.plot(x, mean, "--", color=ORACLE, linewidth=1.1, label="oracle, ± 2 s.d.", zorder=1)
+        for edge in (mean - wide, mean + wide):
+            axes.plot(x, edge, ":", color=ORACLE, linewidth=1.1, zorder=1)
+    seen = task.context.seen
+    support = Batch(task.context.support.x[seen], task.context.support.y[seen])
+    for label, (x, y), size, colour in (("query", task.query, 28, QUERY), ("support", support, 70, SUPPORT)):
         axes.scatter(x.cpu(), y.cpu(), s=size, color=colour, label=f"{label} ({len(x)})", edgecolor="white", linewidth=0.8, zorder=2)
     axes.set_title(title, fontsize=11, fontweight="bold", loc="left")
     axes.set_xlabel("x")

@@ -1,0 +1,61 @@
+"""Neural processes on functions of a Gaussian process and on sawtooth waves: trains what docs/black-box.md has in its table, and prints it.
+
+python scripts/reproduce_np.py [--runs outputs/np] [--write]
+
+Every line is a run of metarun, `experiment=gp_cnp` and so on; finished runs are not repeated. --write: table and picture go to the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from bench_quadratics import finished  # beside this file
+
+from metarun.cli import main as program
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"
+PICTURE = PAGE.parent / "pictures" / "neural_process.png"
+TABLE = re.compile(r"(<!-- neural processes: .*? -->\n).*?(<!-- /neural processes -->)", re.DOTALL)
+# What each experiment is called in the table: data and method.
+RUNS = {
+    "gp_cnp": ("EQ", "CNP"),
+    "gp_attentive": ("EQ", "attentive"),
+    "gp_tnp": ("EQ", "transformer"),
+    "sawtooth_convcnp": ("sawtooth", "convolutional"),
+}
+SHOWN = {"run": "gp_attentive", "index": "7"}  # the picture: of which run, and which test function
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("outputs/np"), help="folder of the runs; finished ones are not repeated")
+    parser.add_argument("--write", action="store_true", help="put table and picture into docs/black-box.md")
+    options = parser.parse_args()
+    text = table({name: finished(f"experiment={name}", options.runs / name) for name in RUNS})
+    print(text)
+    if options.write:
+        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        shown = options.runs / SHOWN["run"]
+        program.main(["show", str(shown), "--split", "test", "--index", SHOWN["index"], "--out", str(PICTURE)])
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """Log-likelihoods between their bounds, in Markdown, with the commands."""
+    text = "| functions | method | trivial | log-likelihood | oracle | parameters | iterations | minutes |\n|" + " --- |" * 8 + "\n"
+    for name, summary in found.items():
+        bounds = [with_error(summary["bounds"].get(bound)) for bound in ("trivial", "oracle")]
+        row = [*RUNS[name], bounds[0], f"**{with_error(summary['test']['ll'])}**", bounds[1], f"{summary['parameters']:,}"]
+        text += f"| {' | '.join([*row, format(summary['iterations'], ','), format(summary['wall_s'] / 60, '.0f')])} |\n"
+    return text + "\n```\n" + "".join(f"metarun experiment={name}\n" for name in found) + "```\n"
+
+
+def with_error(value: dict[str, float] | None) -> str:
+    """Mean and 95 % interval; a bound that nobody knows is a dash."""
+    return f"{value['mean']:.3f} ± {value['ci95']:.3f}".replace("-", "−") if value else "–"
+
+
+if __name__ == "__main__":
+    main()
