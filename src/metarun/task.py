@@ -43,6 +43,11 @@ class Context(NamedTuple):
         return self.extras.get("unlabelled", self.support.x[:0])
 
     @property
+    def clean(self) -> Batch:
+        """Examples with labels beside a support that may be corrupt, n = way * clean; n = 0 where none were asked for."""
+        return Batch(self.extras.get("clean_x", self.support.x[:0]), self.extras.get("clean_y", self.support.y[:0]))
+
+    @property
     def seen(self) -> Tensor:
         """Which rows of the support are examples, [n] bool: all, but where episodes differ in their number; the other rows are zeros."""
         y = self.support.y
