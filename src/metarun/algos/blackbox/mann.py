@@ -25,6 +25,7 @@ class Memory(NamedTuple):
     output: Tensor  # h [hidden]
     cell: Tensor  # c [hidden]
     slots: Tensor  # M [slots, width]
+    keys: Tensor  # k [heads, width], what was looked for last
     reading: Tensor  # w^r [heads, slots], where it was read last; each head's sum is 1
     found: Tensor  # r [heads * width], what was read there
     usage: Tensor  # w^u [slots], >= 0
@@ -40,16 +41,17 @@ class MANN(RecurrentReader):
 
         h_t, c_t = LSTM([f(x_t), y_{t−1}, r_{t−1}], h_{t−1})
         w^w_i ← σ(α_i) w^r_i + (1 − σ(α_i)) w^lu,     w^lu = 1 for the n slots of least w^u, else 0
-        M ← M with the least used slot erased,        M ← M + Σ_i w^w_i a_iᵀ
-        w^r_i ← softmax_j β_i cos(k_i, M_j),          r_t = [Σ_j w^r_ij M_j]_i
+        M ← M with the least used slot erased,        M ← M + Σ_i w^w_i a_iᵀ,     a_i = k_i in the paper
+        w^r_i ← softmax_j β_i cos(k_i, M_j),          r_t = [Σ_j w^r_ij M_j]_i,   β_i = 1 in the paper
         w^u ← γ w^u + Σ_i (w^r_i + w^w_i),            o_t = head([h_t, r_t])
 
-    Keys k, gates α and, below, a and β are linear in h_t (k and a through tanh).
+    Keys k = tanh(W h_t) and gates α are what the LSTM makes of h_t.
 
     Deviations: (1) to (4) as of ``LSTM``. (5) With ``sharpen`` β_i > 1 is computed as in neural Turing machines (arXiv:1410.5401, equation
-    5); in the paper it is 1, and a softmax over bare cosines nearly flat. (6) With ``add`` what is written, a_i, is apart from the key k_i
-    that is looked for; in the paper it is the key. (7) Adam in place of RMSProp. (8) Slots, width, heads and γ are those of a
-    reproduction; γ there is 0.95.
+    5); a softmax over bare cosines is nearly flat. (6) With ``bind`` keys see f(x_t) as well, k = tanh(W h_t + U f(x_t)), and a head writes
+    the last key, that of the example whose label has just come, beside a vector of its own, a_i = k_{i,t−1} + tanh(V h_t). In the paper a
+    head writes its key a step before the label is there, and has to find the slot again to add the label. (7) Gates begin nearly closed.
+    (8) Slots, width, heads and γ are those of a reproduction.
 
     Args:
         net, problem, pairs: as of ``RecurrentReader``.
@@ -57,7 +59,7 @@ class MANN(RecurrentReader):
         slots, width: of the memory.
         heads: n, which read and write.
         decay: γ.
-        sharpen, add: see deviations 5 and 6; false: the paper's.
+        sharpen, bind: see deviations 5 and 6; false: the paper's.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class MANN(RecurrentReader):
         heads: Annotated[int, Ge(1)],
         decay: Annotated[float, Ge(0), Le(1)],
         sharpen: bool,
-        add: bool,
+        bind: bool,
         pairs: bool,
     ) -> None:
         if heads > slots:
@@ -81,7 +83,9 @@ class MANN(RecurrentReader):
         self.cell = LSTMCell(self.inputs + hidden + heads * width, hidden)
         self.heed_labels([self.cell])
         self.key, self.gate = nn.Linear(hidden, heads * width), nn.Linear(hidden, heads)
-        self.value = nn.Linear(hidden, heads * width) if add else None
+        nn.init.constant_(self.gate.bias, -2.0)
+        self.value = nn.Linear(hidden, heads * width) if bind else None
+        self.look = nn.Linear(net.features, heads * width, bias=False) if bind else None
         self.strength = nn.Linear(hidden, heads) if sharpen else None
         if self.strength:
             nn.init.constant_(self.strength.bias, 10.0)
@@ -93,13 +97,15 @@ class MANN(RecurrentReader):
 
         first = (torch.arange(self.slots, device=features.device) == 0).to(features.dtype)
         slots = filled(self.slots, self.width, value=EMPTY)
-        return Memory(filled(self.hidden), filled(self.hidden), slots, first.expand(self.heads, -1), filled(self.heads * self.width), first)
+        keys, found = filled(self.heads, self.width), filled(self.heads * self.width)
+        return Memory(filled(self.hidden), filled(self.hidden), slots, keys, first.expand(self.heads, -1), found, first)
 
     def read(self, memory: Memory, x: Tensor) -> tuple[Tensor, Memory]:
-        _, cell, slots, reading, _, usage = (leaf.expand(x.shape[0], *leaf.shape) for leaf in memory)
-        output, cell = self.cell(torch.cat([x, *(leaf.expand(x.shape[0], -1) for leaf in (memory.output, memory.found))], -1), cell)
-        keys = torch.tanh(self.key(output)).unflatten(-1, (self.heads, self.width))
-        values = torch.tanh(self.value(output)).unflatten(-1, (self.heads, self.width)) if self.value else keys
+        output, cell, slots, before, reading, found, usage = (leaf.expand(x.shape[0], *leaf.shape) for leaf in memory)
+        output, cell = self.cell(torch.cat([x, output, found], -1), cell)
+        keys = self.key(output) + self.look(x[:, : self.net.features]) if self.look else self.key(output)
+        keys = torch.tanh(keys).unflatten(-1, (self.heads, self.width))
+        values = before + torch.tanh(self.value(output)).unflatten(-1, (self.heads, self.width)) if self.value else keys
         slots, writing = self.write(slots, reading, usage, self.gate(output).sigmoid(), values)
         match = F.normalize(keys, dim=-1) @ F.normalize(slots, dim=-1, eps=EMPTY).mT
         if self.strength:
@@ -107,7 +113,7 @@ class MANN(RecurrentReader):
         reading = match.softmax(-1)
         found = (reading @ slots).flatten(-2)
         usage = self.decay * usage + (reading + writing).sum(-2).detach()
-        return self.head(torch.cat([output, found], -1)), Memory(output, cell, slots, reading, found, usage)
+        return self.head(torch.cat([output, found], -1)), Memory(output, cell, slots, keys, reading, found, usage)
 
     def write(self, slots: Tensor, reading: Tensor, usage: Tensor, gate: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """The slots [..., slots, width] after writing, and where was written, w^w [..., heads, slots].
