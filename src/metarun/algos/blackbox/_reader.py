@@ -50,7 +50,7 @@ class RecurrentReader(Algorithm):
     label_dependent = True
     ordered = True
     encodes = True
-    reads = True
+    sequential = True
 
     def __init__(self, net: Net, problem: Problem, *, pairs: bool) -> None:
         super().__init__(net, problem)

@@ -44,7 +44,8 @@ class InContext(Algorithm):
 
     Deviations: (1) The encoder f is trained with the rest; the paper's is frozen. (2) Support tokens see the support, and a query sees the
     support and itself; in the paper support tokens see the query as well, which makes a pass of its own for every query. (3) Logits are
-    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer.
+    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer. (5) Keys begin with the
+    weights of queries, so that tokens first attend to their like.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -78,6 +79,8 @@ class InContext(Algorithm):
         self.unknown = nn.Parameter(torch.zeros(ways))
         self.embed = nn.Linear(net.features + ways, width)
         self.layers = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers))
+        for layer in self.layers:
+            layer.attention.key.load_state_dict(layer.attention.query.state_dict())
         self.norm, self.head = Norm(width, "layer"), nn.Linear(width, ways)
 
     def begin(self, context: Context) -> Shown:

@@ -41,6 +41,7 @@ class Attend(nn.Module):
         super().__init__()
         self.outputs = inputs + values
         self.attention = MultiHeadAttention(queries=inputs, keys=inputs, values=inputs, heads=1, size=keys, read=values)
+        self.attention.key.load_state_dict(self.attention.query.state_dict())
 
     def forward(self, x: Tensor, past: Tensor, before: Tensor) -> Tensor:
         """[m, outputs] of x; arguments as of ``Gather``."""
@@ -71,7 +72,8 @@ class SNAIL(Algorithm):
 
     Deviations: (1) Dilations are 1, 2, 4, …; with the paper's 2, 4, 8, … a TC block sees even lags alone. (2) The paper trains one model
     with 1 to 5 shots; here it is trained with those of ``episode.train``. (3) T is a setting, not the length of the episodes, so that
-    a trained net reads more examples than that, too: attention reaches all of them.
+    a trained net reads more examples than that, too: attention reaches all of them. (4) Keys begin with the weights of queries, so that
+    items first attend to their like.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -84,7 +86,7 @@ class SNAIL(Algorithm):
     label_dependent = True
     ordered = True
     encodes = True
-    reads = True
+    sequential = True
 
     def __init__(
         self,
