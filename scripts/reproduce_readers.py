@@ -50,7 +50,9 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/readers"), help="folder of the runs; finished ones are not repeated")
     parser.add_argument("--write", action="store_true", help="put tables and picture into docs/black-box.md")
     options = parser.parse_args()
-    runs = {name: trained(options.runs / name, [*words.split(), f"data.root={options.omniglot}", *ONE_CORE]) for name, words in RUNS.items()}
+    runs = {
+        name: trained(options.runs / name, [*words.split(), f"data.root={options.omniglot}", *ONE_CORE]) for name, words in RUNS.items()
+    }
     asked = {name: evaluated(options.runs / name, ASKED) for name in ("mann", "lstm")}
     parts = {"presentations": presentations(asked, runs), "readers": accuracies(options.runs, runs)}
     print("\n\n".join(parts.values()))

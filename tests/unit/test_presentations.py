@@ -115,7 +115,9 @@ def test_a_run_and_its_evaluation_tell_of_presentations(tmp_path: Path, capsys: 
     train(classification("lstm", *words), tmp_path / "run")
     folder = tmp_path / "eval"
     folder.mkdir()
-    summary = evaluate(classification("lstm", *words, "protocol=[episodes,presentations]", "logger.pictures=true"), tmp_path / "run", "best", folder)
+    summary = evaluate(
+        classification("lstm", *words, "protocol=[episodes,presentations]", "logger.pictures=true"), tmp_path / "run", "best", folder
+    )
     assert summary["protocol"] == ["episodes", "presentations"]
     assert {"accuracy", "sequence_accuracy", "presentation_1", "presentation_3"} <= set(summary["test"])
     assert json.loads((folder / "summary.json").read_text())["test"] == summary["test"]

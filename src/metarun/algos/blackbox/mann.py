@@ -77,7 +77,9 @@ class MANN(RecurrentReader):
         pairs: bool,
     ) -> None:
         if heads > slots:
-            raise ValueError(f"algo.heads={heads} write to as many slots each time, and there are algo.slots={slots}; choose heads <= slots")
+            raise ValueError(
+                f"algo.heads={heads} write to as many slots each time, and there are algo.slots={slots}; choose heads <= slots"
+            )
         super().__init__(net, problem, pairs=pairs)
         self.hidden, self.slots, self.width, self.heads, self.decay = hidden, slots, width, heads, decay
         self.cell = LSTMCell(self.inputs + hidden + heads * width, hidden)
