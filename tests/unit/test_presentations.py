@@ -1,4 +1,4 @@
-"""Presentations: readers are asked for every example before its label is seen, and never know what comes later; who is asked, and what is shown."""
+"""Presentations: readers answer before the label is seen and never know what comes later; who can be asked, and what is shown."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ class RecurrentReader(Algorithm):
 
     @abstractmethod
     def read(self, memory: Any, x: Tensor) -> tuple[Tensor, Any]:
-        """R for inputs x [n, inputs], each as the next one after ``memory``: answers [n, outputs], and the n memories after them, stacked."""
+        """R for inputs x [n, inputs], each as the next after ``memory``: answers [n, outputs], and the n memories that follow, stacked."""
 
     def steps(self, context: Context, train: bool) -> int:
         return context.support.y.shape[0]

@@ -1,4 +1,4 @@
-"""A Transformer that sees the support's examples beside codes of their labels, and a query beside none: classification as reading a context.
+"""A Transformer sees examples beside codes of their labels, and a query beside none: classification as reading a context.
 Fifty, Duan, Junkins, Amid, Leskovec, Ré, Thrun 2024, "Context-Aware Meta-Learning" (CAML), arXiv:2310.10971."""
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
-from metarun import inner
 from metarun.algos.blackbox._reader import RecurrentReader
 from metarun.nets.base import Net
 from metarun.nets.lstm import LSTMCell
@@ -32,7 +31,7 @@ class Memory(NamedTuple):
 
 
 def least_used(usage: Tensor, n: int) -> Tensor:
-    """Places [..., n] of the n slots that have been used least, that least of all first; equal ones in their order. ``usage`` [..., slots]."""
+    """Places [..., n] of the n slots used least, that least of all first, equal ones in their order; ``usage`` is [..., slots]."""
     return usage.argsort(dim=-1, stable=True)[..., :n]
 
 
