@@ -42,6 +42,8 @@ class Algorithm(nn.Module, ABC):
             and is cut (truncated back-propagation). States are then handed on from one meta-update to the next, without their graph.
         label_dependent: the answer may depend on which class got which label (a learned head does, prototypes do not).
         ordered: the answer may depend on the order of the support's examples, minibatches included, though the key stays the same.
+        sequential: inner step k reads example k of ``inner.order``, whatever comes later, so that answers on the way can be judged (see
+            ``protocols.presentations``).
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
@@ -62,6 +64,7 @@ class Algorithm(nn.Module, ABC):
     unrolls: int = 1
     label_dependent: bool = False
     ordered: bool = False
+    sequential: bool = False
     pairwise: bool = False
     encodes: bool = False
     by_minibatch: bool = False

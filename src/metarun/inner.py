@@ -321,6 +321,11 @@ def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     return (a[:, None, :] - b[None, :, :]).square().sum(-1)
 
 
+def order(key: Tensor, n: int) -> Tensor:
+    """The order in which n examples are read one by one: a shuffle [n] of their places, determined by the episode's key."""
+    return uniform(key, (n,)).argsort()
+
+
 def minibatch(key: Tensor, n: int, size: int, k: int | Tensor) -> Tensor:
     """Which of n examples form minibatch k = 0, 1, …: indices [size], from one keyed shuffle of all n after another."""
     turn, place = k * size // n, k * size % n

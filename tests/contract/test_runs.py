@@ -120,6 +120,7 @@ def scores_before(values: dict[str, Any]) -> float:
 SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "lstm": {"hidden": 64},
+    "mann": {"hidden": 64, "slots": 32, "width": 16},
     "emaml": {"members": 2},
 }
 LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it

@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.adaptation import adapt
-from metarun.algos.blackbox.lstm import LSTM, Reading
+from metarun.algos.blackbox._reader import Reading
+from metarun.algos.blackbox.lstm import LSTM
 from metarun.predict.trained import Model
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
@@ -95,4 +96,4 @@ def test_from_python_it_reads_as_many_examples_as_it_is_given() -> None:
     state, all_of_them, fewer = (model.adapt(x, [0, 0, 1, 1, 2], steps=steps).state for steps in (None, 5, 4))
     assert len(state.targets) == 5
     assert same(state, all_of_them)
-    assert not torch.equal(state.cells, fewer.cells)
+    assert not torch.equal(state.memory.cells, fewer.memory.cells)

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from metarun.protocols import presentations
 from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
 
@@ -22,10 +23,13 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**summary["val"], **(summary["test"] or {})}
     verified = [name for name in MEASURES if name in found]
-    out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")
+    presented = [name for name in found if name.startswith(presentations.AT)]
+    out.print(_results(summary, splits, [name for name in found if name not in (*verified, *presented, "curve")]), end="")
     if verified:
         out.print(" same class or not, over the pairs of query and class of all episodes")
         out.print(_results(summary, splits, verified), end="")
+    if presented:
+        out.print(_presentations(summary["test"] or summary["val"], presented), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
@@ -67,6 +71,16 @@ def _results(summary: dict[str, Any], splits: tuple[str, ...], metrics: list[str
     bounds = summary["bounds"] if "test" in splits and score in metrics else {}
     for name, found in bounds.items():
         table.add_row(name, *(_mean_ci(found if metric == score else None) for metric in metrics), str(found["n"]), style="dim")
+    return table
+
+
+def _presentations(result: dict[str, Any], names: list[str]) -> Table:
+    """How often the answer is right at the 1st, 2nd … presentation of a class."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("presentation", justify="right")
+    table.add_column("accuracy", justify="right")
+    for name in names:
+        table.add_row(name.removeprefix(presentations.AT), _mean_ci(result[name]))
     return table
 
 

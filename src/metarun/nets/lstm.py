@@ -17,6 +17,7 @@ class LSTMCell(nn.Module):
 
     def __init__(self, inputs: int, hidden: int) -> None:
         super().__init__()
+        self.hidden = hidden
         self.gates = nn.Linear(inputs, 4 * hidden)
 
     def forward(self, x: Tensor, cell: Tensor) -> tuple[Tensor, Tensor]:

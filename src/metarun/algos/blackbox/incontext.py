@@ -1,0 +1,102 @@
+"""A Transformer sees examples beside codes of their labels, and a query beside none: classification as reading a context.
+Fifty, Duan, Junkins, Amid, Leskovec, Ré, Thrun 2024, "Context-Aware Meta-Learning" (CAML), arXiv:2310.10971."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, NamedTuple
+
+import torch
+from annotated_types import Ge
+from torch import Tensor, nn
+
+from metarun import inner
+from metarun.algorithm import Algorithm
+from metarun.nets.attention import TransformerLayer
+from metarun.nets.base import Net
+from metarun.nets.norm import Norm
+from metarun.problem import Problem
+from metarun.task import Context
+
+
+class Shown(NamedTuple):
+    """The context of the queries."""
+
+    tokens: Tensor  # [way * shot, width], examples with the codes of their labels
+    codes: Tensor  # [way, ways], of the classes of the episode
+    support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+def equiangular(n: int) -> Tensor:
+    """Codes [n, n] float32, one in a row, of length one and with the same angle between any two, the widest there is: the corners of a
+    simplex (ELMES of the paper, definition 1). Products of two are −1 / (n − 1)."""
+    return (torch.eye(n) - 1 / n) * math.sqrt(n / (n - 1))
+
+
+class InContext(Algorithm):
+    """In-context learner.
+
+        support token  W [f(x_i), e_{y_i}]          query token  W [f(x_q), u]
+        logit_c(x_q) = ⟨H Transformer(tokens)_q, e_c⟩
+
+    The codes e are rows of ``equiangular``, u is learned. There are no positions, so the order of the support means nothing; which of the
+    ``ways`` codes a class has is drawn from the episode's key, so that all are trained, and an episode of fewer classes is nothing special.
+
+    Deviations: (1) The encoder f is trained with the rest; the paper's is frozen. (2) Support tokens see the support, and a query sees the
+    support and itself; in the paper support tokens see the query as well, which makes a pass of its own for every query. (3) Logits are
+    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer. (5) Keys begin with the
+    weights of queries, so that tokens first attend to their like.
+
+    Args:
+        net, problem: the backbone and the data's shape.
+        ways: the most classes of an episode; training may have fewer than the test.
+        width: numbers of a token.
+        layers: of the Transformer.
+        heads: of attention, which divide the width.
+        hidden: of a layer's MLP.
+    """
+
+    kinds = frozenset({"classification"})
+    label_dependent = True
+    encodes = True
+
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        ways: Annotated[int, Ge(2)],
+        width: Annotated[int, Ge(1)],
+        layers: Annotated[int, Ge(1)],
+        heads: Annotated[int, Ge(1)],
+        hidden: Annotated[int, Ge(1)],
+    ) -> None:
+        if problem.most_classes > ways:
+            raise ValueError(f"episodes have up to {problem.most_classes} classes, and algo.ways={ways} is the most; train with more")
+        super().__init__(net, problem)
+        self.register_buffer("codes", equiangular(ways))
+        self.codes: Tensor
+        self.unknown = nn.Parameter(torch.zeros(ways))
+        self.embed = nn.Linear(net.features + ways, width)
+        self.layers = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers))
+        for layer in self.layers:
+            layer.attention.key.load_state_dict(layer.attention.query.state_dict())
+        self.norm, self.head = Norm(width, "layer"), nn.Linear(width, ways)
+
+    def begin(self, context: Context) -> Shown:
+        x, y = context.support
+        codes = self.codes[inner.order(context.key, len(self.codes))[: context.classes.shape[0]]]
+        return Shown(self.tokens(self.net(x, x), codes[y]), codes, x)
+
+    def tokens(self, features: Tensor, codes: Tensor) -> Tensor:
+        """[n, width] of features [n, features] and what is known of their labels [n, ways]."""
+        return self.embed(torch.cat([inner.upcast(features), codes], 1))
+
+    def predict(self, state: Shown, x: Tensor) -> Tensor:
+        n, m = state.tokens.shape[0], x.shape[0]
+        asked = self.tokens(self.net(x, state.support_x), self.unknown.expand(m, -1))
+        tokens, places = torch.cat([state.tokens, asked]), torch.arange(n + m, device=x.device)
+        seen = (places < n) | (places == places[:, None])
+        for layer in self.layers:
+            tokens = layer(tokens, mask=seen)
+        return self.head(self.norm(tokens[n:])) @ state.codes.T
