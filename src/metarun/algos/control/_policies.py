@@ -73,12 +73,12 @@ def policy(answer: Tensor, log_std: Tensor | None) -> Policy:
     return Categorical(answer) if log_std is None else Gaussian(answer, log_std)
 
 
-def noise(problem: Problem, keys: Tensor, like: Tensor) -> Tensor:
-    """What ``draw`` takes at every time of the episodes of keys [n]: [n, horizon, outputs], of the type of ``like``."""
+def noise(problem: Problem, keys: Tensor) -> Tensor:
+    """What ``draw`` takes at every time of the episodes of keys [n]: [n, horizon, outputs] float32."""
     assert problem.simulator
     shape = (problem.simulator.horizon, problem.outputs)
 
     def of(key: Tensor) -> Tensor:
         return -torch.log(-torch.log(inner.uniform(key, shape))) if problem.kind.choices else inner.normal(key, shape)
 
-    return torch.vmap(of)(keys).to(like.dtype)
+    return torch.vmap(of)(keys)

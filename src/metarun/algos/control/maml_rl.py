@@ -90,7 +90,7 @@ class MAMLRL(InnerLoop):
         def act(past: Past, observations: Tensor, time: Tensor, noise: Tensor) -> tuple[Tensor, Any]:
             return self.policy(state.fast, observations).draw(noise), ()
 
-        return self.problem.simulate(state.params, act, x, noise=_policies.noise(self.problem, x, self.head.weight))[0]
+        return self.problem.simulate(state.params, act, x, noise=_policies.noise(self.problem, x))[0]
 
     def policy(self, fast: dict[str, Tensor], observations: Tensor) -> _policies.Policy:
         """π_φ at observations [n, *observation]."""
