@@ -34,6 +34,12 @@ class Living(Algorithm):
 
     kinds = frozenset({"control", "bandits"})
 
+    @property
+    def horizon(self) -> int:
+        """Actions of an episode."""
+        assert self.problem.simulator
+        return self.problem.simulator.horizon
+
     def steps(self, context: Context, train: bool) -> int:
         return context.support.x.shape[0]
 
@@ -91,8 +97,7 @@ class IndexRule(Living):
     @property
     def shape(self) -> tuple[int, int]:
         """Pulls of an episode, and arms."""
-        assert self.problem.simulator
-        return self.problem.simulator.horizon, self.problem.outputs
+        return self.horizon, self.problem.outputs
 
     def blank(self, like: Tensor) -> Counts:
         none = like.new_zeros(like.shape[0], self.problem.outputs)

@@ -22,6 +22,20 @@ def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
     return rewards @ weights.T
 
 
+def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+    """Generalised advantages Σ_i (discount trace)^i δ_{t+i}, δ_t = r_t + discount V_{t+1} − V_t, of rewards and values [n, horizon].
+
+    After the last action nothing is to come, V = 0. Schulman et al. 2016, arXiv:1506.02438, equation 16.
+    """
+    later = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    return returns_to_go(rewards + discount * later - values, discount * trace)
+
+
+def others(values: Tensor) -> Tensor:
+    """The mean of values [n, horizon] over the n − 1 other rows; zeros where there are none."""
+    return (values.sum(0) - values) / max(values.shape[0] - 1, 1)
+
+
 def baseline(observations: Tensor, returns: Tensor) -> Tensor:
     """What is to be expected of returns [n, horizon], linear in (s, s², t, t², t³, 1), t in 0..1, fitted to these very returns.
 
