@@ -83,7 +83,8 @@ class GridNav(Environment):
         return {name: REWARDS["goal"] * times + REWARDS["elsewhere"] * (horizon - times) for name, times in at_goal.items()}
 
     def describe(self, split: str) -> str:
-        return f"{len(self.goals)} goals on a grid of {self.simulator.side} x {self.simulator.side}, episodes of {self.simulator.horizon} actions"
+        side, horizon = self.simulator.side, self.simulator.horizon
+        return f"{len(self.goals)} goals on a grid of {side} x {side}, episodes of {horizon} actions"
 
 
 def _moved(place: np.ndarray, dx: int, dy: int) -> np.ndarray:

@@ -61,9 +61,7 @@ class TabularMDP(Environment):
     kind: Kind = Control()  # of how many choices an object says
     simulator: Table
 
-    def __init__(
-        self, seed: int, *, states: Annotated[int, Ge(2)], choices: Annotated[int, Ge(2)], horizon: Annotated[int, Ge(1)]
-    ) -> None:
+    def __init__(self, seed: int, *, states: Annotated[int, Ge(2)], choices: Annotated[int, Ge(2)], horizon: Annotated[int, Ge(1)]) -> None:
         self.simulator, self.choices = Table(states, horizon), choices
         self.kind = Control(choices=choices)
         self.input_shape = (states,)

@@ -48,7 +48,7 @@ class Gittins(IndexRule):
 def indices(most: int, discount: float) -> np.ndarray:
     """Gittins indices [most, most] of Bernoulli arms by wins and losses, of fewer than ``most`` pulls; others are zeros.
 
-    By dynamic programming from arms on, back in pulls, of which so much is known that no more can be learned; at all prices at once, between
+    By dynamic programming, back from arms that were pulled so often that no more can be learned of them; at all prices at once, between
     which the index is interpolated.
     """
     depth = most + int(3 / (1 - discount))
