@@ -15,7 +15,8 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from metarun.errors import UserError
-from metarun.inner import upcast
+from metarun.inner import loop, upcast
+from metarun.runtime.private import tree_map
 
 
 class Gaussian(NamedTuple):
@@ -37,8 +38,8 @@ class Samples(NamedTuple):
 class Trajectories(NamedTuple):
     """What a policy did in n episodes of an environment."""
 
-    observations: Tensor  # [n, horizon, observations], before each action
-    actions: Tensor  # [n, horizon, actions]
+    observations: Tensor  # [n, horizon, *observation], before each action
+    actions: Tensor  # [n, horizon, size] numbers, or [n, horizon] int64 choices
     rewards: Tensor  # [n, horizon]
 
     @property
@@ -278,7 +279,8 @@ class Control(Kind):
     """Acting: x [n] int64 are keys of episodes of an environment, y [n, 0] is empty; the score is the mean return.
 
     Args:
-        size: numbers per action.
+        size: numbers per action, where actions are numbers.
+        choices: how many actions there are to choose from, 0..choices-1; 0 where actions are numbers.
     """
 
     name = "control"
@@ -286,9 +288,10 @@ class Control(Kind):
     higher_is_better = True
     acts = True
     size: int = 1
+    choices: int = 0
 
     def outputs(self, spec: EpisodeSpec) -> int:
-        return self.size
+        return self.choices or self.size
 
     def describe(self, spec: EpisodeSpec) -> str:
         return f"{spec.shot} trajectories to adapt by, {spec.query} to be judged by"
@@ -300,8 +303,28 @@ class Control(Kind):
     def score(self, prediction: Trajectories, y: Tensor) -> Tensor:
         return prediction.returns.mean()
 
+    def none(self, like: Tensor) -> Tensor:
+        """What stands for the last action before there is one, for rows ``like`` [n]: zeros [n, size], or choices −1 [n]."""
+        return torch.full_like(like, -1, dtype=torch.int64) if self.choices else like.new_zeros(like.shape[0], self.size)
 
-Policy = Callable[[Tensor, Tensor, int], Tensor]  # observations [n, observations], keys [n] and time 0, 1, … to actions [n, actions]
+
+@dataclass(frozen=True)
+class Bandit(Control):
+    """Pulling arms: control without a state, whose choices are the arms and whose rewards are 0 or 1, an episode being many pulls."""
+
+    name = "bandits"
+
+
+class Past(NamedTuple):
+    """What an actor brings along from its last action, and from one episode to the next."""
+
+    memory: Any  # its own, nested tensors [n, …]
+    action: Tensor  # [n, size] or [n], the last one; ``Control.none`` before the first
+    reward: Tensor  # [n], what came of it
+
+
+# Of n actors at once: past, observations [n, *observation], time [] int64 = 0, 1, … and this time's noise [n, …] to actions and memory.
+Policy = Callable[[Past, Tensor, Tensor, Any], tuple[Tensor, Any]]
 
 
 class Simulator(Protocol):
@@ -312,13 +335,16 @@ class Simulator(Protocol):
         """Actions of an episode."""
 
     def reset(self, params: dict[str, Tensor], keys: Tensor) -> Tensor:
-        """First states [n, state], for the keys [n] int64 of episodes."""
+        """First states [n, …], for the keys [n] int64 of episodes."""
+
+    def noise(self, keys: Tensor) -> Tensor:
+        """All chance in the steps of episodes, [n, horizon, …]; where there is none, [n, horizon, 0]."""
 
     def observe(self, params: dict[str, Tensor], state: Tensor) -> Tensor:
-        """What an actor sees of states [n, state]: [n, observations]."""
+        """What an actor sees of states [n, …]: [n, *observation]."""
 
-    def step(self, params: dict[str, Tensor], state: Tensor, action: Tensor, keys: Tensor, time: int) -> tuple[Tensor, Tensor]:
-        """Next states [n, state] and rewards [n], for actions [n, actions]."""
+    def step(self, params: dict[str, Tensor], state: Tensor, action: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Next states [n, …] and rewards [n], for actions [n, size] or [n], and the noise [n, …] of this time."""
 
 
 @dataclass(frozen=True)
@@ -365,20 +391,41 @@ class Problem:
         """See the kind's."""
         return self.kind.score(prediction, y)
 
-    def simulate(self, params: dict[str, Tensor], policy: Policy, keys: Tensor) -> Trajectories:
-        """The trajectories of n episodes of the environment, one for each of the keys [n] int64.
+    def rest(self, params: dict[str, Tensor], n: int, memory: Any = ()) -> Past:
+        """Of n actors with this memory, before their first action in an environment of these ``params``."""
+        assert isinstance(self.kind, Control)
+        rewards = next(iter(params.values())).new_zeros(n)
+        return Past(memory, self.kind.none(rewards), rewards)
+
+    def simulate(
+        self, params: dict[str, Tensor], policy: Policy, keys: Tensor, past: Past | None = None, noise: Any = ()
+    ) -> tuple[Trajectories, Past]:
+        """The trajectories of n episodes of the environment, one for each of the keys [n] int64, and what actors take along from them.
 
         Args:
             params: of the task, its ``Context.extras``.
-            policy: draws actions by the keys that it is given, so that the same keys give the same episodes.
+            policy: decides, by chance through ``noise`` alone, so that the same keys give the same episodes.
+            past: of the n actors, before these episodes; None: they have no memory, and have done nothing yet.
+            noise: of the policy, nested tensors [n, horizon, …].
+
+        Raises:
+            TypeError: there is no environment.
         """
-        if self.simulator is None:
+        world = self.simulator
+        if world is None:
             raise TypeError("this problem has no environment to act in")
-        state = self.simulator.reset(params, keys)
-        observations, actions, rewards = [], [], []
-        for time in range(self.simulator.horizon):
-            observations.append(self.simulator.observe(params, state))
-            actions.append(policy(observations[-1], keys, time))
-            state, reward = self.simulator.step(params, state, actions[-1], keys, time)
-            rewards.append(reward)
-        return Trajectories(torch.stack(observations, 1), torch.stack(actions, 1), torch.stack(rewards, 1))
+        past = past or self.rest(params, keys.shape[0])
+
+        def act(now: tuple[Tensor, Past, Trajectories], x: Any) -> tuple[Tensor, Past, Trajectories]:
+            (state, past, _), (time, chance, noise) = now, x
+            seen = world.observe(params, state)
+            action, memory = policy(past, seen, time, noise)
+            state, reward = world.step(params, state, action, chance)
+            return state, Past(memory, action, reward), Trajectories(seen, action, reward)
+
+        state = world.reset(params, keys)
+        begun = (state, past, Trajectories(world.observe(params, state), past.action, past.reward))
+        times = torch.arange(world.horizon, device=keys.device)
+        xs = tree_map(lambda leaf: leaf.movedim(1, 0), (world.noise(keys), noise))
+        (_, past, _), done = loop(act, begun, world.horizon, (times, *xs), read=lambda now: now[2])
+        return tree_map(lambda leaf: leaf.movedim(0, 1), done), past

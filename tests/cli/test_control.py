@@ -93,7 +93,7 @@ def test_a_picture_has_the_trajectories_before_and_after_and_the_goal():
     assert len(ways) == 2 * 4
     assert all(len(way.get_xdata()) == 5 for way in ways)
     assert [way.get_xydata()[0].tolist() for way in ways] == [[0, 0]] * 8
-    assert goal.get_xydata()[0].tolist() == pytest.approx(run.episodes("val").goals([1])[1][0].tolist())
+    assert goal.get_xydata()[0].tolist() == pytest.approx(run.episodes("val").drawn([1])["goal"][0].tolist())
     curve = run.engine.evaluate(run.algorithm, run.episodes("val").batch([1]), EVERY)["score"][0]
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == [f"before: return {float(curve[0]):.1f}", f"after 3 inner steps: return {float(curve[-1]):.1f}", "goal"]

@@ -14,6 +14,7 @@ from helpers import (
     PROBLEMS,
     TIMING,
     Builder,
+    bandits,
     classification,
     control,
     engine,
@@ -126,6 +127,7 @@ SETTINGS = {
 LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}
+PULLING = {"rl2"}  # what has a memory to learn is tried with arms, in place of goals
 LEARNING = ["trainer.meta_batch=4", "trainer.val_every=200", "trainer.val_episodes=20", "trainer.test_episodes=40", "optim.lr=0.01"]
 
 
@@ -149,10 +151,19 @@ def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     assert train(values, tmp_path)["test"]["mse"]["mean"] < scores_before(values) / 4
 
 
-@pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is control])
+@pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is control and param.values[0] not in PULLING])
 def test_it_learns_to_act(algo: str, tmp_path: Path) -> None:
     values = control(algo, "data.horizon=20", "shot=20", "query=10", "trainer.iterations=120", *LEARNING)
     summary = train(values, tmp_path)
     trivial, oracle = (summary["bounds"][name]["mean"] for name in ("trivial", "oracle"))
     # Goals lie all around: what does not adapt can do no better than to stay where it is.
     assert scores_before(values) < trivial < summary["test"]["return"]["mean"] - 0.25 * (oracle - trivial)
+
+
+@pytest.mark.parametrize("algo", PULLING)
+def test_it_learns_to_pull(algo: str, tmp_path: Path) -> None:
+    values = bandits(algo, "data.horizon=10", "data.arms=2", "shot=0", "query=20", "trainer.iterations=150", *LEARNING)
+    summary = train(values, tmp_path)
+    random, oracle = (summary["bounds"][name]["mean"] for name in ("random", "oracle"))
+    assert abs(scores_before(values) - random) < 0.2 * (oracle - random)
+    assert summary["test"]["return"]["mean"] > random + 0.3 * (oracle - random)

@@ -28,6 +28,11 @@ def goal(*values):
     return {"goal": torch.tensor(values, dtype=torch.float64)}
 
 
+def act(params, policy, keys=KEYS, problem=PROBLEM):
+    """What a policy without a memory does, which is a function of observations and time."""
+    return problem.simulate(params, lambda past, observations, time, noise: (policy(observations, time), ()), keys)[0]
+
+
 def test_shapes_and_types():
     task = make().batch(range(5))
     assert (task.context.support.x.shape, task.query.x.shape) == ((5, 3), (5, 4))
@@ -39,7 +44,7 @@ def test_shapes_and_types():
 
 
 def test_goals_are_uniform():
-    goals = make().goals(range(4000))[1]
+    goals = make().drawn(range(4000))["goal"]
     assert np.abs(goals).max() < 0.5
     np.testing.assert_allclose(goals.mean(0), 0, atol=0.02)
     np.testing.assert_allclose(goals.std(0), 1 / math.sqrt(12), atol=0.01)
@@ -58,30 +63,38 @@ def test_an_episode_depends_on_seed_split_and_index_alone():
 
 
 def test_actions_are_clipped_along_either_axis():
-    done = PROBLEM.simulate(goal(0.0, 0.0), lambda observations, keys, time: torch.tensor([[5.0, -0.05]]).expand(3, 2), KEYS)
+    done = act(goal(0.0, 0.0), lambda observations, time: torch.tensor([[5.0, -0.05]]).expand(3, 2))
     way = torch.arange(6, dtype=torch.float64)[:, None] * torch.tensor([0.1, -0.05], dtype=torch.float64)
     torch.testing.assert_close(done.observations, way.expand(3, 6, 2))
     assert done.actions.unique().tolist() == pytest.approx([-0.05, 5.0])  # as they were drawn: their likelihood is that of a policy
 
 
 def test_the_reward_is_minus_the_distance_after_the_action():
-    done = PROBLEM.simulate(goal(0.3, 0.4), lambda observations, keys, time: torch.zeros(3, 2), KEYS)
+    done = act(goal(0.3, 0.4), lambda observations, time: torch.zeros(3, 2))
     torch.testing.assert_close(done.rewards, torch.full((3, 6), -0.5, dtype=torch.float64))
     torch.testing.assert_close(done.returns, torch.full((3,), -3.0, dtype=torch.float64))
-    once = PROBLEM.simulate(goal(0.1, 0.0), lambda observations, keys, time: torch.tensor([[0.1 * (time == 0), 0.0]]).expand(3, 2), KEYS)
+    once = act(goal(0.1, 0.0), lambda observations, time: torch.tensor([[0.1 * (time == 0), 0.0]]).expand(3, 2))
     torch.testing.assert_close(once.rewards, torch.zeros(3, 6, dtype=torch.float64))
 
 
-def test_a_policy_is_asked_with_its_keys_at_every_time():
-    asked = []
+def test_a_policy_is_asked_with_its_past_and_its_noise_at_every_time():
+    asked, noise = [], torch.arange(18.0).view(3, 6)
 
-    def policy(observations, keys, time):
-        asked.append((time, keys.tolist(), tuple(observations.shape)))
-        return observations
+    def policy(past, observations, time, noise):
+        asked.append((int(time), past, noise))
+        return observations + 1, past.memory + 1
 
-    done = PROBLEM.simulate(goal(0.1, 0.1), policy, KEYS)
-    assert asked == [(time, [0, 1, 2], (3, 2)) for time in range(6)]
+    begun = PROBLEM.rest(goal(0.1, 0.1), 3, torch.zeros(3))
+    done, past = PROBLEM.simulate(goal(0.1, 0.1), policy, KEYS, begun, noise)
     assert [tuple(part.shape) for part in done] == [(3, 6, 2), (3, 6, 2), (3, 6)]
+    assert [time for time, *_ in asked] == [*range(6)]
+    assert asked[0][1] is begun
+    for time, before, this in asked[1:]:
+        assert torch.equal(this, noise[:, time])
+        assert before.memory.tolist() == [time] * 3
+        assert torch.equal(before.action, done.actions[:, time - 1])
+        assert torch.equal(before.reward, done.rewards[:, time - 1])
+    assert (past.memory.tolist(), torch.equal(past.reward, done.rewards[:, -1])) == ([6] * 3, True)
 
 
 def test_without_a_simulator_nothing_can_be_done():
@@ -105,11 +118,11 @@ def test_the_bounds_are_the_returns_of_these_policies():
     for i in range(n):
         task = select(tasks, i)
         policies = {
-            "trivial": lambda observations, keys, time: torch.zeros_like(observations),
-            "oracle": lambda observations, keys, time, task=task: task.context.extras["goal"] - observations,
+            "trivial": lambda observations, time: torch.zeros_like(observations),
+            "oracle": lambda observations, time, task=task: task.context.extras["goal"] - observations,
         }
         for name, policy in policies.items():
-            found[name].append(float(problem.simulate(task.context.extras, policy, task.query.x).returns[0]))
+            found[name].append(float(act(task.context.extras, policy, task.query.x, problem).returns[0]))
     bounds = episodes.bounds(n)
     assert bounds.keys() == found.keys()
     for name, returns in found.items():

@@ -123,7 +123,7 @@ def validate(config: dict[str, Any]) -> Valid:
     specs = {part: EpisodeSpec(**check(EpisodeSpec, episode[part], f"episode.{part}.")) for part in ("train", "eval")}
     if sections["algo"].target.zero_shot:
         specs = {part: replace(spec, shot=0) for part, spec in specs.items()}
-    else:
+    elif not sections["data"].target.kind.acts:  # an actor may be judged from its first action on
         shots = {"shot": root.shot, **{f"episode.{part}.shot": spec.shot for part, spec in specs.items()}}
         if key := next((key for key, shot in shots.items() if shot == 0), None):
             raise UserError(f"{key}=0 is not possible: it should be 1 or more, unless algo is a zero-shot method such as protonet_zeroshot")

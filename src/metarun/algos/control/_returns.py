@@ -10,7 +10,7 @@ from torch import Tensor
 from metarun import inner
 from metarun.problem import Trajectories
 
-Estimator = Literal["naive", "dice"]
+Estimator = Literal["naive", "dice", "promp"]
 PENALTY = 1e-5  # of the baseline's ridge regression
 
 
@@ -22,6 +22,20 @@ def returns_to_go(rewards: Tensor, discount: float) -> Tensor:
     return rewards @ weights.T
 
 
+def gae(rewards: Tensor, values: Tensor, discount: float, trace: float) -> Tensor:
+    """Generalised advantages Σ_i (discount trace)^i δ_{t+i}, δ_t = r_t + discount V_{t+1} − V_t, of rewards and values [n, horizon].
+
+    After the last action nothing is to come, V = 0. Schulman et al. 2016, arXiv:1506.02438, equation 16.
+    """
+    later = torch.cat([values[:, 1:], torch.zeros_like(values[:, :1])], 1)
+    return returns_to_go(rewards + discount * later - values, discount * trace)
+
+
+def others(values: Tensor) -> Tensor:
+    """The mean of values [n, horizon] over the n − 1 other rows; zeros where there are none."""
+    return (values.sum(0) - values) / max(values.shape[0] - 1, 1)
+
+
 def baseline(observations: Tensor, returns: Tensor) -> Tensor:
     """What is to be expected of returns [n, horizon], linear in (s, s², t, t², t³, 1), t in 0..1, fitted to these very returns.
 
@@ -29,7 +43,7 @@ def baseline(observations: Tensor, returns: Tensor) -> Tensor:
     """
     time = torch.arange(returns.shape[1], device=returns.device, dtype=torch.float64) / returns.shape[1]
     time = time.expand(returns.shape)[..., None]
-    seen = observations.double()
+    seen = observations.flatten(2).double()
     rows = torch.cat([seen, seen.square(), time, time**2, time**3, torch.ones_like(time)], -1).flatten(0, 1)
     weights = inner.ridge(rows, returns.double().flatten(), rows.new_full((), PENALTY))
     return (rows @ weights).view_as(returns).to(returns.dtype)
@@ -46,17 +60,22 @@ def surrogate(log_probs: Tensor, advantages: Tensor, estimator: Estimator) -> Te
     """A scalar whose gradient is the policy gradient, the mean over actions of ∇ log π(a_t|s_t) Â_t.
 
     ``naive``: the mean of log π(a_t|s_t) Â_t, whose further derivatives forget that other weights would have acted otherwise.
-    ``dice``: with □(z) = exp(z − sg(z)), the mean of (□(Σ_{t' ≤ t} log π_t') − □(Σ_{t' < t} log π_t')) Â_t, right in every derivative.
+    ``dice``: with □(z) = exp(z − sg(z)), the mean of (□(Σ_{t' ≤ t} log π_t') − □(Σ_{t' < t} log π_t')) Â_t, right in every derivative,
+    which is Foerster et al. 2018, arXiv:1802.05098, with the baseline of Farquhar et al. 2019, arXiv:1909.10549.
+    ``promp``: the mean of □(log π_t) Â_t, which leaves out how earlier actions led to the state where a_t was taken, and with it most of
+    the variance (Rothfuss et al. 2019, arXiv:1810.06784, equation 10).
 
     Args:
         log_probs, advantages: [n, horizon]; no gradient flows through the advantages.
     """
     if estimator == "naive":
         return (log_probs * advantages).mean()
+    if estimator == "promp":
+        return (_one(log_probs) * advantages).mean()
     upto = log_probs.cumsum(1)
     return ((_one(upto) - _one(upto - log_probs)) * advantages).mean()
 
 
 def _one(z: Tensor) -> Tensor:
-    """□ of Foerster et al. 2018, arXiv:1802.05098: 1, with the derivatives of exp(z) / exp(z)."""
+    """□(z): 1, with the derivatives of exp(z) / exp(z)."""
     return torch.exp(z - z.detach())

@@ -14,10 +14,11 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.algorithm import Footprint, Metrics
+from metarun.algos.control import _policies
 from metarun.algos.control._returns import Estimator, advantages, surrogate
 from metarun.learners import InnerLoop
 from metarun.nets.base import Net
-from metarun.problem import Problem, Trajectories
+from metarun.problem import Past, Problem, Trajectories
 from metarun.task import Context, Task
 
 
@@ -29,19 +30,19 @@ class Actor(NamedTuple):
 
 
 class MAMLRL(InnerLoop):
-    """Model-agnostic meta-learning of a Gaussian policy π_φ(a|s) = N(μ_φ(s), diag σ_φ²).
+    """Model-agnostic meta-learning of a policy π_φ(a|s): N(μ_φ(s), diag σ_φ²) where actions are numbers, a softmax where they are choices.
 
         φ_0 = θ,   φ_{k+1} = φ_k + α ∇_φ mean over t and trajectories of log π_φ(a_t|s_t) Â_t        (trajectories of π_φk, equation 5)
         max_θ  mean over tasks of the return of π_φK                                              (trajectories of π_φK, algorithm 3)
 
     Â are discounted returns to go, less a linear baseline that is fitted to them, normalised to mean 0 and deviation 1, per task. Both
-    gradients are score functions: actions are drawn, and nothing flows through the environment. ``dice`` estimates the second
-    derivatives of the inner step without the bias of ``naive``, which most implementations have, and with more variance (Foerster et al.
-    2018, arXiv:1802.05098; with a baseline as Farquhar et al. 2019, arXiv:1909.10549).
+    gradients are score functions: actions are drawn, and nothing flows through the environment. What is estimated otherwise than by
+    ``naive``, which most implementations have and which is biased, are the second derivatives of the inner step: see ``surrogate``.
 
-    Deviations: (1) The outer step is that of ``optim``, Adam, on new trajectories for each gradient, where the paper has TRPO. (2) The
-    bias transform of the authors' code is left out. (3) The last layer begins at a hundredth of torch's size, so that all actions begin
-    alike.
+    Deviations: (1) The outer step is that of ``optim``, Adam, on new trajectories for each gradient, where the paper has TRPO, and ProMP
+    several steps on the same ones, clipped; with one step each, its probability ratios are 1 and its clip and its KL penalty do nothing.
+    (2) The bias transform of the authors' code is left out. (3) The last layer begins at a hundredth of torch's size, so that all actions
+    begin alike.
 
     Args:
         net, problem, settings: as of ``InnerLoop``; inner_lr is α.
@@ -50,7 +51,7 @@ class MAMLRL(InnerLoop):
         estimator: of second derivatives, see above.
     """
 
-    kinds = frozenset({"control"})
+    kinds = frozenset({"control", "bandits"})
     parts = ("net.", "head.", "log_std")
 
     def __init__(
@@ -63,10 +64,11 @@ class MAMLRL(InnerLoop):
         estimator: Estimator,
         **settings: Any,
     ) -> None:
-        if net.norm in ("batch", "support", "running"):
-            raise ValueError(f"net.norm={net.norm} is not for policies, which act one observation at a time: choose none, layer or group")
+        _policies.check(net)
+        if not problem.most_support:
+            raise ValueError("shot=0 is not for algo=maml_rl, whose steps need trajectories: choose shot >= 1, 20 for example")
         super().__init__(net, problem, **settings)
-        self.log_std = nn.Parameter(torch.full((problem.outputs,), math.log(std)))
+        self.log_std = None if problem.kind.choices else nn.Parameter(torch.full((problem.outputs,), math.log(std)))
         self.discount = discount
         self.estimator: Estimator = estimator
         with torch.no_grad():
@@ -84,24 +86,19 @@ class MAMLRL(InnerLoop):
     @torch.no_grad()
     def predict(self, state: Actor, x: Tensor) -> Trajectories:
         """What the policy does in the episodes of the keys x [n] int64."""
-        shape = (self.horizon, self.problem.outputs)
-        std = state.fast["log_std"].exp()
-        noise = torch.vmap(lambda key: inner.normal(key, shape))(x).to(std.dtype)
 
-        def policy(observations: Tensor, keys: Tensor, time: int) -> Tensor:
-            return self.mean(state.fast, observations) + std * noise[:, time]
+        def act(past: Past, observations: Tensor, time: Tensor, noise: Tensor) -> tuple[Tensor, Any]:
+            return self.policy(state.fast, observations).draw(noise), ()
 
-        return self.problem.simulate(state.params, policy, x)
+        return self.problem.simulate(state.params, act, x, noise=_policies.noise(self.problem, x))[0]
 
-    def mean(self, fast: dict[str, Tensor], observations: Tensor) -> Tensor:
-        """μ [n, actions] of observations [n, observations]."""
-        return inner.upcast(functional_call(self, fast, (observations, observations)))
+    def policy(self, fast: dict[str, Tensor], observations: Tensor) -> _policies.Policy:
+        """π_φ at observations [n, *observation]."""
+        return _policies.policy(inner.upcast(functional_call(self, fast, (observations, observations))), fast.get("log_std"))
 
     def policy_loss(self, fast: dict[str, Tensor], observations: Tensor, actions: Tensor, rewards: Tensor, advantages: Tensor) -> Tensor:
         """Minus the ``surrogate`` of trajectories; pure, as ``inner.gradient`` asks."""
-        mean = self.mean(fast, observations.flatten(0, 1)).view_as(actions)
-        score = (actions - mean) / fast["log_std"].exp()
-        log_probs = -(0.5 * score.square() + fast["log_std"] + 0.5 * math.log(2 * math.pi)).sum(-1)
+        log_probs = self.policy(fast, observations.flatten(0, 1)).log_prob(actions.flatten(0, 1)).view_as(rewards)
         return -surrogate(log_probs, advantages, self.estimator)
 
     def objective(self, states: Sequence[Actor], task: Task, progress: float) -> tuple[Tensor, Metrics]:
