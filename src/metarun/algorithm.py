@@ -48,6 +48,7 @@ class Algorithm(nn.Module, ABC):
             take each image through it once, however many episodes it is in.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
+        attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -63,6 +64,7 @@ class Algorithm(nn.Module, ABC):
     pairwise: bool = False
     encodes: bool = False
     keeps: Literal["auto", "states"] = "auto"
+    attacks: bool = False
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
