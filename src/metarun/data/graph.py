@@ -4,7 +4,9 @@ The graph itself lies once in ``Context.shared``; examples are numbers of nodes.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -105,8 +107,9 @@ class GraphData(Dataset):
     Args:
         seed: the run's; unused, since every division is a function of the seed handed to ``episodes``.
         root: a file, see ``graph_file.read``; None for a small made-up graph, see ``graph_file.made_up``.
+        size: nodes of each class of the made-up graph, before its largest component is taken.
         labelled, validation: nodes of each class: below 1 a share of them (at least one), from 1 on a number.
-        self_loops: what to do with an edge from a node to itself, ``refuse`` the file or ``drop`` the edge.
+        drop_self_loops: leave out an edge from a node to itself, in place of refusing the file.
 
     Raises:
         UserError: the file is not as described, or a class has too few nodes.
@@ -120,11 +123,12 @@ class GraphData(Dataset):
         seed: int,
         *,
         root: str | None,
+        size: Annotated[int, Ge(8)],
         labelled: Annotated[float, Gt(0)],
         validation: Annotated[float, Gt(0)],
         drop_self_loops: bool,
     ) -> None:
-        self.arrays = made_up() if root is None else read(root, drop_self_loops)
+        self.arrays = made_up(size) if root is None else read(root, drop_self_loops)
         counts = np.bincount(self.arrays.labels)
         self.counts = [np.maximum(1, np.round(n * counts)).astype(int) if n < 1 else np.full_like(counts, n) for n in (labelled, validation)]
         smallest = int(counts.argmin())
@@ -133,6 +137,7 @@ class GraphData(Dataset):
                 f"data.labelled={labelled:g} and data.validation={validation:g} leave no node of class {smallest} to be asked for: "
                 f"it has {counts[smallest]} in the largest component; choose fewer"
             )
+        self.note = re.sub(r"[^\w .+-]", "_", Path(root).stem) if root else ""
         self.kind, self.classes = NodeClassification(len(counts)), len(counts)
         self.input_shape = self.arrays.features.shape[1:]
         labelled_nodes, unlabelled = int(self.counts[0].sum()), int((counts - sum(self.counts)).sum())

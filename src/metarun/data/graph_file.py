@@ -62,10 +62,7 @@ def read(root: str, drop_self_loops: bool) -> Arrays:
     names, classes = np.unique(labels[kept], return_inverse=True)
     if len(names) < 2:
         raise _refused(path, f"all nodes of its largest component have the label {labels[kept[0]]}" if len(kept) else "it has no nodes")
-    place = np.full(nodes, -1)
-    place[kept] = np.arange(len(kept))
-    edges = place[edges]
-    return Arrays(edges[edges[:, 0] >= 0], _features(path, found, kept, nodes), classes.astype(np.int64))
+    return Arrays(renumbered(edges, kept, nodes), _features(path, found, kept, nodes), classes.astype(np.int64))
 
 
 def _features(path: Path, found: dict[str, np.ndarray], kept: np.ndarray, nodes: int) -> np.ndarray:
@@ -125,21 +122,25 @@ def largest_component(edges: np.ndarray, nodes: int) -> np.ndarray:
             return np.flatnonzero(lowest == np.bincount(lowest, minlength=1).argmax())
 
 
-def made_up(classes: int = 4, size: int = 40, inside: float = 0.12, outside: float = 0.01, words: int = 12) -> Arrays:
+def renumbered(edges: np.ndarray, kept: np.ndarray, nodes: int) -> np.ndarray:
+    """The edges among the nodes ``kept``, a component, which are numbered 0, 1, …"""
+    place = np.full(nodes, -1)
+    place[kept] = np.arange(len(kept))
+    return place[edges[np.isin(edges[:, 0], kept)]]
+
+
+def made_up(size: int, classes: int = 4, inside: float = 5.0, outside: float = 1.0, words: int = 12) -> Arrays:
     """A stochastic block model, the same every time: ``classes`` groups of ``size`` nodes, whose features are words.
 
-    Two nodes are linked with probability ``inside`` in a group, ``outside`` between groups. Of ``words`` words to a group a node has each
-    with probability 0.25, of the others' with 0.1.
+    A node has on average ``inside`` neighbours in its group and ``outside`` in others. Of the ``words`` words that belong to a group its
+    nodes have each with probability 0.25, other nodes with 0.1.
     """
     random = np.random.default_rng(0)
     labels = np.repeat(np.arange(classes), size)
     same = labels[:, None] == labels
-    linked = np.triu(random.random(same.shape) < np.where(same, inside, outside), 1)
+    linked = np.triu(random.random(same.shape) < np.where(same, inside / size, outside / (size * (classes - 1))), 1)
     own = labels[:, None] == np.repeat(np.arange(classes), words)
     features = (random.random(own.shape) < np.where(own, 0.25, 0.1)).astype(np.float32)
     edges = np.argwhere(linked)
     kept = largest_component(edges, len(labels))
-    place = np.full(len(labels), -1)
-    place[kept] = np.arange(len(kept))
-    edges = place[edges]
-    return Arrays(edges[edges[:, 0] >= 0], features[kept], labels[kept])
+    return Arrays(renumbered(edges, kept, len(labels)), features[kept], labels[kept])

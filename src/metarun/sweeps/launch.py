@@ -128,6 +128,8 @@ def check(words: list[str]) -> Plan:
         if intervals:
             raise UserError(f"{min(intervals)} takes an interval, which is for a search: add hydra/sweeper=tpe, or list values")
         return plan
+    if not valid.trainer.values["val_episodes"]:
+        raise UserError("a search chooses by development episodes: add trainer.val_episodes=N")
     if len(kinds) > 1:
         raise UserError("one search cannot rank accuracies and errors: sweep over data of one kind")
     return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)

@@ -21,26 +21,40 @@ from metarun.problem import Problem
 from metarun.runtime.private import tree_map
 from metarun.task import Context, Task
 
-Weights = dict[str, Tensor]  # "first" [features, models * hidden], "second" [models, hidden, classes]
+MATRICES = 3  # of nodes by nodes, as numbers, that a training holds at a time
+
+Weights = dict[str, Tensor]  # "first" W₁ [features, models * hidden], "second" W₂ [models, hidden, classes]
 
 
 class Trained(NamedTuple):
-    """Models in training."""
+    """Models in training, each for itself."""
 
     weights: Weights
     moments: inner.Moments  # Adam's
-    best: Weights  # of every model those that were best on the validation nodes
-    merit: Tensor  # [models], how good these were
+    best: Weights  # of every model those with the least loss on the validation nodes so far
+    least: Tensor  # [models], that loss
     hop: Hop  # Â
     smooth: Tensor  # ÂX [nodes, features]
 
 
 class GCN(Algorithm):
-    """Graph convolutional network of two layers, trained from random weights; a step is a step of training.
+    """Graph convolutional network of two layers, trained from random weights on the labelled nodes; a step is a step of training.
 
         logits = Â relu(Â X W₁) W₂,   Â = D^(-½) (A + I) D^(-½)                                          (equation 9)
 
-    Weights of the step that does best on the validation nodes are those that answer.
+    Of every model those weights answer which had the least loss on the validation nodes. Nothing is meta-learned, and the net is not used.
+
+    Deviations: (1) Dropout leaves out hidden units, not features, so that ÂX is computed once. (2) Weight decay is on both layers, the
+    paper's on the first. (3) All steps are taken, and the best of them answers; in the paper training ends when the validation loss has not
+    fallen for ten.
+
+    Args:
+        net, problem: the backbone, which is left aside, and the data's shape.
+        models: how many are trained side by side, from random weights of their own; the score is their mean.
+        hidden: units of the hidden layer.
+        lr, decay: of Adam, and what of the weights is added to their gradient.
+        dropout: the share of hidden units that a step leaves out.
+        test_steps: of training.
     """
 
     kinds = frozenset({"node classification"})
@@ -62,49 +76,52 @@ class GCN(Algorithm):
         self.models, self.hidden, self.lr, self.decay, self.dropout, self.test_steps = models, hidden, lr, decay, dropout, test_steps
 
     def begin(self, context: Context) -> Trained:
-        graph, key = context.shared, context.key
-        x, width = graph.features, self.models * self.hidden
-        hop = Hop.along(graph.adjacency().to(x.dtype))
-        classes = context.classes.shape[0]
-        weights = {
-            "first": glorot(key, (x.shape[1], width), x.shape[1] + self.hidden, 0).to(x.dtype),
-            "second": glorot(key, (self.models, self.hidden, classes), self.hidden + classes, 1).to(x.dtype),
+        features = context.shared.features
+        inputs, classes = features.shape[1], context.classes.shape[0]
+        drawn = {
+            "first": glorot(context.key, (inputs, self.models * self.hidden), inputs + self.hidden, 0),
+            "second": glorot(context.key, (self.models, self.hidden, classes), self.hidden + classes, 1),
         }
-        worst = torch.full((self.models,), -math.inf, dtype=x.dtype, device=x.device)
-        return Trained(weights, inner.no_moments(weights), weights, worst, hop, hop.spread(x))
+        weights = {name: w.to(features.dtype) for name, w in drawn.items()}
+        hop = Hop.along(context.shared.adjacency().to(features.dtype))
+        least = torch.full((self.models,), math.inf, dtype=features.dtype, device=features.device)
+        return Trained(weights, inner.no_moments(weights), weights, least, hop, hop.spread(features))
 
     def step(self, state: Trained, context: Context, k: int | Tensor) -> Trained:
         weights, (x, y) = state.weights, context.support
-        hidden = state.smooth @ weights["first"]
-        merit = self.merit(self.logits(hidden, weights["second"], state.hop, context.extras["validation"]), context.extras["validation_y"])
-        better = merit >= state.merit
-        best = self.chosen(better, weights, state.best)
+        hidden = state.smooth @ weights["first"]  # for validation and training alike, as nothing is left out before it
+
+        validation, validation_y = context.extras["validation"], context.extras["validation_y"]
+        loss = self.losses({"hidden": hidden, "second": weights["second"]}, state.hop, validation, validation_y)
+        better = loss < state.least
+        best = {
+            "first": torch.where(better.repeat_interleave(self.hidden), weights["first"], state.best["first"]),
+            "second": torch.where(better[:, None, None], weights["second"], state.best["second"]),
+        }
+
         kept = (inner.uniform(context.key, tuple(hidden.shape), 2 + k) >= self.dropout).to(hidden.dtype) / (1 - self.dropout)
-
-        def loss(parts: Weights, hop: Hop, kept: Tensor, x: Tensor, y: Tensor) -> Tensor:
-            logits = self.logits(parts["hidden"], parts["second"], hop, x, kept)
-            return self.models * self.problem.loss(logits, y)
-
-        parts = inner.gradient(loss, {"hidden": hidden, "second": weights["second"]}, state.hop, kept, x, y, mode="none")
+        parts = inner.gradient(
+            lambda *given: self.losses(*given).sum(), {"hidden": hidden, "second": weights["second"]}, state.hop, x, y, kept, mode="none"
+        )
         slopes = {"first": state.smooth.T @ parts["hidden"], "second": parts["second"]}
         slopes = tree_map(lambda g, w: g + self.decay * w, slopes, weights)
         weights, moments = inner.adam(weights, slopes, state.moments, k, self.lr, beta1=0.9)
-        return state._replace(weights=weights, moments=moments, best=best, merit=torch.where(better, merit, state.merit))
+        return Trained(weights, moments, best, torch.where(better, loss, state.least), state.hop, state.smooth)
 
-    def merit(self, logits, y):
-        return -F.cross_entropy(logits, y[:, None].expand(-1, self.models), reduction="none").mean(0)
-
-    def chosen(self, better: Tensor, new: Weights, old: Weights) -> Weights:
-        return {
-            "first": torch.where(better.repeat_interleave(self.hidden), new["first"], old["first"]),
-            "second": torch.where(better[:, None, None], new["second"], old["second"]),
-        }
+    def losses(self, parts: Weights, hop: Hop, x: Tensor, y: Tensor, kept: Tensor | float = 1.0) -> Tensor:
+        """Mean cross-entropy of every model [models] on the nodes x, y [n]; arguments as of ``logits``."""
+        logits = self.logits(parts["hidden"], parts["second"], hop, x, kept)
+        return F.cross_entropy(logits, y[:, None].expand(-1, self.models), reduction="none").mean(0)
 
     def logits(self, hidden: Tensor, second: Tensor, hop: Hop, x: Tensor, kept: Tensor | float = 1.0) -> Tensor:
-        """[n, classes, models] of the nodes x [n]; ``hidden`` is ÂXW₁ [nodes, models * hidden]."""
+        """[n, classes, models] of the nodes x [n]; ``hidden`` is ÂXW₁ [nodes, models * hidden], of which dropout kept ``kept``."""
         active = (F.relu(hidden) * kept).unflatten(1, (self.models, self.hidden))
-        return hop.to(x, torch.einsum("nmh,mhc->ncm", active, second).flatten(1)).unflatten(1, (second.shape[2], self.models))
+        classes = torch.einsum("nmh,mhc->ncm", active, second).flatten(1)
+        return hop.to(x, classes).unflatten(1, (second.shape[2], self.models))
 
     def predict(self, state: Trained, x: Tensor) -> Tensor:
         return self.logits(state.smooth @ state.best["first"], state.best["second"], state.hop, x)
 
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        features = task.context.shared.features
+        return Footprint(0, bytes=(MATRICES * len(features) + features.shape[1]) * len(features) * features.element_size())
