@@ -123,7 +123,7 @@ class Trainer:
         curve: Curve = "auto",
     ) -> None:
         if algorithm.learns and not val_episodes:
-            raise UserError("trainer.val_episodes=0 is for methods that have nothing to learn; this one's checkpoints are chosen by validation")
+            raise UserError("trainer.val_episodes=0 is for methods that have nothing to learn; here checkpoints are chosen by validation")
         self.algorithm, self.optimizer, self.engine, self.tracker = algorithm, optimizer, engine, tracker
         self.checkpoints, self.train, self.val, self.asked = folder / "checkpoints", train, val, asked
         self.iterations = iterations if algorithm.learns else 0

@@ -130,25 +130,27 @@ class GraphData(Dataset):
     ) -> None:
         self.arrays = made_up(size) if root is None else read(root, drop_self_loops)
         counts = np.bincount(self.arrays.labels)
-        self.counts = [np.maximum(1, np.round(n * counts)).astype(int) if n < 1 else np.full_like(counts, n) for n in (labelled, validation)]
-        smallest = int(counts.argmin())
-        if sum(self.counts)[smallest] >= counts[smallest]:
+        self.labelled, self.validation = (
+            np.maximum(1, np.round(n * counts)).astype(int) if n < 1 else np.full_like(counts, n) for n in (labelled, validation)
+        )
+        asked = counts - self.labelled - self.validation
+        short = int(asked.argmin())
+        if asked[short] < 1:
             raise UserError(
-                f"data.labelled={labelled:g} and data.validation={validation:g} leave no node of class {smallest} to be asked for: "
-                f"it has {counts[smallest]} in the largest component; choose fewer"
+                f"data.labelled={labelled:g} and data.validation={validation:g} leave no node of class {short} to be asked for: "
+                f"it has {counts[short]} in the largest component; choose fewer"
             )
         self.note = re.sub(r"[^\w .+-]", "_", Path(root).stem) if root else ""
         self.kind, self.classes = NodeClassification(len(counts)), len(counts)
         self.input_shape = self.arrays.features.shape[1:]
-        labelled_nodes, unlabelled = int(self.counts[0].sum()), int((counts - sum(self.counts)).sum())
-        mean = (round(n / len(counts)) or 1 for n in (labelled_nodes, unlabelled))
-        self.fixed_spec = EpisodeSpec(way=len(counts), shot=next(mean), query=next(mean), uneven=True)
+        shot, query = (max(1, round(nodes.mean())) for nodes in (self.labelled, asked))
+        self.fixed_spec = EpisodeSpec(way=len(counts), shot=shot, query=query, uneven=True)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> NodeEpisodes:
         """Divisions of the nodes, whatever ``spec`` says: ``fixed_spec`` is their shape in the mean over classes."""
         if split not in self.splits:
             raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
-        return NodeEpisodes(self.arrays, *self.counts, split, seed, device)
+        return NodeEpisodes(self.arrays, self.labelled, self.validation, split, seed, device)
 
     def describe(self, split: str) -> str:
         arrays = self.arrays

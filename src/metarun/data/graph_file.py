@@ -14,7 +14,9 @@ from metarun.errors import UserError
 
 NEEDED = ("adj_data", "adj_indices", "adj_indptr", "adj_shape", "labels")
 LARGEST = 2**29  # numbers of the matrices of nodes by nodes and nodes by features, which methods hold
-LAYOUT = "it should be an .npz of a sparse matrix in CSR form, adj_data, adj_indices, adj_indptr and adj_shape, with labels, and attr_* alike"
+LAYOUT = (
+    "it should be an .npz of a sparse matrix in CSR form (adj_data, adj_indices, adj_indptr, adj_shape), with labels, and attr_* likewise"
+)
 
 
 class Arrays(NamedTuple):
@@ -39,7 +41,7 @@ def read(root: str, drop_self_loops: bool) -> Arrays:
         with zipfile.ZipFile(path) as archive:
             refuse_bomb(path, sum(member.file_size for member in archive.infolist()))
         with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in NEEDED or name.startswith("attr_") and name != "attr_names"}
+            found = {name: file[name] for name in file.files if name in NEEDED or (name.startswith("attr_") and name != "attr_names")}
     except (*DAMAGE, ValueError) as error:  # ValueError: an array of Python objects, which are never unpickled
         raise _refused(path, " ".join(str(error).split())) from None
     if missing := [name for name in NEEDED if name not in found]:
@@ -67,7 +69,7 @@ def read(root: str, drop_self_loops: bool) -> Arrays:
 
 def _features(path: Path, found: dict[str, np.ndarray], kept: np.ndarray, nodes: int) -> np.ndarray:
     """The rows of the nodes that are kept, [kept, features] float32."""
-    if "attr_data" not in found:
+    if not any(name.startswith("attr_") for name in found):
         return np.eye(len(kept), dtype=np.float32)
     rows, columns, values, shape = _sparse(path, found, "attr")
     if shape[0] != nodes:
@@ -88,10 +90,10 @@ def _sparse(path: Path, found: dict[str, np.ndarray], name: str) -> tuple[np.nda
     whole = all(array.ndim == 1 and array.dtype.kind in "iu" for array in (indices, indptr, shape))
     if not (whole and len(shape) == 2 and shape.min() >= 0 and data.shape == indices.shape and data.dtype.kind in "iufb"):
         raise _refused(path, f"{name}_data, {name}_indices, {name}_indptr and {name}_shape are not those of a sparse matrix")
-    counts = np.diff(indptr.astype(np.int64))
+    counts: np.ndarray = np.diff(indptr.astype(np.int64))
     if len(indptr) != shape[0] + 1 or (counts < 0).any() or counts.sum() != len(data) or indptr[0] != 0:
         raise _refused(path, f"{name}_indptr does not divide the {len(data)} values of {name}_data into {shape[0]} rows")
-    if len(indices) and not (0 <= indices.min() and indices.max() < shape[1]):
+    if len(indices) and not (indices.min() >= 0 and indices.max() < shape[1]):
         raise _refused(path, f"{name}_indices has columns beyond the {shape[1]} of {name}_shape")
     there = data != 0
     rows = np.repeat(np.arange(len(counts)), counts)

@@ -52,7 +52,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     if valid.data.target.kind.acts:
         raise UserError(f"{folder} learned to act, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
     if not valid.data.target.kind.alone:
-        raise UserError(f"{folder} tells the nodes of its own graph, data={values['data']['name']}, and no others: test it with metarun eval")
+        raise UserError(f"{folder} tells nodes of its own graph alone, data={values['data']['name']}: test it with metarun eval")
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     pictures: Pictures | None = data.target.pictures(**data.values)

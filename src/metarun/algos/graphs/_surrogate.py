@@ -80,7 +80,7 @@ class Surrogate(NamedTuple):
 
 
 def self_trained(surrogate: Surrogate, context: Context, key: Tensor) -> Tensor:
-    """The classes of all nodes [nodes] int64 as far as can be known: of the labelled ones their labels, of others what a surrogate tells."""
+    """The classes of all nodes [nodes] int64 as far as can be known: labels where they are given, else what a surrogate tells."""
     features, (x, y) = context.shared.features, context.support
     hop = Hop.along(context.shared.adjacency().to(features.dtype))
     start = Weights.drawn(key, features, surrogate.hidden, context.classes.shape[0])
