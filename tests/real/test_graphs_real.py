@@ -32,7 +32,7 @@ def test_counts_and_a_division(name: str, counts: tuple[int, ...]) -> None:
 
 
 def test_polblogs_has_self_loops_and_no_features() -> None:
-    with pytest.raises(UserError, match=r"3 nodes are linked to themselves, node \d+ first"):
+    with pytest.raises(UserError, match=r"3 links lead from a node to itself, from node \d+ first"):
         load("polblogs")
     edges, features, labels = load("polblogs", drop_self_loops=True).arrays
     assert (len(labels), len(edges), features.shape) == (1222, 16714, (1222, 1222))

@@ -80,7 +80,7 @@ def test_without_features_every_node_has_one_of_its_own(tmp_path: Path) -> None:
 
 LOOP = sparse("adj", np.eye(16, k=1) + np.diag([0] * 3 + [1] + [0] * 12))
 BAD: list[tuple[str, dict[str, Any]]] = [
-    ("1 nodes are linked to themselves, node 3 first; leave these links out of the file, or set data.drop_self_loops=true", LOOP),
+    ("1 links lead from a node to itself, from node 3 first; leave them out of the file, or set data.drop_self_loops=true", LOOP),
     (r"\(labels is missing\): it should be an .npz of a sparse matrix", {"labels": None}),
     (r"labels are float64 \[16\], but there are 16 nodes", {"labels": np.zeros(16)}),
     (r"labels are int64 \[3\], but there are 16 nodes", {"labels": np.zeros(3, np.int64)}),

@@ -52,8 +52,8 @@ def read(root: str, drop_self_loops: bool) -> Arrays:
     loops = sources == targets
     if loops.any() and not drop_self_loops:
         raise UserError(
-            f"data.root={path} is not possible: {int(loops.sum())} nodes are linked to themselves, node {sources[loops][0]} first; "
-            "leave these links out of the file, or set data.drop_self_loops=true"
+            f"data.root={path} is not possible: {int(loops.sum())} links lead from a node to itself, from node {sources[loops][0]} first; "
+            "leave them out of the file, or set data.drop_self_loops=true"
         )
     nodes, labels = shape[0], found["labels"]
     if labels.shape != (nodes,) or labels.dtype.kind not in "iu":
