@@ -41,7 +41,7 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = {}
     for name, words in (CLEAN | ATTACKS | MEMORY).items():
-        folder = options.runs / name.lower().replace(" ", "_")
+        folder = options.runs / re.sub(r"\W+", "_", name.lower())
         if options.only in name and not (folder / "summary.json").is_file():
             run(words.replace("data.root=", f"data.root={options.graphs.resolve()}/"), folder)
         if (folder / "summary.json").is_file():

@@ -11,7 +11,10 @@ import pytest
 from cli_support import assert_one_line, everything
 
 RING = {
-    **{"adj_data": np.ones(12), "adj_indices": (np.arange(12) + 1) % 12, "adj_indptr": np.arange(13), "adj_shape": np.array([12, 12])},
+    "adj_data": np.ones(12),
+    "adj_indices": (np.arange(12) + 1) % 12,
+    "adj_indptr": np.arange(13),
+    "adj_shape": np.array([12, 12]),
     "labels": np.arange(12) // 6,
 }
 TINY = [

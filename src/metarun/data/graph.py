@@ -140,7 +140,7 @@ class GraphData(Dataset):
                 f"data.labelled={labelled:g} and data.validation={validation:g} leave no node of class {short} to be asked for: "
                 f"it has {counts[short]} in the largest component; choose fewer"
             )
-        self.note = re.sub(r"[^\w .+-]", "_", Path(root).stem) if root else ""
+        self.note = note(root)
         self.kind, self.classes = NodeClassification(len(counts)), len(counts)
         self.input_shape = self.arrays.features.shape[1:]
         shot, query = (max(1, round(nodes.mean())) for nodes in (self.labelled, asked))
@@ -155,3 +155,8 @@ class GraphData(Dataset):
     def describe(self, split: str) -> str:
         arrays = self.arrays
         return f"a graph of {len(arrays.labels):,} nodes and {len(arrays.edges):,} edges, {self.classes} classes"
+
+
+def note(root: str | None) -> str:
+    """What a graph's file is called in reports, ``cora_ml``; nothing for a made-up one."""
+    return re.sub(r"[^\w .+-]", "_", Path(root).stem) if root else ""
