@@ -146,6 +146,11 @@ def bandits(algo: str, *words: str) -> dict[str, Any]:
     return small("data=bandits", "data.horizon=6", "data.arms=3", "net=mlp", "way=1", "shot=3", "query=4", f"algo={algo}", *words)
 
 
+def nodes(algo: str, *words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run on the made-up graph."""
+    return small("data=graph", "data.size=8", "net=mlp", "way=1", f"algo={algo}", *words)
+
+
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:
     """What metarun builds of this configuration, or why it refuses it."""
     try:
@@ -180,7 +185,9 @@ def norms_of(net: str) -> list[str]:
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
-TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression, control, bandits)}
+TRIED = {
+    (algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression, control, bandits, nodes)
+}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]

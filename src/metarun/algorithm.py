@@ -52,6 +52,7 @@ class Algorithm(nn.Module, ABC):
             which a task holds places in what all tasks share.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
+        attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -69,6 +70,7 @@ class Algorithm(nn.Module, ABC):
     encodes: bool = False
     by_minibatch: bool = False
     keeps: Literal["auto", "states"] = "auto"
+    attacks: bool = False
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:

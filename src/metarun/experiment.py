@@ -19,6 +19,7 @@ import torch
 from metarun.config import inputs
 from metarun.config.stored import to_yaml
 from metarun.data.episodes import Episodes
+from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
 from metarun.protocols.base import statistics
@@ -179,6 +180,8 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path) -> dict[str, A
     for asked in run.protocols:
         episodes = run.episodes(split, asked)
         n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
+        if not n:
+            raise UserError(f"trainer.{split}_episodes=0 leaves nothing to measure: add trainer.{split}_episodes=N")
         with StopFlag() as stop:
             arrays = asked_of(run.engine, run.algorithm, episodes, n, asked, tracker, split, stop)
         scores = asked.per_episode(arrays)

@@ -134,12 +134,14 @@ class Kind(ABC):
         higher_is_better: whether a larger score is the better one.
         labelled: whether targets are classes, 0..way-1.
         acts: whether answers are what is done in an environment, there being no examples.
+        alone: whether an example can be answered by itself; a node of a graph cannot.
     """
 
     name: ClassVar[str]
     higher_is_better: ClassVar[bool]
     labelled: ClassVar[bool] = False
     acts: ClassVar[bool] = False
+    alone: ClassVar[bool] = True
 
     @property
     @abstractmethod
@@ -275,6 +277,39 @@ class Density(Regression):
 
 
 @dataclass(frozen=True)
+class NodeClassification(Kind):
+    """Telling the classes of a graph's nodes: x [n] int64 are nodes, y [n] int64 their classes, 0..size-1.
+
+    Predictions are logits [n, size], or [n, size, models] of several models that are judged one by one; the score is the error, the
+    fraction of nodes that are misclassified, in the mean over models.
+
+    Args:
+        size: classes of the graph.
+    """
+
+    name = "node classification"
+    metric = "error"
+    higher_is_better = False
+    labelled = True
+    alone = False
+    size: int = 2
+
+    def outputs(self, spec: EpisodeSpec) -> int:
+        return self.size
+
+    def describe(self, spec: EpisodeSpec) -> str:
+        return f"a graph with {spec.way} classes of nodes, about {spec.shot} labelled and {spec.query} to be told in each"
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """Mean cross-entropy over nodes and models."""
+        logits = upcast(prediction).reshape(*prediction.shape[:2], -1)
+        return F.cross_entropy(logits, y[:, None].expand(-1, logits.shape[2]))
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return (prediction.reshape(*prediction.shape[:2], -1).argmax(1) != y[:, None]).float().mean()
+
+
+@dataclass(frozen=True)
 class Control(Kind):
     """Acting: x [n] int64 are keys of episodes of an environment, y [n, 0] is empty; the score is the mean return.
 
@@ -352,8 +387,9 @@ class Problem:
     """What a net and an algorithm need to know of the data, and how a prediction is judged.
 
     ``outputs`` is the length of an answer, see ``Kind.outputs``; ``classes`` the number of training classes (0 where there are none);
-    ``input_shape`` one example's shape, no batch axis, for control an observation's; ``attributes`` the length of a class's attribute
-    vector (0: the data have none); ``simulator`` the environment of control.
+    ``input_shape`` one example's shape, no batch axis, for control an observation's, for nodes that of their features; ``attributes`` the
+    length of a class's attribute vector (0: the data have none); ``simulator`` the environment of control; ``attacked`` whether the method
+    is an adversary, who wants the score to be bad.
     """
 
     kind: Kind
@@ -364,6 +400,7 @@ class Problem:
     eval: EpisodeSpec
     attributes: int = 0
     simulator: Simulator | None = None
+    attacked: bool = False
 
     @property
     def most_classes(self) -> int:
@@ -381,7 +418,8 @@ class Problem:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.kind.higher_is_better
+        """Whether a larger score is the better one, for the method that is run."""
+        return self.kind.higher_is_better != self.attacked
 
     def loss(self, prediction: Any, y: Tensor) -> Tensor:
         """See the kind's."""

@@ -68,7 +68,13 @@ class Run:
         if trained:
             shape |= trained["problem"]
         self.problem = Problem(
-            self.data.kind, self.data.input_shape, train=self.spec["train"], eval=self.spec["eval"], simulator=self.data.simulator, **shape
+            self.data.kind,
+            self.data.input_shape,
+            train=self.spec["train"],
+            eval=self.spec["eval"],
+            simulator=self.data.simulator,
+            attacked=valid.algo.target.attacks,
+            **shape,
         )
         if valid.algo.target.zero_shot:
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)

@@ -18,7 +18,7 @@ from metarun.algorithm import Algorithm, State
 from metarun.data.episodes import Episodes
 from metarun.data.slots import slots
 from metarun.engine import Engine
-from metarun.errors import RunError
+from metarun.errors import RunError, UserError
 from metarun.optim import MetaOptimizer
 from metarun.protocols.base import Curve, Protocol
 from metarun.runtime.distributed import Alone
@@ -95,7 +95,7 @@ class Trainer:
         iterations: meta-training iterations; none for a method that has nothing to learn.
         meta_batch: tasks per iteration.
         val_every: iterations between validations (and checkpoints).
-        val_episodes: development episodes per validation, the same ones each time.
+        val_episodes: development episodes per validation, the same ones each time; 0 for none, of a method that has nothing to learn.
         test_episodes: episodes of the meta-test.
         patience: stop after so many validations without improvement; null for never.
         max_minutes: stop meta-training after so many minutes of wall time, over all resumed processes; null for never.
@@ -118,13 +118,15 @@ class Trainer:
         iterations: Annotated[int, Ge(0)],
         meta_batch: Annotated[int, Ge(1)],
         val_every: Annotated[int, Ge(1)],
-        val_episodes: Annotated[int, Ge(1)],
+        val_episodes: Annotated[int, Ge(0)],
         test_episodes: Annotated[int, Ge(1)],
         patience: Annotated[int, Ge(1)] | None,
         max_minutes: Annotated[float, Gt(0)] | None,
         profile: bool = False,
         curve: Curve = "auto",
     ) -> None:
+        if algorithm.learns and not val_episodes:
+            raise UserError("trainer.val_episodes=0 is for methods that have nothing to learn; here checkpoints are chosen by validation")
         self.algorithm, self.optimizer, self.engine, self.tracker = algorithm, optimizer, engine, tracker
         self.checkpoints, self.train, self.val, self.asked = folder / "checkpoints", train, val, asked
         self.iterations = iterations if algorithm.learns else 0
@@ -206,6 +208,10 @@ class Trainer:
 
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem
+        if not self.val_episodes:
+            self.save("best")
+            self.save("last")
+            return
         # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
         self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         values = asked_of(self.engine, self.algorithm, self.val, self.val_episodes, self.asked, self.tracker, "validate", stop)

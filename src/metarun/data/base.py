@@ -24,7 +24,7 @@ class Dataset(ABC):
     classes: int = 0  # training classes; 0 where there are none
     attributes: int = 0  # length of a class's attribute vector; 0: there are none
     simulator: Simulator | None = None  # control: the environment
-    note: str = ""  # in what the data are not as published, for reports: "100 a class"
+    note: str = ""  # in what the data are not as published, or which they are, for reports: "100 a class"
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod

@@ -41,7 +41,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: no such run, checkpoint or device, or a run that learned to act.
+        UserError: no such run, checkpoint or device, or a run that learned to act, or tells nodes of a graph.
         RunError: the checkpoint is damaged.
     """
     folder = Path(run)
@@ -51,6 +51,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         raise UserError(f"there is no checkpoint '{checkpoint}'{nearest(checkpoint, ('best', 'last'))} (best or last)")
     if valid.data.target.kind.acts:
         raise UserError(f"{folder} learned to act, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
+    if not valid.data.target.kind.alone:
+        raise UserError(f"{folder} tells nodes of its own graph alone, data={values['data']['name']}: test it with metarun eval")
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     pictures: Pictures | None = data.target.pictures(**data.values)

@@ -3,6 +3,7 @@ Its folder alone decides what there is to do, so that a call repeated by Slurm, 
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import traceback
@@ -70,8 +71,8 @@ def serial(hydra: Any) -> bool:
 
 
 def score(summary: dict[str, Any]) -> dict[str, float]:
-    """The development statistic that checkpoints are chosen by."""
-    return next(iter(summary["val"].values()))
+    """The development statistic that checkpoints are chosen by; no number where there was no validation."""
+    return next(iter(summary["val"].values()), {"mean": math.nan})
 
 
 def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str, Any]:
@@ -138,6 +139,6 @@ def _same(top: Path, values: dict[str, Any]) -> Path | None:
 
 
 def _results(summary: dict[str, Any]) -> str:
-    name = next(iter(summary["val"]))
-    test = f", test {summary['test'][name]['mean']:.4f}" if summary["test"] else ""
-    return f"{name} val {score(summary)['mean']:.4f}{test}"
+    name = summary["metric"]
+    means = [f"{split} {summary[split][name]['mean']:.4f}" for split in ("val", "test") if summary[split]]
+    return f"{name} {', '.join(means)}"

@@ -115,18 +115,21 @@ def check(words: list[str]) -> Plan:
     for member in compose.members(space):
         cfg = compose.compose(member)
         values = compose.resolve(cfg)
-        kinds.add(schema.validate(values).data.target.kind)
+        valid = schema.validate(values)
+        kinds.add((valid.data.target.kind.metric, valid.data.target.kind.higher_is_better != valid.algo.target.attacks))
     for part in ("sweeper", "launcher"):
         _require(part, cfg.hydra[part]._target_)
     options = compose.choices(space)
     intervals = {key(word) for word in space if "interval(" in word}
     swept = intervals | {key(words[0]) for words in options if len(words) > 1}
-    direction = "maximize" if all(kind.higher_is_better for kind in kinds) else "minimize"
+    direction = "maximize" if all(higher for _, higher in kinds) else "minimize"
     plan = Plan(words, cfg, math.prod(map(len, options)), swept, direction)
     if not plan.search:
         if intervals:
             raise UserError(f"{min(intervals)} takes an interval, which is for a search: add hydra/sweeper=tpe, or list values")
         return plan
+    if not valid.trainer.values["val_episodes"]:
+        raise UserError("a search chooses by development episodes: add trainer.val_episodes=N")
     if len(kinds) > 1:
         raise UserError("one search cannot rank accuracies and errors: sweep over data of one kind")
     return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)
