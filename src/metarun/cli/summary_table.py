@@ -20,13 +20,16 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     """One run's summary: results on ``splits``, adaptation curve, how they came about, and where everything lies."""
     out = _console()
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
-    found = {**summary["val"], **(summary["test"] or {})}
+    found = {**(summary["val"] or {}), **(summary["test"] or {})}
     verified = [name for name in MEASURES if name in found]
     out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")
     if verified:
         out.print(" same class or not, over the pairs of query and class of all episodes")
         out.print(_results(summary, splits, verified), end="")
-    out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
+    out.print(" mean ± 95 % (1.96 standard errors) over episodes", style="dim")
+    for split in (name for name in splits if name in summary["same_classes"]):
+        out.print(f" {split}: the same {summary['way']} classes in every episode; ± does not say how others would fare", style="dim")
+    out.print()
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
         out.print(Padding(_curve(curve), (0, 0, 0, 1)))

@@ -21,6 +21,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from metarun.config.nested import nodes
 from metarun.config.options import conf_dir, groups
 from metarun.config.stored import reference_in
 from metarun.errors import RunError, UserError, nearest
@@ -179,7 +180,7 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
             if group not in fresh:
                 raise UserError(f"{word} builds a whole new run; a finished one takes single groups and keys, such as data=… or way=…")
             changed[group] = fresh[group]
-    known = flatten(OmegaConf.to_container(changed))
+    known = _names(changed)
     for word in words:
         if word in chosen:
             continue
@@ -196,11 +197,9 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     return resolve(changed)
 
 
-def flatten(node: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of nested dicts, inner nodes included."""
-    if not isinstance(node, dict):
-        return []
-    return [name for key, value in node.items() for name in (f"{prefix}{key}", *flatten(value, f"{prefix}{key}."))]
+def _names(cfg: DictConfig) -> list[str]:
+    """All dotted keys, sections included."""
+    return [name for name, _ in nodes(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
 
 
 def _known_keys(words: list[str]) -> list[str]:
@@ -208,7 +207,7 @@ def _known_keys(words: list[str]) -> list[str]:
     names = groups()
     choices = [word for word in words if (found := re.match(r"(\w+)=(\w+)$", word)) and found[2] in names.get(found[1], [])]
     with _initialised():
-        return flatten(OmegaConf.to_container(hydra_compose("config", overrides=choices), resolve=False))
+        return _names(hydra_compose("config", overrides=choices))
 
 
 def explain(error: Exception, words: list[str]) -> Exception:
