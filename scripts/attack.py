@@ -1,5 +1,5 @@
 """Tries to make metarun lose something, say something wrong or run somebody else's code; prints how often it held. Seeded and bounded.
-Usage: python scripts/attack.py [PART ...] [--seed N] [--minutes M] [--write]; without PART all. --write puts the figures into docs/reliability.md."""
+Usage: python scripts/attack.py [PART ...] [--seed N] [--minutes M] [--write]; --write: the figures go into docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def disk(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
 
 
 def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
-    """20,000 iterations and 10,000 test episodes of a tiny net: memory within 5 %, threads and open files as they were; however long it takes"""
+    """20,000 iterations and 10,000 test episodes of a tiny net: memory within 5 %, threads and open files as they were"""
     place = folder / "endurance"
     place.mkdir()
     line = [*TINY, "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false", "hydra.run.dir=run"]
@@ -171,10 +171,11 @@ def table(found: dict[str, list[Count]], seed: int, minutes: float) -> str:
         lines.append(f"| `{name}` | {what} | {tried} | {', '.join(f'{count.held:,}' for count in counts)} |")
     given = sum(count.tried + count.unjudged for name in ("words", "configs", "folders") for count in found.get(name, []))
     stopped = sum(count.unjudged for counts in found.values() for count in counts)
-    lines += ["", f"Of the {given} generated command lines, configurations and folders {stopped} were still at work after 20 s and were "]
-    lines[-1] += (
-        "stopped, as one that is asked for a billion iterations is; they are not counted. With `-m` every run that fails has a line."
-    )
+    lines += [
+        "",
+        f"Of {given:,} generated command lines, configurations and folders {stopped} were still at work after 20 s, as one is that",
+    ]
+    lines += ["was asked for a billion iterations; they were stopped and are not counted. With `-m` every run that fails has a line."]
     return "\n".join([*lines, ""])
 
 

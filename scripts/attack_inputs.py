@@ -146,8 +146,9 @@ def words(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     """generated command lines: status 0, 1, 2 or 130, no traceback, one line where it did not work"""
     _, run, _ = uncut("maml", folder)
     keys = flat(yaml.safe_load((run / "config.yaml").read_text()))
-    commands = "check check check check list eval resume compare show predict evla -- --json -m".split() + ["", "--cfg job"]
-    options = "--json --help -x --split --checkpoint --out --index --metric --where --wat -- -m --paired run".split() + [""]
+    commands = [*["check"] * 4, "list", "eval", "resume", "compare", "show", "predict", "evla", "", "--json", "-m", "--cfg job"]
+    options = ["--json", "--help", "-x", "--split", "--checkpoint", "--out", "--index", "--metric", "--where", "--wat", "--", "-m"]
+    options += ["--paired", "run", ""]
     count = Count("command lines", minutes)
     for number in range(320):
         if count.late:
