@@ -23,3 +23,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest of ``names``, or ``""`` when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def install(extra: str) -> str:
+    """How to install what an extra of this package brings; the package is on no index, so from its checkout."""
+    return f"pip install -e '.[{extra}]' in metarun's checkout"

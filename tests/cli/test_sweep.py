@@ -145,7 +145,7 @@ def test_what_cannot_be_is_refused_in_one_line(metarun, top, words, line):
 def test_a_plugin_that_is_missing_is_named(monkeypatch, choice):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("hydra_plugins.") else real(name))
-    with pytest.raises(UserError, match=r"plugin that is not installed: pip install 'metarun\[(joblib|slurm|optuna)\]'"):
+    with pytest.raises(UserError, match=r"plugin that is not installed: pip install -e '\.\[(joblib|slurm|optuna)\]'"):
         check([choice, *WORDS])
 
 

@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from metarun.config.nested import nodes
 from metarun.config.options import conf_dir, groups
 from metarun.config.stored import reference_in
-from metarun.errors import RunError, UserError, nearest
+from metarun.errors import RunError, UserError, install, nearest
 from metarun.extensions.sources import sources
 from metarun.extensions.targets import place
 
@@ -218,7 +218,7 @@ def explain(error: Exception, words: list[str]) -> Exception:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = sorted({*groups().get(group, []), *(error.options or [])}) if group in groups() else error.options
         if extra := next((extra for plugin, extra in EXTRAS.items() if group.startswith("hydra/") and option.startswith(plugin)), None):
-            return UserError(f"{group}={option} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
+            return UserError(f"{group}={option} needs a plugin that is not installed: {install(extra)}")
         if options is None:
             return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
         return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options) or 'none'})")
