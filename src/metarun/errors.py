@@ -11,6 +11,14 @@ class UserError(Exception):
     """The user's input is wrong; the message is one line that says what and how to mend it."""
 
 
+class UnknownKeys(UserError):
+    """The configuration has keys that nothing here takes, ``keys``; the message is about the first."""
+
+    def __init__(self, message: str, keys: list[str]) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class MissingLibrary(UserError):
     """An optional library is not installed; the message says how to get it."""
 

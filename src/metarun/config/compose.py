@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 from metarun.config.nested import nodes
 from metarun.config.options import conf_dir, groups
 from metarun.config.stored import reference_in
-from metarun.errors import RunError, UserError, install, nearest
+from metarun.errors import RunError, UnknownKeys, UserError, install, nearest
 from metarun.extensions.sources import sources
 from metarun.extensions.targets import place
 
@@ -263,10 +263,23 @@ def _unknown(key: str, known: list[str]) -> UserError:
     return UserError(f"unknown key '{key}' ({shown})")
 
 
+def _of_recipe(keys: list[str], words: list[str]) -> str | None:
+    """What to say of keys that nobody has written, but a recipe (``experiment=…``) has set for options other than the chosen ones."""
+    recipe = next((word for word in words if word.startswith("experiment=")), None)
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    if not recipe or not given.isdisjoint(keys):
+        return None
+    return (
+        f"{recipe} sets {' and '.join(keys)}, which the options chosen here do not have; leave out: {' '.join(f'~{key}' for key in keys)}"
+    )
+
+
 def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
     """One line for people about whatever went wrong with ``words``, and the exit status that goes with it."""
     if not isinstance(error, (UserError, RunError, OSError)):
         error = explain(error, words)
+    if isinstance(error, UnknownKeys) and (told := _of_recipe(error.keys, words)):
+        return told, 2
     if isinstance(error, (UserError, RunError)):
         return str(error), 2 if isinstance(error, UserError) else 1
     text = " ".join(str(error).split())

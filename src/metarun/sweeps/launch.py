@@ -129,7 +129,10 @@ def check(words: list[str]) -> Plan:
         return plan
     if len(kinds) > 1:
         raise UserError("one search cannot rank accuracies and errors: sweep over data of one kind")
-    return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)
+    total = cfg.hydra.sweeper.n_trials
+    if "GridSampler" in cfg.hydra.sweeper.sampler._target_:  # ends when every combination has been tried
+        total = min(total, plan.total)
+    return Plan(words, cfg, total, swept, direction)
 
 
 def _require(part: str, target: str) -> None:
