@@ -19,8 +19,8 @@ from helpers import metrics_of
 from metarun.cli import main
 from metarun.errors import UserError
 from metarun.storage.run_folder import held
-from metarun.sweeps.job import reports
 from metarun.sweeps import launch
+from metarun.sweeps.job import reports
 from metarun.sweeps.launch import check
 
 WORDS = [*TINY, "trainer.val_every=1"]
