@@ -114,7 +114,7 @@ def signals(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
-    for _ in range(8):
+    for _ in range(6):
         if not count.late:
             stopped(count, ends, rng, folder, lambda *_: None, at(os, "fsync", rng.randint(1, 9), both), 130)
             stopped(count, ends, rng, folder, soon, lambda: None, 130)
@@ -124,7 +124,7 @@ def signals(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
 def disk(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     """no file may grow beyond a random size, as on a disk that is full: status 1, one line; then as uncut"""
     count, ends = Count("full disks", minutes), Count("runs", minutes)
-    for _ in range(12):
+    for _ in range(10):
         if not count.late:
             limit = (rng.randint(100, 40_000), resource.RLIM_INFINITY)
             stopped(count, ends, rng, folder, lambda *_: None, lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, limit), 1)
@@ -135,9 +135,11 @@ def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     """20,000 iterations and 10,000 test episodes of a tiny net: memory within 5 %, threads and open files as they were"""
     place = folder / "endurance"
     place.mkdir()
-    line = [*TINY, "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false", "hydra.run.dir=run"]
-    line += ["trainer.iterations=20000", "trainer.meta_batch=1", "trainer.val_every=2000", "trainer.val_episodes=10"]
-    line += ["trainer.test_episodes=10000"]
+    chosen = {"net=mlp", "net.sizes=[8]", "net.norm=none", "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false"}
+    chosen |= {"trainer.iterations=20000", "trainer.meta_batch=1", "trainer.val_every=2000", "trainer.val_episodes=10"}
+    chosen |= {"trainer.test_episodes=10000", "hydra.run.dir=run"}
+    keys = {word.partition("=")[0] for word in chosen} | {"net.hidden"}
+    line = [*(word for word in TINY if word.partition("=")[0] not in keys), *sorted(chosen)]
     child, samples = begin(line, place), []
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(1)
@@ -147,6 +149,8 @@ def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
         except (OSError, KeyError):
             break
     end = finish(child, place)
+    if len(samples) < 10:
+        raise SystemExit(f"endurance did not run: {end}")
     early, late = samples[len(samples) // 5], samples[-2]
     print("  MB, threads, open files: {:.0f}, {}, {} after a fifth of the time; {:.0f}, {}, {} at the end".format(*early, *late))
     count = Count(f"run, {early[0]:.0f} MB after a fifth of the time and {late[0]:.0f} MB at the end", minutes)
@@ -156,8 +160,8 @@ def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
 
 # By name, what there is to try and its share of the time.
 PARTS: dict[str, tuple[Callable[[random.Random, Path, float], list[Count]], float]] = {
-    "endurance": (endurance, 0.0), "kills": (kills, 0.5), "signals": (signals, 0.15), "disk": (disk, 0.1), "hostile": (hostile, 0.1),
-    "words": (words, 0.12), "configs": (configs, 0.07), "folders": (folders, 0.06),
+    "endurance": (endurance, 0.0), "kills": (kills, 0.25), "signals": (signals, 0.1), "disk": (disk, 0.08), "hostile": (hostile, 0.1),
+    "words": (words, 0.28), "configs": (configs, 0.14), "folders": (folders, 0.05),
 }  # fmt: skip
 
 

@@ -178,7 +178,7 @@ def configs(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     """stored configurations, changed at random, then evaluated: the same"""
     _, run, _ = uncut("maml", folder)
     count = Count("configurations", minutes)
-    for number in range(120):
+    for number in range(100):
         if count.late:
             break
         place = folder / f"configs-{number}"

@@ -269,9 +269,8 @@ def _of_recipe(keys: list[str], words: list[str]) -> str | None:
     given = {word.lstrip("+~").partition("=")[0] for word in words}
     if not recipe or not given.isdisjoint(keys):
         return None
-    return (
-        f"{recipe} sets {' and '.join(keys)}, which the options chosen here do not have; leave out: {' '.join(f'~{key}' for key in keys)}"
-    )
+    without = " ".join(f"~{key}" for key in keys)
+    return f"{recipe} sets {' and '.join(keys)}, which the options chosen here do not have; leave out: {without}"
 
 
 def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
