@@ -1,5 +1,5 @@
 """Tries to make metarun lose something, say something wrong or run somebody else's code; prints how often it held. Seeded and bounded.
-Usage: python scripts/attack.py [kills] [signals] [disk] [hostile] [words] [configs] [folders] [endurance] [--seed N] [--minutes M]"""
+Usage: python scripts/attack.py [PART ...] [--seed N] [--minutes M] [--write]; --write: the figures go into docs/reliability.md."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import argparse
 import random
+import re
 import resource
 import shutil
 import signal
@@ -26,6 +27,9 @@ from attack_process import METHODS, TINY, Count, begin, call, content, finish, u
 from metarun.storage import checkpoint, files
 from metarun.tracking import tracker
 
+PAGE = Path(__file__).parents[1] / "docs" / "reliability.md"
+TABLE = re.compile(r"(<!-- attack: .*? -->\n).*?(<!-- /attack -->)", re.DOTALL)
+KILLS = 60
 Stop = Callable[[int, float], Any]  # what is done to a process that runs, by its id and how long an uncut one takes
 
 
@@ -46,37 +50,42 @@ def at(owner: Any, name: str, nth: int, act: Callable[[], Any]) -> Callable[[], 
     return prepare
 
 
-def stopped(count: Count, ends: Count, rng: random.Random, folder: Path, stop: Stop, prepares: list, statuses: set[int]) -> None:
-    """Runs that are stopped once to three times, and gone on with; ``count`` is of the stops, ``ends`` of what the runs ended with."""
-    for prepare in prepares:
-        if count.late:
-            return
-        words, whole, seconds = uncut(METHODS[ends.tried % len(METHODS)], folder)
-        place = Path(tempfile.mkdtemp(dir=folder))
-        run, command = place / "run", [*words, "hydra.run.dir=run"]
-        for _ in range(rng.randint(1, 3)):
-            child = begin(command, place, prepare)
-            stop(child, seconds)
-            end = finish(child, place)
-            count.add(end.status in statuses and "Traceback" not in end.err and (end.status <= 0 or len(end.said) == 1), (command, end))
-            if (run / "config.yaml").exists():
-                command = ["resume", "run"]
-            else:
-                shutil.rmtree(run, ignore_errors=True)  # nothing has begun
-            if (run / "summary.json").exists():
-                break
-        if not (run / "summary.json").exists():
-            end = call(command, place)
-        good = (run / "summary.json").exists() and content(run) == content(whole)
-        ends.add(good, (words[-1], end, "is not what it would have been"))
-        shutil.rmtree(place)
+def stopped(count: Count, ends: Count, rng: random.Random, folder: Path, stop: Stop, prepare: Callable[[], Any], status: int) -> None:
+    """A run that is stopped once to three times, and gone on with.
+
+    Args:
+        count: of the stops, each of which ends with ``status`` and, if the process could speak, one line.
+        ends: of what the runs ended with, which is what an uncut one does.
+        stop: called while the run is on.
+        prepare: called first in the run's own process.
+    """
+    words, whole, seconds = uncut(METHODS[ends.tried % len(METHODS)], folder)
+    place = Path(tempfile.mkdtemp(dir=folder))
+    run, command = place / "run", [*words, "hydra.run.dir=run"]
+    for _ in range(rng.randint(1, 3)):
+        child = begin(command, place, prepare)
+        stop(child, seconds)
+        end = finish(child, place)
+        if end.status or "Traceback" in end.err:  # otherwise it came too late
+            count.add(end.status == status and "Traceback" not in end.err and (status < 0 or len(end.said) == 1), (command, end))
+        if (run / "summary.json").exists():
+            break
+        if (run / "config.yaml").exists():
+            command = ["resume", "run"]
+        else:
+            shutil.rmtree(run, ignore_errors=True)  # nothing has begun
+    if not (run / "summary.json").exists():
+        end = call(command, place)
+    good = (run / "summary.json").exists() and content(run) == content(whole)
+    ends.add(good, (words[-1], end, "is not what it would have been"))
+    shutil.rmtree(place)
 
 
-def kills(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """SIGKILL at random moments, and at chosen points: before a rename, a sync, a save, a point logged."""
+def kills(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """SIGKILL at random moments, and before a rename, a sync, a save, a point logged; then the final files are as uncut but for times"""
     points = [(os, "replace"), (os, "fsync"), (torch, "save"), (files, "sync_folder"), (checkpoint, "replace_file")]
     points += [(tracker.Tracker, "log"), (tracker.Tracker, "position")]
-    count, ends = Count("SIGKILL: nothing but the kill", minutes), Count("runs killed: final files as uncut but for times", minutes)
+    count, ends = Count("kills", minutes), Count("runs of nine methods", minutes)
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -85,15 +94,15 @@ def kills(rng: random.Random, folder: Path, minutes: float) -> bool:
         time.sleep(rng.uniform(0, seconds))
         os.kill(child, signal.SIGKILL)
 
-    for _ in range(15):
-        stopped(count, ends, rng, folder, lambda *_: None, [at(*rng.choice(points), rng.randint(1, 9), die)], {0, -signal.SIGKILL})
-        stopped(count, ends, rng, folder, soon, [lambda: None], {0, -signal.SIGKILL})
-    return count.close() & ends.close()
+    while count.tried < KILLS and not count.late:
+        stopped(count, ends, rng, folder, lambda *_: None, at(*rng.choice(points), rng.randint(1, 9), die), -signal.SIGKILL)
+        stopped(count, ends, rng, folder, soon, lambda: None, -signal.SIGKILL)
+    return [count, ends]
 
 
-def signals(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """SIGINT, SIGTERM and SIGHUP, one or two of them, at random moments, and two in the middle of a write."""
-    count, ends = Count("signals: status 130 and one line", minutes), Count("runs stopped: final files as uncut but for times", minutes)
+def signals(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """one or two of SIGINT, SIGTERM, SIGHUP at random moments, and two in the middle of a write: status 130, one line; then as uncut"""
+    count, ends = Count("stops", minutes), Count("runs", minutes)
 
     def soon(child: int, seconds: float) -> None:
         time.sleep(rng.uniform(0.05, seconds))
@@ -105,29 +114,32 @@ def signals(rng: random.Random, folder: Path, minutes: float) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
 
-    stopped(count, ends, rng, folder, lambda *_: None, [at(os, "fsync", rng.randint(1, 9), both) for _ in range(9)], {0, 130})
-    stopped(count, ends, rng, folder, soon, [lambda: None] * 9, {0, 130})
-    return count.close() & ends.close()
+    for _ in range(6):
+        if not count.late:
+            stopped(count, ends, rng, folder, lambda *_: None, at(os, "fsync", rng.randint(1, 9), both), 130)
+            stopped(count, ends, rng, folder, soon, lambda: None, 130)
+    return [count, ends]
 
 
-def disk(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """No file may grow beyond a random size, as on a disk that is full."""
-    count, ends = Count("full disks: status 1 and one line", minutes), Count("runs on them: final files as uncut but for times", minutes)
+def disk(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """no file may grow beyond a random size, as on a disk that is full: status 1, one line; then as uncut"""
+    count, ends = Count("full disks", minutes), Count("runs", minutes)
+    for _ in range(10):
+        if not count.late:
+            limit = (rng.randint(100, 40_000), resource.RLIM_INFINITY)
+            stopped(count, ends, rng, folder, lambda *_: None, lambda limit=limit: resource.setrlimit(resource.RLIMIT_FSIZE, limit), 1)
+    return [count, ends]
 
-    def limit(size: int) -> Callable[[], None]:
-        return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
-    stopped(count, ends, rng, folder, lambda *_: None, [limit(rng.randint(100, 40_000)) for _ in range(12)], {0, 1})
-    return count.close() & ends.close()
-
-
-def endurance(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """20,000 iterations and 10,000 test episodes: memory, files and threads stay as they are."""
+def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """20,000 iterations and 10,000 test episodes of a tiny net: memory within 5 %, threads and open files as they were"""
     place = folder / "endurance"
     place.mkdir()
-    line = [*TINY, "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false", "hydra.run.dir=run"]
-    line += ["trainer.iterations=20000", "trainer.meta_batch=1", "trainer.val_every=2000", "trainer.val_episodes=10"]
-    line += ["trainer.test_episodes=10000"]
+    chosen = {"net=mlp", "net.sizes=[8]", "net.norm=none", "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false"}
+    chosen |= {"trainer.iterations=20000", "trainer.meta_batch=1", "trainer.val_every=2000", "trainer.val_episodes=10"}
+    chosen |= {"trainer.test_episodes=10000", "hydra.run.dir=run"}
+    keys = {word.partition("=")[0] for word in chosen} | {"net.hidden"}
+    line = [*(word for word in TINY if word.partition("=")[0] not in keys), *sorted(chosen)]
     child, samples = begin(line, place), []
     while os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         time.sleep(1)
@@ -137,37 +149,67 @@ def endurance(rng: random.Random, folder: Path, minutes: float) -> bool:
         except (OSError, KeyError):
             break
     end = finish(child, place)
+    if len(samples) < 10:
+        raise SystemExit(f"endurance did not run: {end}")
     early, late = samples[len(samples) // 5], samples[-2]
     print("  MB, threads, open files: {:.0f}, {}, {} after a fifth of the time; {:.0f}, {}, {} at the end".format(*early, *late))
-    count = Count("20,000 iterations, 10,000 episodes: memory within 5 %, threads and files as they were", minutes)
+    count = Count(f"run, {early[0]:.0f} MB after a fifth of the time and {late[0]:.0f} MB at the end", minutes)
     count.add(end.status == 0 and late[0] < 1.05 * early[0] and late[1:] == early[1:], (end, early, late))
-    return count.close()
+    return [count]
 
 
 # By name, what there is to try and its share of the time.
-PARTS: dict[str, tuple[Callable[[random.Random, Path, float], bool], float]] = {
-    "kills": (kills, 0.4), "signals": (signals, 0.15), "disk": (disk, 0.1), "hostile": (hostile, 0.1), "words": (words, 0.12),
-    "configs": (configs, 0.07), "folders": (folders, 0.06), "endurance": (endurance, 0.0),
+PARTS: dict[str, tuple[Callable[[random.Random, Path, float], list[Count]], float]] = {
+    "endurance": (endurance, 0.0), "kills": (kills, 0.25), "signals": (signals, 0.1), "disk": (disk, 0.08), "hostile": (hostile, 0.1),
+    "words": (words, 0.28), "configs": (configs, 0.14), "folders": (folders, 0.05),
 }  # fmt: skip
+
+
+def table(found: dict[str, list[Count]], seed: int, minutes: float) -> str:
+    """The figures as the page has them."""
+    lines = [f"Seed {seed}, {minutes:.0f} minutes on one core:", "", "| part | what is tried, and what has to hold | tried | held |"]
+    lines.append("| --- | --- | --- | --- |")
+    for name, counts in found.items():
+        what = " ".join((PARTS[name][0].__doc__ or "").split())
+        tried = ", ".join(f"{count.tried:,} {count.name}" for count in counts)
+        lines.append(f"| `{name}` | {what} | {tried} | {', '.join(f'{count.held:,}' for count in counts)} |")
+    given = sum(count.tried + count.unjudged for name in ("words", "configs", "folders") for count in found.get(name, []))
+    stopped = sum(count.unjudged for counts in found.values() for count in counts)
+    lines += [
+        "",
+        f"Of {given:,} generated command lines, configurations and folders {stopped} were still at work after 20 s, as one is that",
+    ]
+    lines += ["was asked for a billion iterations; they were stopped and are not counted. With `-m` every run that fails has a line."]
+    return "\n".join([*lines, ""])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; without any, all but endurance")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=6.0, help="for all parts together; a part ends early when all is tried")
+    parser.add_argument("--minutes", type=float, default=35.0, help="for all parts together; a part ends early when all is tried")
+    parser.add_argument("--write", action="store_true", help="put the figures into docs/reliability.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    folder = Path(tempfile.mkdtemp(prefix="metarun-attack-"))
+    begun, folder = time.monotonic(), Path(tempfile.mkdtemp(prefix="metarun-attack-"))
     os.environ["METARUN_CACHE"] = str(folder / "cache")
-    chosen = options.parts or [name for name, (_, share) in PARTS.items() if share]
-    whole = sum(PARTS[name][1] for name in chosen) or 1.0
+    chosen = [name for name in PARTS if name in options.parts or not options.parts]
     warm()
+    found: dict[str, list[Count]] = {}
     try:
-        held = [PARTS[n][0](random.Random(f"{options.seed}{n}"), folder, options.minutes * PARTS[n][1] / whole) for n in chosen]
+        for i, name in enumerate(chosen):
+            attack, share = PARTS[name]
+            left = options.minutes - (time.monotonic() - begun) / 60  # what the parts before did not take is for the others
+            rest = sum(PARTS[other][1] for other in chosen[i:]) or 1.0
+            found[name] = attack(random.Random(f"{options.seed}{name}"), folder, left * share / rest)
+            for count in found[name]:
+                print(f"{name}: {count} ({(time.monotonic() - begun) / 60:.1f} min since the start)", flush=True)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return 0 if all(held) else 1
+    if options.write:
+        text = table(found, options.seed, (time.monotonic() - begun) / 60)
+        PAGE.write_text(TABLE.sub(lambda page: page[1] + text + page[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    return 0 if all(count.all_held for counts in found.values() for count in counts) else 1
 
 
 if __name__ == "__main__":

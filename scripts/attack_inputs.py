@@ -28,8 +28,8 @@ class Payload:
         return os.mkdir, ("hacked",)
 
 
-def hostile(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """Run folders and sweeps from somebody else: refused in one line within 10 s and 1 GB, nothing run, nothing written elsewhere."""
+def hostile(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """run folders and sweeps from somebody else: refused in one line within 10 s and 1 GB, nothing run, nothing written elsewhere"""
     _, run, _ = uncut("maml", folder)
 
     def write(name: str, data: bytes | str) -> Callable[[Path], Any]:
@@ -114,7 +114,7 @@ def hostile(rng: random.Random, folder: Path, minutes: float) -> bool:
         ("setup", sweep("seed=0", "hydra.launcher.setup=[reboot]"), "resume"),
         ("log file", sweep("seed=0", "+hydra.job_logging.handlers.x.class=logging.FileHandler"), "resume"),
     ]
-    count = Count("hostile files: refused in one line within 10 s and 1 GB, nothing run or written elsewhere", minutes)
+    count = Count("files", minutes)
     for number, (name, make, how) in enumerate(cases):
         place = folder / f"hostile-{number}"
         shutil.copytree(run, place / "run")
@@ -129,7 +129,7 @@ def hostile(rng: random.Random, folder: Path, minutes: float) -> bool:
         safe = not list(place.rglob("hacked")) and (not victim.exists() or victim.read_text() == "precious")
         count.add(end.status in (1, 2) and told and end.clean and safe and end.megabytes < MEGABYTES, (name, end))
         shutil.rmtree(place)
-    return count.close()
+    return [count]
 
 
 VALUES = [
@@ -142,44 +142,14 @@ def flat(values: dict[str, Any], prefix: str = "") -> list[str]:
     return [name for k, v in values.items() for name in (flat(v, f"{prefix}{k}.") if isinstance(v, dict) else [f"{prefix}{k}"])]
 
 
-def words(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """Command lines nobody would write, and some that many do."""
+def words(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """generated command lines: status 0, 1, 2 or 130, no traceback, one line where it did not work"""
     _, run, _ = uncut("maml", folder)
     keys = flat(yaml.safe_load((run / "config.yaml").read_text()))
-    commands = [
-        "check",
-        "check",
-        "check",
-        "check",
-        "list",
-        "eval",
-        "resume",
-        "compare",
-        "show",
-        "predict",
-        "evla",
-        "",
-        "--json",
-        "-m",
-        "--cfg job",
-    ]
-    options = [
-        "--json",
-        "--help",
-        "-x",
-        "--split",
-        "--checkpoint",
-        "--out",
-        "--index",
-        "--metric",
-        "--wat",
-        "--",
-        "-m",
-        "--paired",
-        "run",
-        "",
-    ]
-    count = Count("command lines: status 0, 1, 2 or 130, no traceback, one line", minutes)
+    commands = [*["check"] * 4, "list", "eval", "resume", "compare", "show", "predict", "evla", "", "--json", "-m", "--cfg job"]
+    options = ["--json", "--help", "-x", "--split", "--checkpoint", "--out", "--index", "--metric", "--where", "--wat", "--", "-m"]
+    options += ["--paired", "run", ""]
+    count = Count("command lines", minutes)
     for number in range(320):
         if count.late:
             break
@@ -201,14 +171,14 @@ def words(rng: random.Random, folder: Path, minutes: float) -> bool:
         several = "-m" in line and end.status == 1 and "Traceback" not in end.err  # a line for each run that failed
         count.judge(end.clean or several, end, line)
         shutil.rmtree(place)
-    return count.close()
+    return [count]
 
 
-def configs(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """Stored configurations, changed at random, then evaluated."""
+def configs(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """stored configurations, changed at random, then evaluated: the same"""
     _, run, _ = uncut("maml", folder)
-    count = Count("changed configurations: the same", minutes)
-    for number in range(120):
+    count = Count("configurations", minutes)
+    for number in range(100):
         if count.late:
             break
         place = folder / f"configs-{number}"
@@ -231,12 +201,12 @@ def configs(rng: random.Random, folder: Path, minutes: float) -> bool:
         end = call(["eval", "run"], place, seconds=20)
         count.judge(end.clean, end, text[:300])
         shutil.rmtree(place)
-    return count.close()
+    return [count]
 
 
-def folders(rng: random.Random, folder: Path, minutes: float) -> bool:
-    """Folders of pictures as they are found on disks."""
-    count = Count("data folders: the same", minutes)
+def folders(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
+    """folders of pictures with pipes, links, damaged and foreign files, then checked: the same"""
+    count = Count("folders", minutes)
     names = ["cat", "Cat", "猫", "a b", ".hidden", "@eaDir", "x" * 200, "train", "val", "test", "valid", "-x", "'", "caf\udce9"]
     for number in range(100):
         if count.late:
@@ -264,4 +234,4 @@ def folders(rng: random.Random, folder: Path, minutes: float) -> bool:
         end = call(line, place, seconds=20)
         count.add(end.clean, (sorted(str(p.relative_to(place)).encode(errors="replace") for p in place.rglob("*"))[:30], end))
         shutil.rmtree(place)
-    return count.close()
+    return [count]

@@ -100,7 +100,7 @@ class Count:
     """How many of what was tried held; what did not is shown.
 
     Args:
-        name: of what is tried.
+        name: of what is tried, in the plural.
         minutes: after which no more is.
     """
 
@@ -116,7 +116,7 @@ class Count:
     def add(self, good: bool, what: object) -> None:
         self.tried, self.held = self.tried + 1, self.held + good
         if not good:
-            print(f"  FAILED {self.name}: {str(what)[-1500:]}", flush=True)
+            print(f"  FAILED, of {self.name}: {str(what)[-1500:]}", flush=True)
 
     def judge(self, good: bool, end: End, what: object) -> None:
         """``add``, but for a command whose time was up: it may have been asked for a billion iterations, which is no fault."""
@@ -125,10 +125,13 @@ class Count:
         else:
             self.add(good, (what, end))
 
-    def close(self) -> bool:
+    @property
+    def all_held(self) -> bool:
+        return self.held == self.tried > 0
+
+    def __str__(self) -> str:
         left = f", {self.unjudged} more stopped while at work" if self.unjudged else ""
-        print(f"{self.name}: {self.held} of {self.tried} held{left} ({time.monotonic() - self.begun:.0f} s)", flush=True)
-        return self.held == self.tried
+        return f"{self.tried:,} {self.name}: {self.held:,} held{left}"
 
 
 def content(run: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class Algorithm(nn.Module, ABC):
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
+        query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -71,6 +72,7 @@ class Algorithm(nn.Module, ABC):
     by_minibatch: bool = False
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
+    query_bytes: int = 0
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -124,7 +126,7 @@ class Algorithm(nn.Module, ABC):
     def footprint(self, task: Task, train: bool) -> Footprint:
         """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
         support, query, more = task.context.support.y.shape[0], task.query.y.shape[0], task.context.unlabelled.shape[0]
-        return Footprint(support + query + more, support if train else 0)
+        return Footprint(support + query + more, support if train else 0, query * self.query_bytes)
 
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""

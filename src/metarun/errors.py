@@ -11,6 +11,14 @@ class UserError(Exception):
     """The user's input is wrong; the message is one line that says what and how to mend it."""
 
 
+class UnknownKeys(UserError):
+    """The configuration has keys that nothing here takes, ``keys``; the message is about the first."""
+
+    def __init__(self, message: str, keys: list[str]) -> None:
+        super().__init__(message)
+        self.keys = keys
+
+
 class MissingLibrary(UserError):
     """An optional library is not installed; the message says how to get it."""
 
@@ -23,3 +31,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest of ``names``, or ``""`` when none is close."""
     close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def install(extra: str) -> str:
+    """How to install what an extra of this package brings; the package is on no index, so from its checkout."""
+    return f"pip install -e '.[{extra}]' in metarun's checkout"

@@ -10,6 +10,7 @@ import platform
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 
 from metarun.config import inputs
+from metarun.config.nested import leaves
 from metarun.config.stored import to_yaml
 from metarun.data.episodes import Episodes
 from metarun.errors import UserError
@@ -81,7 +83,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = measure(run, "test", tracker, folder) if test_episodes else None
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
-        tracker.hparams(dict(inputs.leaves(values)), best)
+        tracker.hparams(_hparams(values), best)
         if result:
             tracker.curve("test", result["curve"])
         if tracker.pictures:
@@ -91,11 +93,19 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
                 tensorboard_images.add(run, tracker, trainer.progress.best_step, folder)
             except Exception as error:  # whatever drawing stumbles over, the result is not lost for it
                 log.warning("TensorBoard has no pictures of this run: %s", error)
-        summary = summary_of(run, trainer.finish(), result, test_episodes, stored.test_looks(folder) + (result is not None))
+        progress, looks = trainer.finish(), stored.test_looks(folder) + (result is not None)
+        speed = progress.tasks_per_s(trainer.meta_batch)
+        found = {"val": val_episodes, "test": test_episodes}
+        summary = summary_of(run, progress, found, val=progress.best, test=result, looks=looks, tasks_per_s=round(speed, 3))
         run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return summary
     finally:
         tracker.close()
+
+
+def _hparams(values: dict[str, Any]) -> dict[str, Any]:
+    """What TensorBoard's table of runs shows: no paths of classes, nor what no number hangs on. It puts what differs first by itself."""
+    return {name: value for name, value in leaves(values) if not name.endswith("_target_") and not name.startswith(inputs.INDIFFERENT)}
 
 
 def _episodes(run: Run) -> tuple[Episodes, Episodes, Episodes | None]:
@@ -126,12 +136,11 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
         tracker.close()
     progress.wall_s = time.monotonic() - started
     looks = stored.test_looks(run_folder)
-    if split == "val":
-        progress.best, tested = result, None
-    else:
-        tested, looks = result, looks + 1
+    if split == "test":
+        looks += 1
         log.info("look %d at the test split with this run; to choose between settings: metarun eval RUN --split val", looks)
-    summary = summary_of(run, progress, tested, episodes, looks)
+    val, test = (result, None) if split == "val" else (None, result)
+    summary = summary_of(run, progress, {split: episodes}, val=val, test=test, looks=looks)
     run.write(folder / "config.yaml", to_yaml(values))
     run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
@@ -167,7 +176,7 @@ def check(values: dict[str, Any]) -> dict[str, str]:
             continue
         run.engine.evaluate(run.algorithm, episodes.batch([0]), run.validation)
         spec = run.spec["train" if split == "train" else "eval"]
-        report[split] = f"{run.data.describe(split)}; {spec}"
+        report[split] = f"{run.data.describe(split)}; {spec}{'; the same classes in every episode' * episodes.same_classes}"
     return report
 
 
@@ -201,14 +210,30 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path) -> dict[str, A
     return found
 
 
-def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episodes: Episodes | None, looks: int) -> dict[str, Any]:
-    """The contract's summary.json; ``looks`` at the test split with this run, this one included."""
+def summary_of(
+    run: Run,
+    progress: Progress,
+    episodes: Mapping[str, Episodes | None],
+    *,
+    val: dict[str, Any] | None = None,
+    test: dict[str, Any] | None = None,
+    looks: int,
+    tasks_per_s: float | None = None,
+) -> dict[str, Any]:
+    """The contract's summary.json.
+
+    Args:
+        episodes: of the splits that were measured.
+        val, test: what was found on them; None where nothing was.
+        looks: at the test split with this run, this one included.
+        tasks_per_s: of training; None if there was none.
+    """
     cuda = run.device.type == "cuda"
     unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
     peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
     spec = run.spec["eval"]
     metric, higher_is_better = run.protocols[0].parts[0].metric(run.problem)
-    tested = int(test[metric]["n"]) if episodes and test else 0
+    asked, tested = episodes.get("test"), int(test[metric]["n"]) if test else 0
     summary = {
         "algo": run.values["algo"]["name"],
         "data": run.data_name,
@@ -223,16 +248,17 @@ def summary_of(run: Run, progress: Progress, test: dict[str, Any] | None, episod
         "protocol": [part.name for asked in run.protocols for part in asked.parts],
         "metric": metric,
         "higher_is_better": higher_is_better,
-        "val": progress.best,
+        "val": val,
         "test": test,
+        "same_classes": [split for split, found in episodes.items() if found and found.same_classes],
         "test_looks": looks,
-        "bounds": {name: statistics(scores) for name, scores in episodes.bounds(tested).items()} if episodes and tested else {},
-        "episodes_sha256": episodes.sha256(tested) if episodes and tested else None,
+        "bounds": {name: statistics(scores) for name, scores in asked.bounds(tested).items()} if asked and tested else {},
+        "episodes_sha256": asked.sha256(tested) if asked and tested else None,
         "bn_mode": run.bn_mode,
         "precision": run.valid.root.precision,
         "device": str(run.device),
         "wall_s": round(progress.wall_s, 3),
-        "tasks_per_s": round(progress.tasks_per_s(run.valid.trainer.values["meta_batch"]), 3),
+        "tasks_per_s": tasks_per_s,
         "peak_memory_mb": round(peak, 1),
         "versions": {
             "metarun": __version__,

@@ -93,6 +93,7 @@ BAD = [
     ("algo=null", "a group takes the name"),
     ("+way=5", "'way' exists already"),
     ("+foo=5", "unknown key foo"),
+    ("experiment=tutorial net=mlp", "experiment=tutorial sets net.hidden and net.down, which .* leave out: ~net.hidden ~net.down"),
     ("~way", "needs the key 'way'"),
     ("~algo.inner_lr", "algo.inner_lr is missing"),
     ("way=${oops}", "needs the key 'oops'"),

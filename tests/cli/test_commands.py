@@ -68,6 +68,11 @@ def test_eval_leaves_the_run_alone(metarun, run_folder):
     assert second.json["shot"] == 2
     assert not any(line.startswith(" val ") for line in second.out)  # of another task, long ago
     assert second.json["test"]["accuracy"]["n"] == 6
+    # What an evaluation did not measure, it does not say: development tasks and the speed of training are those of the run.
+    assert (second.json["val"], second.json["tasks_per_s"]) == (None, None)
+    own, again = metarun("compare", str(run_folder), str(run_folder / "eval" / "1"), "--sort", "shot", "--json").json["groups"]
+    assert (own["shot"], own["val_mean"]) == (1, trained["val"]["accuracy"]["mean"])
+    assert (again["shot"], again["val_mean"], again["test_mean"]) == (2, None, second.json["test"]["accuracy"]["mean"])
     assert json.loads((run_folder / "eval" / "1" / "summary.json").read_text()) == second.json
     after = everything(run_folder)
     assert {path for path in after if path not in before} >= {"eval/0/summary.json", "eval/0/test_scores.npy", "eval/1/summary.json"}
@@ -80,6 +85,17 @@ def test_check_trains_and_writes_nothing(metarun, tmp_path):
     assert result.json["train"].startswith("6 classes, 30 images of 1x28x28; 3-way 1-shot")
     assert "all is well" in result.out
     assert not everything(tmp_path)
+
+
+def test_episodes_that_all_hold_the_same_classes_are_told(metarun):
+    """Their interval says nothing of other classes: of the 3 there are, every episode of 3 ways has all."""
+    words = [*TINY, "data.val_classes=3"]
+    report = metarun("check", *words, "--json").json
+    assert [split for split in ("train", "val", "test") if "the same classes in every episode" in report[split]] == ["val"]
+    result = metarun(*words, "--json")
+    assert result.json["same_classes"] == ["val"]
+    assert sum("the same 3 classes in every episode" in line for line in result.out) == 1
+    assert metarun(*TINY, "--json").json["same_classes"] == []
 
 
 def test_list(metarun):

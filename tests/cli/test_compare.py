@@ -13,6 +13,9 @@ from pathlib import Path
 import pytest
 
 from metarun.cli import compare
+from metarun.comparison import plots
+from metarun.comparison.runs import collect
+from metarun.comparison.view import view
 from metarun.errors import UserError
 
 BENCH = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "bench_compare.py"))
@@ -85,7 +88,7 @@ def test_a_narrow_terminal_loses_columns_and_is_told_which(sweep, capsys, monkey
     assert "…" not in table
     if width > 72:  # below that, cells fold
         assert len(re.findall(r"(?m)^ (?:maml|protonet) .* 0\.\d{4} ± 0\.\d{4} .*batch", table)) == 4
-    assert ("too narrow a terminal for wall time" in plain) == (width < 120)
+    assert ("too narrow a terminal for" in plain) == (width < 120)
 
 
 def test_paths_globs_and_json_of_one_group(sweep, capsys):
@@ -128,6 +131,10 @@ def test_damaged_and_unfinished_runs_are_named_once_each(sweep, capsys):
         (["sweep", "--group-by", "algo,shto"], "did you mean 'shot'"),
         (["sweep", "--paired", "sweep/maml-1-0"], "--paired takes two values"),
         (["sweep", "--csv", "--latex"], "choose one"),
+        (["sweep", "--where", "shto=1"], "did you mean 'shot'"),
+        (["sweep", "--where", "shot"], "--where takes KEY=VALUE or KEY!=VALUE, not 'shot'"),
+        (["sweep", "--where", "shot=1", "--where", "shot=5"], "--where shot=5 leaves no run (shot is 1)"),
+        (["sweep", "--where"], "--where takes a value"),
         (["-x", "sweep"], "no option '-x'"),
         (["sweep", "--out", "sweep/maml-1-0/config.yaml"], "choose another folder with --out"),
         (["--paired", "sweep/maml-1-0", "sweep/maml-1-1"], "different episodes (seed 0 against 1)"),
@@ -209,13 +216,101 @@ def test_latex(sweep, capsys):
 
 
 def test_group_by_and_sort(sweep, capsys):
-    result, out, _ = call(capsys, sweep, "--group-by", "algo", "--sort", "test")
-    assert [group["algo"] for group in result["groups"]] == ["protonet", "maml"]
+    result, out, _ = call(capsys, sweep, "--group-by", "seed", "--sort", "seed")
+    assert [(group["seed"], group["shot"]) for group in result["groups"]] == [(0, 1), (0, 5), (1, 1), (1, 5)]
     assert result["spread"] == "runs"
     assert "std over runs" in out
     assert "over seeds" not in out
     result, _, _ = call(capsys, sweep, "--sort", "-algo")
     assert [group["algo"] for group in result["groups"]] == ["protonet", "protonet", "maml", "maml"]
+
+
+def test_grouping_never_averages_over_other_tasks(sweep, capsys):
+    """A mean over 3-way photographs and 5-way characters would mean nothing."""
+    make_run(sweep / "photos", "maml", data="folder", way=3, score=0.9)
+    result, out, _ = call(capsys, sweep, "--group-by", "algo,shot")
+    groups = {(group["algo"], group["data"], group["way"], group["shot"]): group["runs"] for group in result["groups"]}
+    assert groups == {("maml", "folder", 3, 1): 1, **{(algo, "glyphs", 5, shot): 2 for algo in ("maml", "protonet") for shot in (1, 5)}}
+    assert [len(re.findall(rf"(?m)^ (?:maml|protonet) .* {data} ", out)) for data in ("folder", "glyphs")] == [1, 4]
+
+
+def test_what_is_left_out_has_its_reason(sweep, capsys):
+    path = sweep / "maml-1-0" / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["test"]["auc"] = {"mean": 0.9, "ci95": 0.01, "n": 100}
+    path.write_text(json.dumps(summary))
+    result, _, err = call(capsys, sweep, "--metric", "auc")
+    assert (result["runs"], err) == (1, "metarun: 7 runs left out: no auc on val or test\n")
+    make_run(sweep / "again", "maml", seed=0, score=0.62, inner_lr=0.1)
+    _, _, err = call(capsys, sweep)
+    assert err == "metarun: 1 run left out: repetitions of a config and seed, of which the latest counts\n"
+
+
+def test_episodes_of_the_same_classes_are_told(sweep, capsys):
+    _, out, _ = call(capsys, sweep)
+    assert "same classes" not in out
+    for name in ("maml-1-0", "maml-1-1"):
+        path = sweep / name / "summary.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"same_classes": ["val"]}))
+    _, out, _ = call(capsys, sweep)
+    assert "val of 2 runs: the same classes in every episode, ci95 does not say how others fare" in out
+    _, out, _ = call(capsys, sweep, "--split", "test")
+    assert "same classes" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "left"),
+    [
+        (["shot=5"], 4),
+        (["shot!=5", "algo=*o*"], 2),
+        (["inner_lr=null"], 4),
+        (["inner_lr!=null"], 4),
+        (["inner_lr=1e-1", "seed=1"], 2),
+        (["optim.lr=0.0010"], 8),
+        (["run=sweep/maml-?-0"], 2),
+        (["tensorboard=true"], 8),
+    ],
+)
+def test_where_keeps_what_is_asked_for(sweep, capsys, words, left):
+    result, _, err = call(capsys, sweep, *(part for word in words for part in ("--where", word)))
+    assert result["runs"] == left
+    assert "left out" not in err
+
+
+def test_where_holds_for_pairs_too(sweep, capsys):
+    result, _, _ = call(capsys, "--paired", sweep / "maml-*", sweep / "protonet-*", "--where", "shot=5")
+    assert (result["runs"], result["paired"]["n"]) == (4, 200)
+    with pytest.raises(UserError, match=r"--where leaves no run of sweep/protonet-\*"):
+        run(["--paired", sweep / "maml-*", sweep / "protonet-*", "--where", "algo=maml"])
+
+
+def test_the_verdict_is_kept_before_intervals_on_80_columns(sweep, capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call(capsys, sweep, "--where", "shot=1")
+    plain = re.sub(r"\x1b\[[\d;]*m", "", out)
+    table = plain[: plain.index("± std over seeds (n-1)")]
+    assert max(map(len, table.splitlines())) <= 80
+    assert re.search(r"(?m)^ protonet .* best ", table)
+    assert re.search(r"(?m)^ maml .* −0\.\d{4} ± 0\.\d{4} \* ", table)
+    assert "too narrow a terminal for wall time, parameters, val ci95" in plain
+    assert "Δ" not in plain[plain.index("too narrow") :]
+
+
+def test_a_mixed_comparison_stays_readable(tmp_path, monkeypatch, capsys):
+    """Learning rates tuned for each data set, many settings: few columns, short legends, pictures of a page's width."""
+    monkeypatch.chdir(tmp_path)
+    for data, lr in (("glyphs", 0.001), ("folder", 0.01), ("omniglot", 0.1)):
+        for algo, inner_lr in (("maml", 0.1), ("maml", 0.2), ("protonet", None)):
+            make_run(Path("runs") / f"{data}-{algo}-{inner_lr}", algo, data=data, lr=lr, inner_lr=inner_lr, score=0.6 + (inner_lr or 0))
+    result, out, _ = call(capsys, "runs", "--out", "here")
+    assert re.search(r"(?m)^ algo +data +inner_lr +seeds ", out)
+    assert "no column for what differs between data, way and shot alone (--csv has all): lr" in out
+    assert {group["optim.lr"] for group in result["groups"]} == {0.001, 0.01, 0.1}
+    (legend,) = plots.learning_curves(view(collect(["runs"]).runs, None, None, [], None)).figure.legends
+    assert {entry.get_text() for entry in legend.get_texts()} == {"protonet", "maml, inner_lr 0.1", "maml, inner_lr 0.2"}
+    for path in map(Path, result["files"]):
+        assert path.suffix == ".html" or struct.unpack(">I", path.read_bytes()[16:20])[0] < 2500
 
 
 def test_without_a_test_split_development_scores_rank(sweep, capsys):

@@ -201,7 +201,7 @@ def test_queries_of_every_format_are_answered_and_others_named(trained, pictures
     with caplog.at_level(logging.INFO):
         result = predict(trained, pictures, "--out", pictures / "out")
     assert result["pictures"] == 9
-    assert f"passed over: {pictures}/query/x.heic: needs pip install 'metarun[heif]'" in caplog.messages
+    assert f"passed over: {pictures}/query/x.heic: needs pip install -e '.[heif]' in metarun's checkout" in caplog.messages
     assert f"passed over: {pictures}/query/notes.txt: no picture that Pillow reads" in caplog.messages
 
 

@@ -19,6 +19,7 @@ from helpers import metrics_of
 from metarun.cli import main
 from metarun.errors import UserError
 from metarun.storage.run_folder import held
+from metarun.sweeps import launch
 from metarun.sweeps.job import reports
 from metarun.sweeps.launch import check
 
@@ -145,8 +146,16 @@ def test_what_cannot_be_is_refused_in_one_line(metarun, top, words, line):
 def test_a_plugin_that_is_missing_is_named(monkeypatch, choice):
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith("hydra_plugins.") else real(name))
-    with pytest.raises(UserError, match=r"plugin that is not installed: pip install 'metarun\[(joblib|slurm|optuna)\]'"):
+    with pytest.raises(UserError, match=r"plugin that is not installed: pip install -e '\.\[(joblib|slurm|optuna)\]'"):
         check([choice, *WORDS])
+
+
+@pytest.mark.parametrize(("trials", "total"), [(5, 4), (3, 3)])
+def test_a_search_of_a_grid_ends_with_its_combinations(monkeypatch, trials, total):
+    """Not "1 have not run" for a trial that there is no combination for."""
+    monkeypatch.setattr(launch, "_require", lambda *_: None)
+    search = ["hydra/sweeper=tpe", "hydra.sweeper.sampler._target_=optuna.samplers.GridSampler", f"hydra.sweeper.n_trials={trials}"]
+    assert check([*search, "algo.inner_steps=choice(1,2)", "seed=choice(0,1)", *WORDS]).total == total
 
 
 def test_a_changed_configuration_is_not_taken_for_the_same_run(metarun, top):

@@ -121,6 +121,7 @@ def test_hparams_with_results(ask, outputs):
         assert group["hparams"]["algo.inner_lr"] == pytest.approx(0.4)
         assert group["hparams"]["trainer.meta_batch"] == 2
         assert group["hparams"]["algo.name"] == "maml"
+        assert not any(name.endswith("_target_") or name.startswith("logger.") for name in group["hparams"])
         results = {value["name"]["tag"]: value["value"] for value in group["metricValues"]}
         assert results["hparam/accuracy"] == pytest.approx(summary["test"]["accuracy"]["mean"])
 

@@ -160,6 +160,16 @@ def test_failed_write_leaves_no_file(folder, build, monkeypatch):
     assert list(folder.iterdir()) == []
 
 
+def test_what_a_killed_process_left_is_taken_away_and_what_another_writes_is_not(folder, build):
+    folder.mkdir(parents=True)
+    old, new = folder / ".a-1.npy.0123abcd.tmp", folder / ".a-2.npy.0123abcd.tmp"
+    for path in (old, new):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    check(cache.cached_images({"name": "b"}, build))
+    assert (old.exists(), new.exists()) == (False, True)
+
+
 def test_failed_build_leaves_no_file(folder):
     def build():
         raise ValueError("cannot decode")

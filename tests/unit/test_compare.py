@@ -135,7 +135,7 @@ def test_columns_are_what_differs_and_is_not_said_already(tmp_path):
     b = make_run(tmp_path / "b", "maml", shot=5, lr=0.002)
     c = make_run(tmp_path / "c", "protonet", shot=5, lr=0.002, inner_lr=None)
     shown = look(load(a, b, c))
-    assert shown.columns == ["algo", "shot", "optim.lr"]  # neither episode.eval.shot, nor name, nor the inner_lr that only maml has
+    assert list(shown.groups[0].key) == ["algo", "shot", "optim.lr"]  # neither episode.eval.shot, nor name, nor the inner_lr of maml alone
     keys = differences(shown.runs)
     assert {"algo", "shot", "episode.eval.shot", "algo.inner_lr", "optim.lr"} <= set(keys)
     assert not {"seed", "name", "run"} & set(keys)
@@ -389,7 +389,33 @@ def test_cut_or_missing_metrics_cost_nothing_but_points(tmp_path):
 def test_looks_are_distinct_and_stay_the_same(tmp_path):
     shown = look(sweep(tmp_path, lr=[1e-4, 1e-3, 1e-2, 1e-1], inner_lr=[0.1, 0.2], shot=[1, 5]))
     looks = plots.looks_of(shown)
-    assert len(set(looks.values())) == len(looks) == 8
+    assert len(set(looks.values())) == len(looks) == 6  # of 8 groups, the best are drawn
+
+
+def test_labels_are_as_short_as_the_panel_allows(tmp_path):
+    runs = sweep(tmp_path, algo=["maml", "protonet"], lr=[1e-3, 1e-2], hidden=[8, 16], shot=[1, 5])
+    shown = look([run for run in runs if run.values["shot"] == 1 or run.values["net.hidden"] == 8 or run.values["algo"] == "maml"])
+    one, five = plots.panels_of(shown).values()
+    assert "maml, hidden 16, lr 0.01" in {*one.values(), *five.values()}
+    assert "protonet, lr 0.01" in five.values(), "only one width there"
+    alone = look([run for run in runs if run.values["optim.lr"] == 1e-3 and run.values["net.hidden"] == 8])
+    assert [*plots.looks_of(alone)] == ["protonet", "maml"], "nothing else differs"
+
+
+def test_parallel_coordinates_have_the_axes_that_matter(tmp_path):
+    random = np.random.default_rng(0)
+    for i in range(40):
+        run = make_run(tmp_path / str(i), lr=10 ** random.uniform(-4, -1), hidden=int(random.integers(4, 64)))
+        knobs = {f"knob{k}": float(random.uniform()) for k in range(20)}
+        configure(run, "  hidden:", "".join(f"  {name}: {value}\n" for name, value in knobs.items()) + "  hidden:")
+        good = 0.5 - (knobs["knob7"] - 0.5) ** 2 + 0.3 * knobs["knob13"] + 0.01 * random.normal()
+        edit(run, val={"accuracy": {"mean": good, "ci95": 0.01, "n": 50}})
+    picture = plots.hyperparameters(look(collect([str(tmp_path)]).runs))
+    names = [label.get_text() for label in picture.figure.axes[0].get_xticklabels()]
+    assert len(names) == 8
+    assert {"knob7", "knob13", "val accuracy"} <= set(names)
+    assert picture.figure.get_figwidth() < 15
+    assert "Of 22 settings, the 7 on which most of the score hangs" in picture.caption
 
 
 def test_nothing_valid_is_an_error_with_the_first_reason(tmp_path):

@@ -193,7 +193,7 @@ def test_reasons_are_told_once_each():
 
 
 def test_heif_where_its_library_is(tmp_path):
-    heif = pytest.importorskip("pillow_heif", reason="pip install 'metarun[heif]'")
+    heif = pytest.importorskip("pillow_heif", reason="pip install -e '.[heif]'")
     heif.register_heif_opener()
     letter().convert("RGB").save(tmp_path / "x.heic")
     assert handwriting(tmp_path / "x.heic", 28).max() > 128

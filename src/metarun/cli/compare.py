@@ -21,7 +21,8 @@ def parser() -> Parser:
     )
     parser.option("--metric", metavar="NAME", help="accuracy, mse, loss, … (default: accuracy, or mse for regression)")
     parser.option("--split", choices=("val", "test"), help="show and rank by this split alone")
-    parser.option("--group-by", metavar="KEY[,KEY]", help="average over everything but these keys (default: over seeds alone)")
+    parser.option("--where", metavar="KEY=VALUE", several=True, help="only such runs; also KEY!=VALUE, * and ? in VALUE, several times")
+    parser.option("--group-by", metavar="KEY[,KEY]", help="average over all but these keys, data, way and shot (default: over seeds alone)")
     parser.option("--sort", metavar="KEY", help="val, test, seeds, parameters, wall or any config key; -KEY turns the order round")
     parser.option("--paired", two=True, metavar=("A", "B"), help="compare A with B episode by episode (each a RUN as above)")
     for form in FORMS:
@@ -47,6 +48,7 @@ def parse(given: Namespace) -> Options:
         group_by=[key for key in (given.group_by or "").split(",") if key],
         sort=given.sort,
         paired=given.paired or [],
+        where=given.where or [],
         form=forms[0] if forms else None,
         report=given.report,
         out=given.out,

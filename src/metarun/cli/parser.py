@@ -74,9 +74,17 @@ class Parser(argparse.ArgumentParser):
         """An option without a value."""
         self.own.add_argument(*names, action="store_true", help=help)
 
-    def option(self, *names: str, help: str, choices: Sequence[str] = (), two: bool = False, **settings: Any) -> None:
-        """An option with a value, one of ``choices`` if there are any; ``two``: with two values; settings: as argparse has them."""
-        settings = {"metavar": "|".join(choices) or None, **settings}
+    def option(
+        self, *names: str, help: str, choices: Sequence[str] = (), two: bool = False, several: bool = False, **settings: Any
+    ) -> None:
+        """An option with a value, one of ``choices`` if there are any.
+
+        Args:
+            two: it takes two values.
+            several: it may be given several times; the values are in a list.
+            settings: as argparse has them.
+        """
+        settings = {"metavar": "|".join(choices) or None, **({"action": "append"} if several else {}), **settings}
         self.own.add_argument(*names, type=Choice(names[0], choices), nargs=2 if two else None, help=help, **settings)
 
     def names(self) -> list[str]:

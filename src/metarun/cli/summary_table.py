@@ -21,7 +21,7 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     """One run's summary: results on ``splits``, adaptation curve, how they came about, and where everything lies."""
     out = _console()
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
-    found = {**summary["val"], **(summary["test"] or {})}
+    found = {**(summary["val"] or {}), **(summary["test"] or {})}
     verified = [name for name in MEASURES if name in found]
     presented = [name for name in found if name.startswith(presentations.AT)]
     out.print(_results(summary, splits, [name for name in found if name not in (*verified, *presented, "curve")]), end="")
@@ -30,7 +30,10 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         out.print(_results(summary, splits, verified), end="")
     if presented:
         out.print(_presentations(summary["test"] or summary["val"], presented), end="")
-    out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
+    out.print(" mean ± 95 % (1.96 standard errors) over episodes", style="dim")
+    for split in (name for name in splits if name in summary["same_classes"]):
+        out.print(f" {split}: the same {summary['way']} classes in every episode; ± does not say how others would fare", style="dim")
+    out.print()
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
         out.print(Padding(_curve(curve), (0, 0, 0, 1)))

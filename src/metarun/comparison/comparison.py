@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.comparison import tables
+from metarun.comparison.keys import where
 from metarun.comparison.paired import Paired, UnpairedError, pair
 from metarun.comparison.runs import Found, collect, shown
 from metarun.comparison.view import View, view
@@ -41,6 +42,7 @@ class Options:
     group_by: list[str] = field(default_factory=list)
     sort: str | None = None
     paired: list[str] = field(default_factory=list)  # two, or none
+    where: list[str] = field(default_factory=list)  # KEY=VALUE or KEY!=VALUE, all of which hold
     form: str | None = None  # one of FORMS; None: the table for people
     report: bool = False
     out: str | None = None
@@ -55,9 +57,16 @@ def compare(options: Options) -> dict[str, Any]:
     pairing = [collect([word]) for word in options.paired]
     found = collect([*options.runs, *(word for word in options.paired if word not in options.runs)])
     _tell(found)
+    wanted = where(options.where, found.runs)
+    for side in (found, *pairing):
+        side.runs = [run for run in side.runs if wanted(run)]
+    if empty := [word for word, side in zip(options.paired, pairing) if not side.runs]:
+        raise UserError(f"--where leaves no run of {empty[0]}")
     shape = view(found.runs, options.metric, options.split, options.group_by, options.sort)
-    if len(shape.runs) < len(found.runs):
-        _note(f"{len(found.runs) - len(shape.runs)} runs left out: repetitions of a config and seed, of which the latest counts")
+    if shape.repeated:
+        _note(f"{_runs(shape.repeated)} left out: repetitions of a config and seed, of which the latest counts")
+    if shape.unmeasured:
+        _note(f"{_runs(shape.unmeasured)} left out: no {options.metric or 'result'} on {' or '.join(shape.splits)}")
     verdict, paired = _paired(pairing, found, shape, options)
     if options.form:
         print(FORMS[options.form].write(shape), end="")
@@ -78,6 +87,10 @@ def compare(options: Options) -> dict[str, Any]:
     }
 
 
+def _runs(n: int) -> str:
+    return f"{n} run{'s' * (n > 1)}"
+
+
 def _note(line: str) -> None:
     console.print(f"metarun: {line}", markup=False, soft_wrap=True)
 
@@ -90,7 +103,7 @@ def _tell(found: Found) -> None:
         _note(f"damaged run left out: {shown(folder)}: {reason}")
     if found.unfinished:
         names = ", ".join(map(shown, found.unfinished))
-        _note(f"{len(found.unfinished)} unfinished run{'s' * (len(found.unfinished) > 1)} left out (no summary.json): {names}")
+        _note(f"{_runs(len(found.unfinished)).replace(' ', ' unfinished ')} left out (no summary.json): {names}")
 
 
 def _paired(pairing: list[Found], found: Found, shape: View, options: Options) -> tuple[str | None, dict[str, Any] | None]:

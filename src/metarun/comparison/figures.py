@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from metarun.comparison.groups import Group, Statistic
+from metarun.comparison.groups import BLOCK, Group, Statistic, labels
 from metarun.comparison.runs import EPISODES
 from metarun.comparison.view import View
 
@@ -42,12 +42,30 @@ class Look(NamedTuple):
     marker: str
 
 
-def panels_of(view: View) -> dict[tuple[str, ...], list[Group]]:
-    """The first blocks, each with its best groups."""
+def panels_of(view: View) -> dict[tuple[str, ...], dict[Group, str]]:
+    """The first blocks, each with its best groups and their labels."""
     blocks: dict[tuple[str, ...], list[Group]] = {}
     for member in view.groups:
         blocks.setdefault(member.block, []).append(member)
-    return {block: _best_of(view, members) for block, members in itertools.islice(blocks.items(), PANELS)}
+    return {block: labels(_best_of(view, members)) for block, members in itertools.islice(blocks.items(), PANELS)}
+
+
+def lines_of(view: View, axis_name: str) -> dict[tuple[str, ...], dict[str, list[tuple[int, Group]]]]:
+    """For each of the first settings of the rest of a block, the lines over ways or shots: by label, points with their groups."""
+    at = BLOCK.index(axis_name)
+    settings: dict[tuple[str, ...], list[Group]] = {}
+    for member in view.groups:
+        if member.block[at].isdecimal() and member.statistic(view.by, view.metric):
+            settings.setdefault(member.block[:at] + member.block[at + 1 :], []).append(member)
+    panels: dict[tuple[str, ...], dict[str, list[tuple[int, Group]]]] = {}
+    for rest, members in settings.items():
+        lines: dict[str, list[tuple[int, Group]]] = {}
+        for member, label in labels(members).items():
+            lines.setdefault(label, []).append((int(member.block[at]), member))
+        long = {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items() if len(points) > 1}
+        if long:
+            panels[rest] = dict(itertools.islice(long.items(), DRAWN))
+    return dict(itertools.islice(panels.items(), PANELS))
 
 
 def _best_of(view: View, members: list[Group]) -> list[Group]:
@@ -62,9 +80,10 @@ def _best_of(view: View, members: list[Group]) -> list[Group]:
 
 def looks_of(view: View) -> dict[str, Look]:
     """One look for each label, the same in all panels of all pictures; those drawn in every picture come first."""
-    drawn = [member for members in panels_of(view).values() for member in members]
-    labels = dict.fromkeys(member.label for member in [*drawn, *view.groups])
-    return {label: Look(color, marker) for label, color, marker in zip(labels, itertools.cycle(PALETTE), itertools.cycle(MARKERS))}
+    drawn = [label for members in panels_of(view).values() for label in members.values()]
+    drawn += [label for axis_name in ("shot", "way") for lines in lines_of(view, axis_name).values() for label in lines]
+    looks = map(Look, itertools.cycle(PALETTE), itertools.cycle(MARKERS))
+    return dict(zip(dict.fromkeys(drawn), looks))
 
 
 def figure_of(panels: int, height: float = 3.4) -> tuple[Figure, list[Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -34,15 +34,15 @@ class Statistic(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs that differ in nothing but the seed, or that ``--group-by`` puts together."""
+    """Runs of one block that differ in nothing but the seed, or that ``--group-by`` puts together."""
 
     runs: list[Run]
-    key: dict[str, Any]  # column -> value
+    key: dict[str, Any]  # what tells it from other groups
 
     @cached_property
     def block(self) -> tuple[str, ...]:
-        """(data, way, shot, protocol), as text; several values of a forced grouping are joined."""
-        return tuple(", ".join(sorted({str(run.values[name]) for run in self.runs})) for name in BLOCK)
+        """(data, way, shot, protocol), as text."""
+        return tuple(str(self.runs[0].values[name]) for name in BLOCK)
 
     @property
     def seeds(self) -> list[int]:
@@ -68,12 +68,6 @@ class Group:
         ci95 = float(np.mean([value["ci95"] for value in found]))
         return Statistic(float(means.mean()), std, ci95, len(found), int(sum(value["n"] for value in found)))
 
-    @property
-    def label(self) -> str:
-        """For legends: the algorithm and what else tells it apart inside a block."""
-        rest = [f"{short(name)} {text(value)}" for name, value in self.key.items() if name not in (*BLOCK, "algo") and value is not None]
-        return ", ".join([*([str(self.key["algo"])] if "algo" in self.key else []), *rest]) or "all runs"
-
 
 def latest(runs: list[Run]) -> list[Run]:
     """The latest of each repetition of the same config and seed: counted twice, a repetition would feign a smaller spread."""
@@ -87,30 +81,71 @@ def latest(runs: list[Run]) -> list[Run]:
 
 
 def group(runs: list[Run], by: list[str] | None = None) -> list[Group]:
-    """Group over seeds, or by the named keys alone."""
+    """Group over seeds, or by the named keys alone, but never across blocks."""
     if len(runs) == 2 and len({_repetition(run) for run in runs}) == 1:
         by = by or ["run"]
     technical = len({(*_identity(run), run.values["seed"]) for run in runs}) < len(runs)
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        identity = tuple(run.values.get(name) for name in by) if by else _identity(run, technical)
+        identity = tuple(run.values.get(name) for name in (*by, *BLOCK)) if by else _identity(run, technical)
         found.setdefault(identity, []).append(run)
-    columns = by or _separating([members[0] for members in found.values()], differing(runs))
+    firsts = [members[0] for members in found.values()]
+    if by:
+        columns = [*by, *(name for name in BLOCK if name not in by and _distinct(runs, name) > 1)]
+    else:
+        columns = _separating([run.values for run in firsts], differing(runs), differences(firsts))
     return [Group(members, {name: members[0].values.get(name) for name in columns}) for members in found.values()]
 
 
-def _separating(firsts: list[Run], columns: list[str]) -> list[str]:
-    """The columns and what it takes beyond them to tell all groups apart, such as a key that older runs do not have."""
+def _told_apart(rows: Sequence[Mapping[str, Any]], names: Iterable[str]) -> int:
+    """How many of the rows these keys tell apart."""
+    chosen = list(names)
+    return len({tuple(row.get(name) for name in chosen) for row in rows})
 
-    def told_apart(names: list[str]) -> int:
-        return len({tuple(run.values.get(name) for name in names) for run in firsts})
 
-    for name in differences(firsts):
-        if told_apart(columns) == len(firsts):
+def _separating(rows: Sequence[Mapping[str, Any]], columns: list[str], further: Sequence[str]) -> list[str]:
+    """The columns and what it takes of the further keys to tell all rows apart, such as a key that older runs do not have."""
+    for name in further:
+        if _told_apart(rows, columns) == len(rows):
             break
-        if told_apart([*columns, name]) > told_apart(columns):
+        if _told_apart(rows, [*columns, name]) > _told_apart(rows, columns):
             columns = [*columns, name]
     return columns
+
+
+def columns_of(groups: Sequence[Group]) -> list[str]:
+    """The keys of a table's columns: which block a group is of, and what differs between groups of one block.
+
+    What differs from block to block alone, as a learning rate tuned for each data set, fills a table and tells no rivals apart.
+    """
+    by_block: dict[tuple[str, ...], list[Group]] = {}
+    for member in groups:
+        by_block.setdefault(member.block, []).append(member)
+
+    def varies(name: str) -> bool:
+        return any(len({m.key[name] for m in members} - {None}) > 1 for members in by_block.values())
+
+    keys = [name for name in groups[0].key if name != "norm"]  # norm has a column of its own
+    kept = [name for name in keys if name in ("algo", "run", *BLOCK) or varies(name)] if len(by_block) > 1 else keys
+    return _separating([member.key for member in groups], kept, keys)
+
+
+def labels(members: Sequence[Group]) -> dict[Group, str]:
+    """For legends: each group's algorithm, and as few keys as tell it from the others of this algorithm among ``members``.
+
+    Groups that differ by their block alone have one label.
+    """
+    found: dict[Group, str] = {}
+    for algo in dict.fromkeys(member.key.get("algo") for member in members):
+        rivals = [member for member in members if member.key.get("algo") == algo]
+        rows = [member.key for member in rivals]
+        keys, names = [name for name in rows[0] if name not in (*BLOCK, "algo")], list[str]()
+        while _told_apart(rows, names) < _told_apart(rows, keys):
+            names.append(max(keys, key=lambda name: _told_apart(rows, [*names, name])))
+        for member in rivals:
+            rest = [f"{short(name)} {text(member.key[name])}" for name in keys if name in names and member.key[name] is not None]
+            found[member] = ", ".join([*([str(algo)] if algo else []), *rest]) or "all runs"
+    return {member: found[member] for member in members}
 
 
 def differing(runs: list[Run]) -> list[str]:

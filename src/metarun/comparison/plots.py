@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 
-from metarun.comparison.figures import DRAWN, PANELS, STYLE, Picture, bars, figure_of, left_out, legend, looks_of, named, panels_of
-from metarun.comparison.groups import BLOCK, Group
+from metarun.comparison.figures import STYLE, Picture, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
+from metarun.comparison.groups import Group
 from metarun.comparison.sweep_plots import hyperparameters
 from metarun.comparison.view import View
 
@@ -25,25 +24,28 @@ def pictures(view: View) -> list[Picture]:
 
 def learning_curves(view: View) -> Picture | None:
     """Training (smoothed, thin) and development (with a band) over iterations."""
-    panels = {block: [(member, _learning(view, member)) for member in members] for block, members in panels_of(view).items()}
-    panels = {block: drawn for block, members in panels.items() if (drawn := [(member, curves) for member, curves in members if curves])}
+    panels = {
+        block: drawn
+        for block, members in panels_of(view).items()
+        if (drawn := [(label, member, curves) for member, label in members.items() if (curves := _learning(view, member))])
+    }
     if not panels:
         return None
     looks = looks_of(view)
     figure, axes = figure_of(len(panels))
     for axis, (block, members) in zip(axes, panels.items()):
-        for member, curves in members:
-            color, marker = looks[member.label]
+        for label, _, curves in members:
+            color, marker = looks[label]
             if "train" in curves:
                 step, mean, _ = curves["train"]
                 axis.plot(step, _smooth(mean), color=color, linewidth=1, linestyle=(0, (4, 2)), alpha=0.75)
             if "val" in curves:
                 step, mean, band = curves["val"]
-                axis.plot(step, mean, color=color, label=member.label, marker=marker, markevery=max(1, len(step) // 12))
+                axis.plot(step, mean, color=color, label=label, marker=marker, markevery=max(1, len(step) // 12))
                 if band is not None:
                     axis.fill_between(step, mean - band, mean + band, color=color, alpha=0.18, linewidth=0)
-        axis.set(title=named(block), xlabel="meta-training iteration", ylabel=view.metric or members[0][0].metric)
-        _log_if_wide(axis, [curves["val"][1] for _, curves in members if "val" in curves])
+        axis.set(title=named(block), xlabel="meta-training iteration", ylabel=view.metric or members[0][1].metric)
+        _log_if_wide(axis, [curves["val"][1] for _, _, curves in members if "val" in curves])
     legend(figure, axes)
     caption = (
         f"Solid: development tasks; the band is ± std over {view.spread}, or ± ci95 over episodes for a single run. "
@@ -88,23 +90,24 @@ def _log_if_wide(axis: Any, curves: list[np.ndarray]) -> None:
 
 def adaptation_curves(view: View) -> Picture | None:
     """Test score after 0, 1, … inner steps."""
-    panels = {block: [(member, _adaptation(member)) for member in members] for block, members in panels_of(view).items()}
     panels = {
-        block: drawn for block, members in panels.items() if (drawn := [(member, curve) for member, curve in members if len(curve) > 1])
+        block: drawn
+        for block, members in panels_of(view).items()
+        if (drawn := [(label, member, curve) for member, label in members.items() if len(curve := _adaptation(member)) > 1])
     }
     if not panels:
         return None
     looks = looks_of(view)
     figure, axes = figure_of(len(panels))
     for axis, (block, members) in zip(axes, panels.items()):
-        for member, curve in members:
-            color, marker = looks[member.label]
+        for label, _, curve in members:
+            color, marker = looks[label]
             step, mean, ci95 = np.array(curve).T
-            axis.plot(step, mean, color=color, marker=marker, label=member.label, markevery=max(1, len(step) // 12))
+            axis.plot(step, mean, color=color, marker=marker, label=label, markevery=max(1, len(step) // 12))
             axis.fill_between(step, mean - ci95, mean + ci95, color=color, alpha=0.18, linewidth=0)
-        axis.set(title=named(block), xlabel="inner steps at test", ylabel=f"test {members[0][0].metric}")
+        axis.set(title=named(block), xlabel="inner steps at test", ylabel=f"test {members[0][1].metric}")
         axis.xaxis.get_major_locator().set_params(integer=True)
-        _log_if_wide(axis, [np.array(curve)[:, 1] for _, curve in members])
+        _log_if_wide(axis, [np.array(curve)[:, 1] for _, _, curve in members])
     legend(figure, axes)
     caption = f"The test score after so many inner steps, mean over {view.spread}; the band is ± ci95 over episodes.{left_out(view)}"
     return Picture("adaptation_curves", "Adaptation curves", caption, figure)
@@ -124,20 +127,9 @@ def _adaptation(member: Group) -> list[tuple[float, float, float]]:
 
 def score_over(view: View, axis_name: str) -> Picture | None:
     """The score over ways or over shots, one panel for each setting of the rest."""
-    at = BLOCK.index(axis_name)
-    panels: dict[tuple[str, ...], dict[str, list[tuple[float, Group]]]] = {}
-    for member in view.groups:
-        if member.block[at].isdecimal() and member.statistic(view.by, view.metric):
-            lines = panels.setdefault(member.block[:at] + member.block[at + 1 :], {})
-            lines.setdefault(member.label, []).append((int(member.block[at]), member))
-    panels = {
-        rest: dict(list(kept.items())[:DRAWN])
-        for rest, lines in panels.items()
-        if (kept := {label: sorted(points, key=lambda p: p[0]) for label, points in lines.items() if len(points) > 1})
-    }
+    panels = lines_of(view, axis_name)
     if not panels:
         return None
-    panels = dict(itertools.islice(panels.items(), PANELS))
     looks = looks_of(view)
     figure, axes = figure_of(len(panels))
     for axis, (rest, lines) in zip(axes, panels.items()):

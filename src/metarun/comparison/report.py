@@ -11,7 +11,7 @@ from pathlib import Path
 from string import Template
 from typing import TYPE_CHECKING
 
-from metarun.comparison.groups import differences, text
+from metarun.comparison.groups import differences, labels, text
 from metarun.comparison.runs import Found, shown
 from metarun.comparison.tables import Cell, Column, caption, number, table, title
 from metarun.comparison.view import View
@@ -128,7 +128,7 @@ def _differences(view: View) -> str:
     for combined, together in names_of.items():
         counted = [", ".join(f"{value} ({combined.count(value)})" for value in dict.fromkeys(combined))]
         rows.append([Cell(", ".join(together)), *map(Cell, combined if few else counted)])
-    names = [member.label for member in view.groups]
+    names = list(labels(view.groups).values())
     notes = [f"{block[0]} {block[1]}w{block[2]}s" for block in (member.block for member in view.groups)]
     columns = (
         [Column(name, note, numeric=False) for name, note in zip(names, notes)] if few else [Column("values (groups)", "", numeric=False)]
@@ -141,11 +141,11 @@ def _differences(view: View) -> str:
 def _runs(view: View) -> str:
     columns = [Column("run", "", numeric=False), Column("group", "", numeric=False), Column("seed"), Column("val"), Column("test")]
     rows = []
-    for member in view.groups:
+    for member, label in labels(view.groups).items():
         for run in member.runs:
             values = [run.statistics[split].get(view.metric or run.metric) for split in ("val", "test")]
             cells = [Cell(f"{number(v['mean'])} ± {number(v['ci95'], v['mean'])}", v["mean"]) if v else Cell("–") for v in values]
-            rows.append([Cell(shown(run.folder)), Cell(member.label), Cell(str(run.values["seed"])), *cells])
+            rows.append([Cell(shown(run.folder)), Cell(label), Cell(str(run.values["seed"])), *cells])
     table_html = _table(columns, rows, sortable=True)
     return f"<h2>Runs</h2><details><summary>All {len(rows)} runs, ± ci95 over episodes</summary>{table_html}</details>"
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from metarun.config import legacy
+from metarun.config.nested import leaves
 from metarun.errors import UserError, nearest
 from metarun.storage import foreign
 from metarun.storage.foreign import DamagedError
@@ -59,6 +60,12 @@ class Run:
         """The run's own score, as its summary says; the first summaries did not, and had accuracies and squared errors."""
         names = [*self.statistics["test"], *self.statistics["val"]]
         return next((name for name in (self.summary.get("metric"), "accuracy", "mse") if name in names), names[0])
+
+    @property
+    def same_classes(self) -> list[str]:
+        """The splits all of whose episodes hold the same classes, as far as the summary says so."""
+        said = self.summary.get("same_classes")
+        return said if isinstance(said, list) else []
 
     def higher_is_better(self, metric: str) -> bool:
         """What the summary says of its own score; of any other, by its name: true but for losses and errors."""
@@ -194,7 +201,7 @@ def read(folder: Path) -> Run | None:
     """
     if not any(folder.iterdir()):
         raise DamagedError("the folder is empty")
-    config = flatten(legacy.updated(foreign.yaml_mapping(folder / "config.yaml")))
+    config = {key: _plain(value) for key, value in leaves(legacy.updated(foreign.yaml_mapping(folder / "config.yaml")))}
     if not (folder / "summary.json").exists():
         return None
     summary = foreign.json_object(folder / "summary.json")
@@ -210,15 +217,9 @@ def read(folder: Path) -> Run | None:
     return run
 
 
-def flatten(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a config by dotted key; a list is a leaf, as text."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | None) else str(value)
-    return flat
+def _plain(value: Any) -> str | int | float | None:
+    """A value that can be compared and sorted by; a list is text."""
+    return value if isinstance(value, str | int | float | None) else str(value)
 
 
 def _statistics(split: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -15,6 +15,8 @@ from metarun.comparison.groups import BLOCK, Group, short, text
 from metarun.comparison.view import View
 
 TICKS = 6  # values of a setting that are all named on its axis
+AXES = 8  # of parallel coordinates, the score's among them: more cannot be followed
+PARTS = 4  # of equal size, that many different numbers are put into to see how much hangs on them
 
 
 def hyperparameters(view: View) -> Picture | None:
@@ -115,8 +117,11 @@ def _number_first(value: Any) -> tuple[bool, float]:
 
 def _parallel(view: View, names: list[str], scored: list[Group]) -> Picture:
     """One vertical axis a setting, one line a group, coloured by the score on the last axis."""
-    names = [*(["algo"] if len({_algo(member) for member in scored}) > 1 else []), *names]
+    settings = [*(["algo"] if len({_algo(member) for member in scored}) > 1 else []), *names]
     blocks = _by(scored, lambda member: member.block)
+    weights = {name: _importance(view, name, list(blocks.values())) for name in settings}
+    chosen = sorted(settings, key=weights.__getitem__, reverse=True)[: AXES - 1]
+    names = [name for name in settings if name in chosen]
     blocks = dict(itertools.islice(blocks.items(), 3))
     figure = Figure(figsize=(max(6.4, 1.7 * (len(names) + 1)), 3.9 * len(blocks)))
     axes = figure.subplots(len(blocks), 1, squeeze=False).ravel()
@@ -143,7 +148,34 @@ def _parallel(view: View, names: list[str], scored: list[Group]) -> Picture:
         axis.set_xticks(range(len(names) + 1), [*map(short, names), f"val {metric}"])
         axis.tick_params(length=0)
     caption = f"Each line is a group (mean development score over {view.spread}); yellow and thick is good, dark and thin is bad."
+    if len(names) < len(settings):
+        caption += f" Of {len(settings)} settings, the {len(names)} on which most of the score hangs."
     return Picture("hyperparameters", "Hyperparameters", caption, figure)
+
+
+def _importance(view: View, name: str, blocks: list[list[Group]]) -> float:
+    """How much of the variance of the development score lies between the values of a setting, at most 1, mean over blocks.
+
+    Adjusted for the number of values (epsilon squared), so that a setting is not important for having many.
+    """
+    found = []
+    for members in blocks:
+        parts = _parts([member.key[name] for member in members])
+        scores = np.array([_val(view, member) for member in members])
+        within = sum(((scores[parts == part] - scores[parts == part].mean()) ** 2).sum() for part in set(parts.tolist()))
+        whole, free = ((scores - scores.mean()) ** 2).sum(), len(scores) - len(set(parts.tolist()))
+        found.append(1 - within / whole * (len(scores) - 1) / free if whole > 0 and free else 0.0)
+    return float(np.mean(found))
+
+
+def _parts(values: list[Any]) -> np.ndarray:
+    """Which values count as one, by number: equal ones; of many numbers, those of like size."""
+    numbers = sorted(value for value in values if _is_number(value))
+    if len(set(numbers)) > PARTS:
+        edges = np.quantile(numbers, np.arange(1, PARTS) / PARTS)
+        values = [int(np.searchsorted(edges, value)) if _is_number(value) else value for value in values]
+    order = {value: i for i, value in enumerate(dict.fromkeys(map(text, values)))}
+    return np.array([order[text(value)] for value in values])
 
 
 def _scale(values: list[Any], spread: bool = False) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:

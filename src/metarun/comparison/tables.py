@@ -17,7 +17,7 @@ LATEX = str.maketrans({
 })  # fmt: skip
 
 
-DISPENSABLE = ("wall time", "parameters", "Δ to best", "val ci95")  # on a narrow terminal, in this order
+DISPENSABLE = ("wall time", "parameters", "val ci95", "test ci95", "val", "Δ to best")  # on a narrow terminal, in this order
 
 
 class Cell(NamedTuple):
@@ -51,6 +51,11 @@ def caption(view: View) -> str:
         lines.append(
             "Δ to best: paired on identical test episodes, ± ci95 over episodes; * significant (no correction for many comparisons)"
         )
+    for split in view.splits:
+        if alike := sum(split in run.same_classes for run in view.runs):
+            lines.append(f"{split} of {alike} run{'s' * (alike > 1)}: the same classes in every episode, ci95 does not say how others fare")
+    if hidden := [short(name) for name in view.groups[0].key if name not in (*view.columns, "norm")]:
+        lines.append(f"no column for what differs between data, way and shot alone (--csv has all): {', '.join(hidden)}")
     return "; ".join(lines)
 
 
@@ -65,7 +70,7 @@ def table(view: View) -> tuple[list[Column], list[list[Cell]]]:
     columns += [Column("norm", "", numeric=False), Column("parameters"), Column("wall time")]
     rows = []
     for i, member in enumerate(view.groups):
-        row = [Cell(text(value), value) for name, value in member.key.items() if name != "norm"]
+        row = [Cell(text(member.key[name]), member.key[name]) for name in view.columns]
         row += [Cell(view.metric or member.metric)] * several
         row += [Cell(str(len(member.seeds if view.spread == "seeds" else member.runs)))]
         for split in view.splits:
@@ -138,14 +143,23 @@ def print_rich(view: View) -> None:
     out = Console(highlight=False)
     if not out.is_terminal:
         out.width = 1000  # a file or a pipe has no margin to fold at
+
+    def drawn(dropped: list[str]) -> Any:
+        return _rich(view, dropped, out.is_terminal)
+
+    def fits(dropped: list[str]) -> bool:
+        return Measurement.get(out, out.options.update(max_width=1000), drawn(dropped)).maximum <= out.width
+
     dropped: list[str] = []
-    drawn = _rich(view, dropped, out.is_terminal)
     for name in DISPENSABLE:
-        if Measurement.get(out, out.options.update(max_width=1000), drawn).maximum <= out.width:
+        if fits(dropped):
             break
-        dropped.append(name)
-        drawn = _rich(view, dropped, out.is_terminal)
-    out.print(drawn)
+        if name != view.by:
+            dropped.append(name)
+    for name in dropped[::-1]:  # a narrow column that went before a wide one may have its place back
+        if fits(fewer := [other for other in dropped if other != name]):
+            dropped = fewer
+    out.print(drawn(dropped))
     out.print(caption(view), markup=False, soft_wrap=True)
     if dropped:
         out.print(f"too narrow a terminal for {', '.join(dropped)}: see them with --csv or --markdown", markup=False, soft_wrap=True)
@@ -158,11 +172,14 @@ def _rich(view: View, dropped: list[str], compact: bool) -> Any:
 
     columns, rows = table(view)
     kept = [i for i, column in enumerate(columns) if column.title not in dropped]
-    drawn = Table(title=Text(title(view), "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    padding = (0, 1, 0, 0) if dropped else (0, 1)
+    drawn = Table(title=Text(title(view), "bold"), box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False, padding=padding)
     for column in (columns[i] for i in kept):
-        note = column.note.replace(" over ", " over\n").replace("over e", "over\ne") if compact else column.note
+        note = column.note.replace(" over ", "\nover ") if compact else column.note
         header = Text("\n".join(filter(None, [column.title, note])))
-        drawn.add_column(header, justify="right" if column.numeric else "left", no_wrap=len(dropped) < len(DISPENSABLE), overflow="fold")
+        drawn.add_column(
+            header, justify="right" if column.numeric else "left", no_wrap=len(dropped) < len(DISPENSABLE) - 1, overflow="fold"
+        )
     for i, row in enumerate(rows):
         drawn.add_row(*(Text(row[k].text, "bold green" if row[k].best else "") for k in kept))
         if i + 1 < len(rows) and view.groups[i].block != view.groups[i + 1].block and len(rows) > 2:
@@ -209,10 +226,7 @@ def records(view: View) -> list[dict[str, Any]]:
     """One flat object a group, numbers in full precision."""
     found = []
     for i, member in enumerate(view.groups):
-        record: dict[str, Any] = {**member.key, **dict(zip(BLOCK, member.block))}
-        for name in BLOCK:  # as numbers where a group has one value
-            values = {run.values[name] for run in member.runs}
-            record[name] = values.pop() if len(values) == 1 else record[name]
+        record: dict[str, Any] = {**member.key, **{name: member.runs[0].values[name] for name in BLOCK}}
         record |= {"metric": view.metric or member.metric, "runs": len(member.runs), "seeds": " ".join(map(str, member.seeds))}
         for split in view.splits:
             statistic = member.statistic(split, view.metric)

@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from metarun.comparison.groups import BLOCK, Group, best, differing, group, latest, short
+from metarun.comparison.groups import BLOCK, Group, best, columns_of, differing, group, latest
+from metarun.comparison.keys import full
 from metarun.comparison.paired import Paired, UnpairedError, pair
 from metarun.comparison.runs import Run
 from metarun.errors import UserError, nearest
@@ -20,7 +21,8 @@ class View:
 
     Attributes:
         groups: in the order of the table.
-        columns: the keys that name a group (``Group.key``), beside the numbers.
+        columns: the keys that a table shows of a group (of ``Group.key``), beside the numbers.
+        repeated, unmeasured: how many runs are left out, since a later one repeats them or since they do not have the metric.
         metric: the metric asked for; None for each run's own score.
         splits: shown, ``val`` and ``test`` or one of them.
         by: the split behind order and plots: the last of ``splits`` that has a result.
@@ -31,6 +33,8 @@ class View:
 
     groups: list[Group]
     columns: list[str]
+    repeated: int
+    unmeasured: int
     metric: str | None
     splits: tuple[str, ...]
     by: str
@@ -62,17 +66,18 @@ def view(runs: list[Run], metric: str | None, split: str | None, group_by: list[
         raise UserError(f"there is no split '{split}'{nearest(split, SPLITS)} (splits: val, test)")
     _check_metric(runs, metric, split)
     splits = (split,) if split else SPLITS
-    keys = [_key(name, runs, "--group-by") for name in group_by]
-    kept = runs if keys else latest(runs)
+    keys = [full(name, runs, "--group-by") for name in group_by]
+    counted = runs if keys else latest(runs)
+    kept = [run for run in counted if any((metric or run.metric) in run.statistics[name] for name in splits)]
     groups = group(kept, keys)
     by = next((name for name in reversed(splits) if any(member.statistic(name, metric) for member in groups)), splits[-1])
-    groups = [member for member in groups if any(member.statistic(name, metric) for name in splits)]
     only_seeds = all(len(member.seeds) == len(member.runs) and not differing(member.runs)[1:] for member in groups)
     chosen = {name: best(groups, name, metric) for name in splits}
-    columns = [name for name in groups[0].key if name != "norm"]  # norm has a column of its own
     groups = _sort(groups, sort, runs, by, metric)
     versus = _versus(groups, chosen["test"]) if "test" in splits and metric in (None, groups[0].metric) else {}
-    return View(groups, columns, metric, splits, by, "seeds" if only_seeds else "runs", chosen, versus)
+    spread = "seeds" if only_seeds else "runs"
+    repeated, unmeasured = len(runs) - len(counted), len(counted) - len(kept)
+    return View(groups, columns_of(groups), repeated, unmeasured, metric, splits, by, spread, chosen, versus)
 
 
 def _check_metric(runs: list[Run], metric: str | None, split: str | None) -> None:
@@ -81,19 +86,6 @@ def _check_metric(runs: list[Run], metric: str | None, split: str | None) -> Non
         raise UserError(f"no run has a {split} result; leave out --split {split}")
     if metric is not None and metric not in known:
         raise UserError(f"no run has the metric '{metric}'{nearest(metric, known)} (metrics: {', '.join(known)})")
-
-
-def _key(name: str, runs: list[Run], option: str, extra: tuple[str, ...] = ()) -> str:
-    """A full or short key as the full one."""
-    known = list(dict.fromkeys(key for run in runs for key in run.values))
-    if name in known or name in extra:
-        return name
-    matches = [key for key in known if short(key) == name] or [key for key in known if key.rpartition(".")[2] == name]
-    if len(matches) > 1:
-        raise UserError(f"{option} {name} may be {' or '.join(matches)}; write one of them")
-    if not matches:
-        raise UserError(f"no run has the key '{name}'{nearest(name, [*extra, *known, *map(short, known)])} ({option} takes a config key)")
-    return matches[0]
 
 
 def _sort(groups: list[Group], sort: str | None, runs: list[Run], by: str, metric: str | None) -> list[Group]:
@@ -115,7 +107,7 @@ def _sort(groups: list[Group], sort: str | None, runs: list[Run], by: str, metri
         "parameters": lambda member: mean_of(member, "parameters"),
         "wall": lambda member: mean_of(member, "wall_s"),
     }
-    key = _key(name, runs, "--sort", tuple(computed))
+    key = full(name, runs, "--sort", tuple(computed))
     return sorted(groups, key=computed.get(key, lambda member: _orderly(member.runs[0].values.get(key))), reverse=down)
 
 

@@ -21,9 +21,10 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
+from metarun.config.nested import nodes
 from metarun.config.options import conf_dir, groups
 from metarun.config.stored import reference_in
-from metarun.errors import RunError, UserError, nearest
+from metarun.errors import RunError, UnknownKeys, UserError, install, nearest
 from metarun.extensions.sources import sources
 from metarun.extensions.targets import place
 
@@ -179,7 +180,7 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
             if group not in fresh:
                 raise UserError(f"{word} builds a whole new run; a finished one takes single groups and keys, such as data=… or way=…")
             changed[group] = fresh[group]
-    known = flatten(OmegaConf.to_container(changed))
+    known = _names(changed)
     for word in words:
         if word in chosen:
             continue
@@ -196,11 +197,9 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
     return resolve(changed)
 
 
-def flatten(node: Any, prefix: str = "") -> list[str]:
-    """All dotted keys of nested dicts, inner nodes included."""
-    if not isinstance(node, dict):
-        return []
-    return [name for key, value in node.items() for name in (f"{prefix}{key}", *flatten(value, f"{prefix}{key}."))]
+def _names(cfg: DictConfig) -> list[str]:
+    """All dotted keys, sections included."""
+    return [name for name, _ in nodes(OmegaConf.to_container(cfg, resolve=False))]  # type: ignore[arg-type]
 
 
 def _known_keys(words: list[str]) -> list[str]:
@@ -208,7 +207,7 @@ def _known_keys(words: list[str]) -> list[str]:
     names = groups()
     choices = [word for word in words if (found := re.match(r"(\w+)=(\w+)$", word)) and found[2] in names.get(found[1], [])]
     with _initialised():
-        return flatten(OmegaConf.to_container(hydra_compose("config", overrides=choices), resolve=False))
+        return _names(hydra_compose("config", overrides=choices))
 
 
 def explain(error: Exception, words: list[str]) -> Exception:
@@ -219,7 +218,7 @@ def explain(error: Exception, words: list[str]) -> Exception:
         group, _, option = str(error.missing_cfg_file).rpartition("/")
         options = sorted({*groups().get(group, []), *(error.options or [])}) if group in groups() else error.options
         if extra := next((extra for plugin, extra in EXTRAS.items() if group.startswith("hydra/") and option.startswith(plugin)), None):
-            return UserError(f"{group}={option} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
+            return UserError(f"{group}={option} needs a plugin that is not installed: {install(extra)}")
         if options is None:
             return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
         return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options) or 'none'})")
@@ -264,10 +263,22 @@ def _unknown(key: str, known: list[str]) -> UserError:
     return UserError(f"unknown key '{key}' ({shown})")
 
 
+def _of_recipe(keys: list[str], words: list[str]) -> str | None:
+    """What to say of keys that nobody has written, but a recipe (``experiment=…``) has set for options other than the chosen ones."""
+    recipe = next((word for word in words if word.startswith("experiment=")), None)
+    given = {word.lstrip("+~").partition("=")[0] for word in words}
+    if not recipe or not given.isdisjoint(keys):
+        return None
+    without = " ".join(f"~{key}" for key in keys)
+    return f"{recipe} sets {' and '.join(keys)}, which the options chosen here do not have; leave out: {without}"
+
+
 def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
     """One line for people about whatever went wrong with ``words``, and the exit status that goes with it."""
     if not isinstance(error, (UserError, RunError, OSError)):
         error = explain(error, words)
+    if isinstance(error, UnknownKeys) and (told := _of_recipe(error.keys, words)):
+        return told, 2
     if isinstance(error, (UserError, RunError)):
         return str(error), 2 if isinstance(error, UserError) else 1
     text = " ".join(str(error).split())

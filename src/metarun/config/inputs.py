@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from metarun.config import legacy
+from metarun.config.nested import leaves
 from metarun.data.episodes import Episodes
 
 log = logging.getLogger(__name__)
@@ -54,15 +55,6 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
     for key in sorted(old.keys() | new.keys()):
         if not key.startswith(INDIFFERENT) and old.get(key) != new.get(key):
             yield f"{key} from {_shown(old, key)} to {_shown(new, key)}"
-
-
-def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a configuration, each by its dotted name."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _shown(values: dict[str, Any], key: str) -> str:

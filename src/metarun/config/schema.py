@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_origin, get_type_hin
 from annotated_types import Ge, Le
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 
-from metarun.errors import UserError, nearest
+from metarun.errors import UnknownKeys, UserError, nearest
 from metarun.extensions import targets
 from metarun.problem import EpisodeSpec
 
@@ -228,7 +228,9 @@ def check(target: Any, values: dict[str, Any], prefix: str) -> dict[str, Any]:
     try:
         valid = model.model_validate({str(key): value for key, value in values.items()})
     except ValidationError as error:
-        raise UserError(_explain(error, prefix, list(model.model_fields))) from None
+        told = _explain(error, prefix, list(model.model_fields))
+        unknown = [f"{prefix}{one['loc'][0]}" for one in error.errors(include_url=False) if one["type"] == "extra_forbidden"]
+        raise (UnknownKeys(told, unknown) if unknown else UserError(told)) from None
     return {name: getattr(valid, name) for name in model.model_fields}
 
 

@@ -3,6 +3,7 @@ A cache is never trusted: a changed source has another key, and a damaged file f
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -11,6 +12,7 @@ import math
 import os
 import secrets
 import tempfile
+import time
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ log = logging.getLogger(__name__)
 
 LARGE = 256 * 2**20  # bytes; above this the file is memory-mapped instead of read
 PIECE = 2**20  # bytes checksummed at a time
+STALE = 24 * 3600.0  # seconds after which nobody is still writing a temporary file
 
 
 def user_cache() -> Path:
@@ -70,6 +73,7 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
     kept = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(folder)
         _write(path, lambda file: np.save(file, images))
         _write(path.with_suffix(".json"), lambda file: file.write(side.encode()))
         if images.nbytes > LARGE:
@@ -128,6 +132,14 @@ def _crc32(images: np.ndarray) -> int:
     for start in range(0, flat.size, PIECE):
         crc = zlib.crc32(flat[start : start + PIECE].tobytes(), crc)
     return crc
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Take away what processes that were killed have left half written; other processes may be writing now."""
+    for path in folder.glob(".*.tmp"):
+        with contextlib.suppress(FileNotFoundError):  # another process was quicker
+            if time.time() - path.stat().st_mtime > STALE:
+                path.unlink()
 
 
 def _write(path: Path, fill: Callable[[Any], object]) -> None:

@@ -101,6 +101,7 @@ class Episodes(ABC):
     """The endless list of episodes of one split."""
 
     length: int | None = None  # how many there are; None: endless
+    same_classes: bool = False  # all hold the same classes, so that an interval over episodes says nothing of others
 
     @property
     def plain(self) -> Episodes:
@@ -200,6 +201,7 @@ class ClassEpisodes(Episodes):
                 f"have {there}; choose {what} <= {there // spec.way}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
+        self.same_classes = len(members) == 1 and len(members[0]) == spec.way
         self.images, self.attributes = data.images.to(device), data.attributes.to(device)
         spread = torch.arange(spec.way, device=device)
         self.corruption = Corrupted(spec, len(data.images))

@@ -18,6 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from metarun.errors import install
+
 PIXELS = 2**26  # of the largest picture that is read, 67 megapixels: a quarter of a gigabyte once decoded
 LARGE = 2**24  # pixels; larger ones are decoded one after the other, whatever the number of threads
 BAND = 512  # rows laid on white at a time
@@ -100,7 +102,7 @@ def search(base: Path) -> Found:
                 pictures.append(path)
             else:
                 heif = path.suffix.lower() in (".heic", ".heif", ".hif")
-                passed[path.relative_to(base).as_posix()] = "needs pip install 'metarun[heif]'" if heif else NO_PICTURE
+                passed[path.relative_to(base).as_posix()] = f"needs {install('heif')}" if heif else NO_PICTURE
         if pictures or not below:
             folders[name] = pictures
     return Found(base, dict(sorted(folders.items())), passed)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from metarun.errors import MissingLibrary
+from metarun.errors import MissingLibrary, install
 
 
 @cache
@@ -33,6 +33,6 @@ def library() -> Any:
             return importlib.import_module("learn2learn")
     except ImportError as error:
         raise MissingLibrary(
-            f"this needs learn2learn 0.2.0, which cannot be imported ({error}); on Python 3.10, pip install 'metarun[learn2learn]', on "
-            "later ones, in a checkout, `make peers` builds it and .peers/learn2learn/bin/python -m metarun runs with it"
+            f"this needs learn2learn 0.2.0, which cannot be imported ({error}); on Python 3.10, {install('learn2learn')}, on "
+            "later ones `make peers` there builds it and .peers/learn2learn/bin/python -m metarun runs with it"
         ) from None

@@ -21,7 +21,7 @@ from metarun.comparison import tables
 from metarun.comparison.runs import collect
 from metarun.comparison.view import view
 from metarun.config import compose, options, schema
-from metarun.errors import RunError, UserError
+from metarun.errors import RunError, UserError, install
 from metarun.storage.files import replace_file
 from metarun.storage.foreign import json_object, refuse_links
 from metarun.storage.run_folder import alternatives, held, new_folder, relative
@@ -132,7 +132,10 @@ def check(words: list[str]) -> Plan:
         raise UserError("a search chooses by development episodes: add trainer.val_episodes=N")
     if len(kinds) > 1:
         raise UserError("one search cannot rank accuracies and errors: sweep over data of one kind")
-    return Plan(words, cfg, cfg.hydra.sweeper.n_trials, swept, direction)
+    total = cfg.hydra.sweeper.n_trials
+    if "GridSampler" in cfg.hydra.sweeper.sampler._target_:  # ends when every combination has been tried
+        total = min(total, plan.total)
+    return Plan(words, cfg, total, swept, direction)
 
 
 def _require(part: str, target: str) -> None:
@@ -140,7 +143,7 @@ def _require(part: str, target: str) -> None:
     found = re.match(r"hydra_plugins\.(hydra_\w+)", target)
     if found and not (importlib.util.find_spec("hydra_plugins") and importlib.util.find_spec(f"hydra_plugins.{found[1]}")):
         extra = next(extra for plugin, extra in compose.EXTRAS.items() if plugin in target)
-        raise UserError(f"this {part} needs a plugin that is not installed: pip install 'metarun[{extra}]'")
+        raise UserError(f"this {part} needs a plugin that is not installed: {install(extra)}")
 
 
 def _identity(words: list[str]) -> list[str]:

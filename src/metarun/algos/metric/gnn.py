@@ -11,11 +11,11 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Footprint
+from metarun.algorithm import Algorithm
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm
 from metarun.problem import Problem
-from metarun.task import Context, Task
+from metarun.task import Context
 
 
 class Nodes(NamedTuple):
@@ -59,9 +59,6 @@ class GNN(Algorithm):
         self.answer = GraphLayer(first + layers * width, problem.outputs, hidden, net.features)
         # Edges of a graph, and what the MLP makes of each.
         self.query_bytes = 4 * (problem.most_support + 1) ** 2 * (first + layers * width + 6 * hidden)
-
-    def footprint(self, task: Task, train: bool) -> Footprint:
-        return super().footprint(task, train)._replace(bytes=task.query.y.shape[0] * self.query_bytes)
 
     def begin(self, context: Context) -> Nodes:
         x, y = context.support

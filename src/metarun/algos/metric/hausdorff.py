@@ -10,11 +10,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Footprint
+from metarun.algorithm import Algorithm
 from metarun.nets.base import Net, image_shape
 from metarun.nets.pixels import Pixels
 from metarun.problem import Problem
-from metarun.task import Context, Task
+from metarun.task import Context
 
 
 class Ink(NamedTuple):
@@ -56,9 +56,6 @@ class Hausdorff(Algorithm):
         self.threshold, self.points = threshold, min(points, height * self.width)
         self.diagonal = float(height**2 + self.width**2) ** 0.5
         self.query_bytes = 3 * 4 * self.points**2  # distances of all pairs of points, and what they are made of
-
-    def footprint(self, task: Task, train: bool) -> Footprint:
-        return super().footprint(task, train)._replace(bytes=task.query.y.shape[0] * self.query_bytes)
 
     def begin(self, context: Context) -> Drawings:
         x, y = context.support

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Footprint, Metrics
+from metarun.algorithm import Algorithm, Metrics
 from metarun.kernels.ops.max_pool import max_pool
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
@@ -75,9 +75,6 @@ class Relation(Algorithm):
             weight.data.copy_(nn.init.kaiming_normal_(torch.empty(weight.shape)))  # drawn in the order of the axes, not of memory
         self.of_query.weight.data.copy_(-self.of_class.weight.data)
         self.query_bytes = 3 * 4 * problem.most_classes * hidden * height * width  # maps of a query with every class
-
-    def footprint(self, task: Task, train: bool) -> Footprint:
-        return super().footprint(task, train)._replace(bytes=task.query.y.shape[0] * self.query_bytes)
 
     def begin(self, context: Context) -> Classes:
         x, y = context.support

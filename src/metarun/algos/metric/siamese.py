@@ -12,7 +12,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Footprint, Metrics
+from metarun.algorithm import Algorithm, Metrics
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task
@@ -52,9 +52,6 @@ class Siamese(Algorithm):
         self.weight = nn.Parameter(torch.full((net.features,), -scale / net.features))
         self.bias = nn.Parameter(torch.tensor(scale / 2))
         self.query_bytes = 2 * 4 * net.features * problem.most_support  # differences to all of the support
-
-    def footprint(self, task: Task, train: bool) -> Footprint:
-        return super().footprint(task, train)._replace(bytes=task.query.y.shape[0] * self.query_bytes)
 
     def begin(self, context: Context) -> Examples:
         x, y = context.support
