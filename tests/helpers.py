@@ -21,6 +21,7 @@ from metarun.config.compose import compose, groups, resolve
 from metarun.contract.measures import double, engine, in_float64, meta_gradient, relative_error, slopes
 from metarun.data.base import ImageDataset
 from metarun.data.episodes import Split
+from metarun.data.nas201 import SearchTable
 from metarun.data.slots import Slots
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.base import Net
@@ -151,6 +152,22 @@ def nodes(algo: str, *words: str) -> dict[str, Any]:
     return small("data=graph", "data.size=8", "net=mlp", "way=1", f"algo={algo}", *words)
 
 
+class Letters(SearchTable):
+    """A made-up table of searches, known to configurations as ``metarun.data.toy.Letters``: words of 4 decisions among 3, 2, 4 and 3."""
+
+    def __init__(self, seed: int) -> None:
+        rng = np.random.default_rng(0)
+        merit = sum(np.ix_(*(rng.normal(size=options) for options in (3, 2, 4, 3)))).ravel()
+        validation = 0.5 + 0.1 * merit
+        super().__init__((3, 2, 4, 3), validation, validation + 0.02 * rng.normal(size=72))
+
+
+def search(algo: str, *words: str) -> dict[str, Any]:
+    """A resolved config of a tiny run of searches in a made-up table."""
+    values = small("net=mlp", "net.sizes=[]", f"algo={algo}", *words)
+    return values | {"data": {"_target_": "metarun.data.toy.Letters", "name": "letters"}}
+
+
 def attempt(values: dict[str, Any]) -> Algorithm | UserError:
     """What metarun builds of this configuration, or why it refuses it."""
     try:
@@ -185,9 +202,10 @@ def norms_of(net: str) -> list[str]:
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
-TRIED = {
-    (algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in (classification, regression, control, bandits, nodes)
-}
+# By the name of the kind of problem.
+BUILDERS: dict[str, Builder] = {build.__name__: build for build in (classification, regression, control, bandits, search)}
+BUILDERS["node classification"] = nodes
+TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in BUILDERS.values()}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]

@@ -15,7 +15,7 @@ from annotated_types import Ge, Le
 from torch import Tensor
 
 from metarun.errors import UserError
-from metarun.inner import loop, upcast
+from metarun.inner import loop, uniform, upcast
 from metarun.runtime.private import tree_map
 
 
@@ -125,6 +125,39 @@ class EpisodeSpec:
 
 
 @dataclass(frozen=True)
+class Space:
+    """What a search chooses from: every candidate is a word of decisions.
+
+    Attributes:
+        options: how many each decision has, 2 or more.
+    """
+
+    options: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """How many candidates there are."""
+        return math.prod(self.options)
+
+    def index(self, words: Tensor) -> Tensor:
+        """The places [...] int64 of candidates [..., decisions] in a table of all, whose last decision turns fastest."""
+        place = torch.zeros_like(words[..., 0])
+        for decision, options in enumerate(self.options):
+            place = options * place + words[..., decision]
+        return place
+
+    def draw(self, key: Tensor) -> Tensor:
+        """A random candidate [decisions] int64, determined by the key [] int64."""
+        options = torch.tensor(self.options, device=key.device)
+        return (uniform(key, (len(self.options),)) * options).long()
+
+    def value(self, table: Tensor, words: Tensor) -> Tensor:
+        """Of a table [candidates] the rows [...] of candidates [..., decisions]."""
+        index = self.index(words)
+        return table.gather(0, index.flatten()).view(index.shape)
+
+
+@dataclass(frozen=True)
 class Kind(ABC):
     """A kind of problem: how long an answer is, and how answers are judged.
 
@@ -146,6 +179,11 @@ class Kind(ABC):
     @property
     @abstractmethod
     def metric(self) -> str: ...
+
+    @property
+    def space(self) -> Space | None:
+        """What is to be chosen from, where a task is a search."""
+        return None
 
     @abstractmethod
     def outputs(self, spec: EpisodeSpec) -> int:
@@ -360,6 +398,40 @@ class Past(NamedTuple):
 
 # Of n actors at once: past, observations [n, *observation], time [] int64 = 0, 1, … and this time's noise [n, …] to actions and memory.
 Policy = Callable[[Past, Tensor, Tensor, Any], tuple[Tensor, Any]]
+
+
+@dataclass(frozen=True)
+class Search(Kind):
+    """Choosing by trying: to try a candidate of ``space`` tells its accuracy on validation data, and the score is the choice's on the test.
+
+    There are no examples: ``Context.extras["validation"]`` [candidates] holds what trying tells, the query's y [1, candidates] what the
+    choice is worth, and the answer is a word of decisions [1, decisions] int64.
+
+    Args:
+        options: of every decision, see ``Space``.
+    """
+
+    name = "search"
+    metric = "accuracy"
+    higher_is_better = True
+    options: tuple[int, ...] = ()
+
+    @property
+    def space(self) -> Space:
+        return Space(self.options)
+
+    def outputs(self, spec: EpisodeSpec) -> int:
+        return len(self.options)
+
+    def describe(self, spec: EpisodeSpec) -> str:
+        return f"one search among {self.space.size:,} candidates"
+
+    def loss(self, prediction: Tensor, y: Tensor) -> Tensor:
+        """The error of the choice, a value to look at: it has no gradient."""
+        return 1 - self.score(prediction, y)
+
+    def score(self, prediction: Tensor, y: Tensor) -> Tensor:
+        return self.space.value(y[0], prediction[0])
 
 
 class Simulator(Protocol):

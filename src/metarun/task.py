@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """Examples of one task."""
 
     x: Tensor  # [n, *input_shape] float; for control int64 keys of episodes [n]; of a whole training set rows of ``Context.shared`` [n]
-    y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression, or [n, 0] for control
+    y: Tensor  # [n] int64 in 0..way-1, or [n, outputs] float for regression, [n, 0] for control, [n, candidates] for search
 
 
 class Context(NamedTuple):
@@ -29,7 +29,7 @@ class Context(NamedTuple):
     support: Batch  # n = way * shot, grouped by class; zero-shot: n = way, and x [way, attributes] describes the classes
     classes: Tensor  # [way] int64, global class ids (zeros where there are none)
     key: Tensor  # [] int64, the episode's own random key
-    extras: dict[str, Tensor]  # what only some episodes have, see the properties below; of control what tells environments apart
+    extras: dict[str, Tensor]  # what only some episodes have, see the properties below; a simulator's numbers
     shared: Any = ()  # tensors that all tasks of a run have in common, without an axis of tasks: a training set, a table, a graph
 
     def examples(self, chosen: Tensor | slice = slice(None)) -> Batch:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ALGORITHMS, PROBLEMS, Builder, accepts, bandits, classification, control, nodes, regression
+from helpers import ALGORITHMS, BUILDERS, PROBLEMS, Builder, accepts
 
 import metarun.algos
 from metarun.algorithm import Algorithm
@@ -65,10 +65,7 @@ def test_every_algorithm_solves_some_problem() -> None:
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize(
-    ("kind", "build"),
-    [*((build.__name__, build) for build in (classification, regression, control, bandits)), ("node classification", nodes)],
-)
+@pytest.mark.parametrize(("kind", "build"), BUILDERS.items())
 def test_a_kind_of_problem_is_refused_if_and_only_if_it_is_not_declared(algo: str, kind: str, build: Builder) -> None:
     assert accepts(build(algo)) == (kind in class_of(algo).kinds)
     if kind not in class_of(algo).kinds:

@@ -1,0 +1,1 @@
+"""Searching for what is usually set by hand: architectures, hyperparameters, update rules."""
