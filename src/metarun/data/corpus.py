@@ -114,7 +114,8 @@ def _relations(name: str, content: bytes) -> Iterator[tuple[str, str]]:
                 words = list(sentence["tokens"])
                 for thing in (sentence["h"], sentence["t"]):
                     for at in thing[2]:
-                        words[at[0]], words[at[-1]] = f"[{words[at[0]]}", f"{words[at[-1]]}]"
+                        words[at[0]] = f"[{words[at[0]]}"
+                        words[at[-1]] = f"{words[at[-1]]}]"
                 yield relation, " ".join(words)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise UserError(f"{name} is no file of relations as FewRel's ({type(error).__name__}: {error})") from None

@@ -14,8 +14,9 @@ from metarun.data.picture import UnreadableError
 
 WINDOW = 0.032  # seconds of sound behind a column of the picture
 LOWEST, HIGHEST = 50.0, 4000.0  # Hz of the picture's rows; what is said lies below 4 kHz, at which telephones cut
-RANGE = 60.0  # dB from black to white: what is softer than the loudest by more is silence
-QUIET = 30.0  # dB below the loudest moment: softer beginnings and ends are cut off
+RANGE = 60.0  # dB: what is softer than the loudest by more is silence
+QUIET = 18.0  # dB below the loudest moment: softer beginnings and ends are cut off; a breath or a click is no part of a word
+SPREAD = 3.0  # standard deviations from grey to white, and to black
 MOMENT = 0.05  # seconds, over which loudness is taken
 SHORTEST, LONGEST = 0.05, 60.0  # seconds of a recording
 
@@ -40,6 +41,8 @@ def read_wav(file: Path | bytes) -> tuple[np.ndarray, int]:
             if n > LONGEST * rate:
                 raise UnreadableError(f"{n / rate:.0f} seconds, above the limit of {LONGEST:.0f}: cut it into words")
             samples = np.frombuffer(sound.readframes(n), "<i2") / 2**15
+    except UnreadableError:
+        raise
     except (wave.Error, EOFError, OSError) as error:
         raise UnreadableError(f"no wav file, or damaged ({' '.join(str(error).split()) or 'too short'})") from None
     except ValueError as error:  # an odd number of bytes
@@ -52,9 +55,10 @@ def read_wav(file: Path | bytes) -> tuple[np.ndarray, int]:
 
 
 def spectrogram(samples: np.ndarray, rate: int, mels: int, frames: int) -> np.ndarray:
-    """What is said as [1, mels, frames] uint8: time from left to right, pitch from the bottom up, 255 the loudest and 0 silence.
+    """What is said as [1, mels, frames] uint8: time from left to right, pitch from the bottom up, the louder the whiter.
 
-    Quiet ends are cut off, and ``frames`` windows are spread evenly over the rest, so that fast and slow speech come out alike.
+    Quiet ends are cut off, and ``frames`` windows are spread evenly over the rest, so that fast and slow speech come out alike. Loudness
+    in dB is taken less its mean and over its standard deviation in this recording, so that microphones do.
     """
     samples = trimmed(samples, rate)
     wide = round(WINDOW * rate)
@@ -63,8 +67,9 @@ def spectrogram(samples: np.ndarray, rate: int, mels: int, frames: int) -> np.nd
     pieces = padded[centres[:, None] + np.arange(wide)] * np.hanning(wide)
     power = np.abs(np.fft.rfft(pieces)) ** 2 @ mel_filters(wide, rate, mels).T
     loudness = 10 * np.log10(power + 1e-12)
-    shown = (loudness - loudness.max()) / RANGE + 1
-    return np.rint(255 * shown.clip(0, 1)).astype(np.uint8).T[None, ::-1]
+    loudness = loudness.clip(loudness.max() - RANGE)
+    shown = (loudness - loudness.mean()) / (SPREAD * max(loudness.std(), 1e-6))
+    return np.rint(127.5 * (1 + shown.clip(-1, 1))).astype(np.uint8).T[None, ::-1]
 
 
 def trimmed(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import re
 from concurrent.futures import ThreadPoolExecutor
+from itertools import groupby, pairwise, product
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -52,7 +53,8 @@ class Speech(ImageDataset):
         mels, frames: height and width of a spectrogram.
         val_classes, test_classes: classes of development and test tasks.
         held_out: takes with a lower number are for development and never for training, where ``val_classes`` is 0.
-        splice: the beginning of a word and the end of another one, by the same speaker, are a further training class; for all pairs.
+        pieces: with 2 or 3, training words are cut into so many pieces of equal length, and put together in every way: 5 words make 25 or
+            125 training classes. All pieces of an example are by the same speaker.
         test_speakers: so many speakers, by name the last ones, are heard in the test alone, and nobody else is; 0: all speakers everywhere.
 
     Raises:
@@ -70,11 +72,11 @@ class Speech(ImageDataset):
         val_classes: Annotated[int, Ge(0)],
         test_classes: Annotated[int, Ge(1)],
         held_out: Annotated[int, Ge(2)],
-        splice: bool,
+        pieces: Annotated[int, Ge(1), Le(3)],
         test_speakers: Annotated[int, Ge(0)],
     ) -> None:
-        if classes == "speaker" and (splice or test_speakers):
-            raise UserError("data.classes=speaker has unseen speakers in its test already: set data.splice=false data.test_speakers=0")
+        if classes == "speaker" and (pieces > 1 or test_speakers):
+            raise UserError("data.classes=speaker has unseen speakers in its test already: set data.pieces=1 data.test_speakers=0")
         images, takes = _recordings(root, mels, frames)
         names = sorted({getattr(take, classes) for take in takes})
         if len(names) <= val_classes + test_classes:
@@ -103,8 +105,8 @@ class Speech(ImageDataset):
         else:
             val = _split(images[..., ::-1], {f"{name}{BACKWARDS}": rows for name, rows in chosen(names[:train], False, held_out).items()})
         parts = {"train": _split(images, chosen(names[:train], False, 0, held_out)), "val": val}
-        if splice:
-            parts["train"] = _spliced(parts["train"], images, takes, chosen(names[:train], False, 0, held_out))
+        if pieces > 1:
+            parts["train"] = _spliced(images, takes, chosen(names[:train], False, 0, held_out), pieces)
         super().__init__(parts | {"test": _split(images, chosen(names[test:], True))})
 
     @classmethod
@@ -139,7 +141,7 @@ def _recordings(root: str | None, mels: int, frames: int) -> tuple[np.ndarray, l
         with ThreadPoolExecutor() as pool:
             return np.stack(list(pool.map(one, files))), [name for name, _ in files]
 
-    key = {"name": "speech", "version": 1, "source": fingerprint(path), "mels": mels, "frames": frames}
+    key = {"name": "speech", "version": 2, "source": fingerprint(path), "mels": mels, "frames": frames}
     images, names = cached_images(key, build)
     return images, _takes(names)
 
@@ -168,24 +170,18 @@ def _split(images: np.ndarray, classes: dict[str, list[int]]) -> Split:
     return Split(torch.from_numpy(np.ascontiguousarray(images[rows])), counts.cumsum() - counts, counts, list(classes))
 
 
-def _spliced(train: Split, images: np.ndarray, takes: list[Take], classes: dict[str, list[int]]) -> Split:
-    """With a class for every pair of words: the first half of a take of one, the second half of the like take of the other."""
-    voices: dict[tuple[str, str], list[int]] = {}
-    for name, rows in classes.items():
-        for row in rows:
-            voices.setdefault((name, takes[row].speaker), []).append(row)
-    half = images.shape[-1] // 2
-    parts, counts, names = [train.images], list(train.counts), list(train.names)
-    for one in classes:
-        for other in classes:
-            if one != other:
-                pairs = [pair for speaker in sorted({takes[row].speaker for row in classes[one]})
-                         for pair in zip(voices[one, speaker], voices.get((other, speaker), []))]  # fmt: skip
-                if len(pairs) >= 2:
-                    first, second = np.array(pairs).T
-                    joined = np.concatenate([images[first][..., :half], images[second][..., half:]], -1)
-                    parts.append(torch.from_numpy(joined))
-                    counts.append(len(pairs))
-                    names.append(f"{one}+{other}")
-    number = np.array(counts, np.int64)
-    return Split(torch.cat(parts), number.cumsum() - number, number, names)
+def _spliced(images: np.ndarray, takes: list[Take], classes: dict[str, list[int]], pieces: int) -> Split:
+    """A class for every sequence of ``pieces`` words, the words themselves first: of each word its part at that place."""
+    voices = {
+        name: {speaker: list(rows) for speaker, rows in groupby(rows, lambda row: takes[row].speaker)} for name, rows in classes.items()
+    }
+    edges = np.linspace(0, images.shape[-1], pieces + 1).round().astype(np.int64)
+    found: dict[str, np.ndarray] = {}
+    for words in sorted(product(classes, repeat=pieces), key=lambda words: len(set(words)) > 1):
+        speakers = [speaker for speaker in voices[words[0]] if all(speaker in voices[word] for word in words)]
+        rows = [row for speaker in speakers for row in zip(*(voices[word][speaker] for word in words))]
+        if len(rows) >= 2:
+            parts = [images[of][..., a:b] for of, (a, b) in zip(np.array(rows).T, pairwise(edges))]
+            found["+".join(words) if len(set(words)) > 1 else words[0]] = np.concatenate(parts, -1)
+    counts = np.array([len(made) for made in found.values()], np.int64)
+    return Split(torch.from_numpy(np.concatenate(list(found.values()))), counts.cumsum() - counts, counts, list(found))
