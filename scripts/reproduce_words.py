@@ -38,17 +38,17 @@ TEXT: list[Row] = [
 ]
 DIGITS = "experiment=speech_digits"
 SPEECH: list[Row] = [
-    ("nearest mean of spectrograms, nothing learned", f"{DIGITS} net=mlp net.sizes=[]", ["", "shot=1"]),
+    ("nearest mean of spectrograms, nothing learned", f"{DIGITS} net=mlp net.sizes=[] ~net.hidden", ["", "shot=1"]),
     ("protonet", DIGITS, ["", "shot=1"]),
     ("protonet, speakers unseen as well", f"{DIGITS} data.test_speakers=2", ["", "shot=1"]),
 ]
 SPEAKERS: list[Row] = [
-    ("nearest mean of spectrograms, nothing learned", "experiment=speech_speakers net=mlp net.sizes=[]", [""]),
+    ("nearest mean of spectrograms, nothing learned", "experiment=speech_speakers net=mlp net.sizes=[] ~net.hidden", [""]),
     ("protonet", "experiment=speech_speakers", [""]),
     ("siamese", "experiment=speech_speakers algo=siamese", [""]),
 ]
 FACES: list[Row] = [
-    ("nearest mean of pixels, nothing learned", "experiment=faces_protonet net=mlp net.sizes=[]", ["way=10"]),
+    ("nearest mean of pixels, nothing learned", "experiment=faces_protonet net=mlp net.sizes=[] ~net.hidden", ["way=10"]),
     ("protonet", "experiment=faces_protonet", ["way=10"]),
     ("siamese", "experiment=faces_siamese", ["way=10"]),
 ]
@@ -149,8 +149,8 @@ def out_of_scope(runs: Path, root: str, shots: int = 5, queries: int = 15) -> st
     inside = fitted.probabilities(np.concatenate([row[shots:] for row in rows])).amax(1).numpy()
     area = roc(inside, fitted.probabilities(outside).amax(1).numpy()).auc
     return (
-        f"\nRequests of no intent (`oos_test.jsonl`, {len(outside)}) are told from those of the {len(rows)} unseen intents, {shots} texts of "
-        f"each being known, by the largest probability: AUROC {area:.3f} (`r2d2`; chance 0.5).\n"
+        f"\nRequests of no intent (`oos_test.jsonl`, {len(outside)}) are told from those of the {len(rows)} unseen intents, {shots} texts "
+        f"of each being known, by the largest probability: AUROC {area:.3f} (`r2d2`; chance 0.5).\n"
     )
 
 

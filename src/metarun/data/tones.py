@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 
 RATE = 8000  # samples a second
-WORDS, SPEAKERS, TAKES = 20, 4, 8
+WORDS, SPEAKERS, TAKES = 20, 4, 5
 SEED = 1952
 LOW, HIGH = (280.0, 800.0), (900.0, 2400.0)  # Hz of the two resonances
 

@@ -78,7 +78,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     if run.problem.simulator and run.problem.input_shape == (2,):
         return trajectories.figure(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
     raise UserError(
-        "only texts, grey or colour images and curves of one variable are drawn, and trajectories on a plane; "
+        "only grey or colour images, texts and curves of one variable are drawn, and trajectories on a plane; "
         f"these examples have shape {list(run.problem.input_shape)}"
     )
 
