@@ -31,16 +31,17 @@ Row = tuple[str, str, list[str]]  # what a row is called, the words of its run, 
 INTENTS = "experiment=text_intents"
 SHAPES = ["", "shot=1", "way=20"]  # of the evaluations; the first is the run's own test
 TEXT: list[Row] = [
-    ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet net.size=0", SHAPES),
+    ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet ~algo.penalty net.size=0", SHAPES),
     ("ridge regression on n-grams, nothing learned", f"{INTENTS} net.size=0 trainer.iterations=0", SHAPES),
-    ("protonet", f"{INTENTS} algo=protonet", SHAPES),
+    ("protonet", f"{INTENTS} algo=protonet ~algo.penalty", SHAPES),
     ("r2d2", INTENTS, SHAPES),
 ]
 DIGITS = "experiment=speech_digits"
 SPEECH: list[Row] = [
-    ("nearest mean of spectrograms, nothing learned", f"{DIGITS} net=mlp net.sizes=[] ~net.hidden", ["", "shot=1"]),
-    ("protonet", DIGITS, ["", "shot=1"]),
-    ("protonet, speakers unseen as well", f"{DIGITS} data.test_speakers=2", ["", "shot=1"]),
+    ("nearest mean of spectrograms, nothing learned", f"{DIGITS} algo=protonet net=mlp net.sizes=[] ~net.hidden", ["", "shot=1"]),
+    ("protonet", f"{DIGITS} algo=protonet", ["", "shot=1"]),
+    ("r2d2", DIGITS, ["", "shot=1"]),
+    ("r2d2, speakers unseen as well", f"{DIGITS} data.test_speakers=2", ["", "shot=1"]),
 ]
 SPEAKERS: list[Row] = [
     ("nearest mean of spectrograms, nothing learned", "experiment=speech_speakers net=mlp net.sizes=[] ~net.hidden", [""]),

@@ -86,8 +86,8 @@ def mel_filters(window: int, rate: int, mels: int) -> np.ndarray:
 
     A triangle that lies between two frequencies of the window takes the nearest one, so that no row of a picture is empty.
     """
-    highest = min(HIGHEST, rate / 2)
-    mel = np.linspace(*(2595 * np.log10(1 + np.array([LOWEST, highest]) / 700)), mels + 2)
+    lowest, highest = (float(2595 * np.log10(1 + hertz / 700)) for hertz in (LOWEST, min(HIGHEST, rate / 2)))
+    mel = np.linspace(lowest, highest, mels + 2)
     edges = 700 * (10 ** (mel / 2595) - 1)
     frequencies = np.fft.rfftfreq(window, 1 / rate)
     rising = (frequencies - edges[:-2, None]) / (edges[1:-1] - edges[:-2])[:, None]

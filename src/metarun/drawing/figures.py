@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
 from metarun.drawing import texts, trajectories
+from metarun.drawing.block import Block
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Samples, best_guess, spread
@@ -32,15 +32,6 @@ INCH = 0.5  # side of an image
 CURVE = 500  # points that show the curve behind a regression task
 GAP = 0.12  # between images, as a fraction of their side
 SUPPORT, QUERY, RIGHT, WRONG = "#c8553d", "#2f6690", "#7fb69a", "#d1495b"
-
-
-class Block(NamedTuple):
-    """Images of the same classes, to be drawn side by side."""
-
-    title: str
-    colour: str
-    batch: Batch
-    guesses: Tensor | None = None  # [n] int64, the labels that a learner gave them
 
 
 def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:

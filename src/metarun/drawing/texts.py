@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from matplotlib.figure import Figure
 
 from metarun.data.picture import Wording
+from metarun.drawing.block import Block
 from metarun.runtime.fonts import families, legible
-
-if TYPE_CHECKING:
-    from metarun.drawing.figures import Block
 
 LETTERS, SHOWN = 110, 8  # of a line, and lines of a class shown at most, per block
 LINE = 0.19  # inches
