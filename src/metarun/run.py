@@ -80,6 +80,10 @@ class Run:
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
         self.algorithm = build_algorithm(valid, self.problem, trained).to(self.device)
+        if not trained and (examples := self.data.examples()) is not None:
+            for module in self.algorithm.modules():
+                if isinstance(module, Net):
+                    module.observe(examples)
         way = self.spec["eval"].way
         if self.algorithm.fixed_way and self.problem.kind.labelled and way != self.problem.outputs:
             raise UserError(

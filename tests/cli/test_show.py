@@ -64,7 +64,7 @@ def test_an_answered_episode_counts_as_the_engine_does(algo):
 
 
 def test_two_channels_are_no_picture():
-    with pytest.raises(UserError, match=r"only grey or colour images .* shape \[2, 16, 16\]"):
+    with pytest.raises(UserError, match=r"only grey or colour images, texts .* shape \[2, 16, 16\]"):
         figures.episode(Run(small()), "val", 0)
 
 

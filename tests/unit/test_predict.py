@@ -105,14 +105,14 @@ def test_the_data_of_the_run_are_not_needed(tmp_path):
     model = load(tmp_path / "run")
     files = sorted((tmp_path / "elsewhere").glob("[ab]/*.png"))
     fitted = model.adapt(files, [path.parent.name for path in files])
-    assert model.pictures.shape == (3, 16, 16)
+    assert model.reader.shape == (3, 16, 16)
     assert len(fitted.predict([str(path) for path in files])) == 8
 
 
 def test_data_that_are_not_pictures_take_tensors(tmp_path):
     experiment.train(small("algo=protonet", "trainer.iterations=1"), tmp_path / "run")
     model = load(tmp_path / "run")
-    assert model.pictures is None
+    assert model.reader is None
     assert len(model.adapt(torch.rand(4, 2, 16, 16), list("abab")).predict(torch.rand(3, 2, 16, 16))) == 3
     with pytest.raises(UserError, match=r"takes \[n, 2, 16, 16\], n >= 1$"):
         model.inputs(torch.rand(4, 16, 16))

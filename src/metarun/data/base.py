@@ -1,5 +1,5 @@
 """What every dataset offers: named splits, the shape of an example, and episodes over a split.
-A dataset is one file that subclasses ``ImageDataset`` (images in classes) or ``Dataset`` (anything else)."""
+A dataset is one file that subclasses ``ImageDataset`` (images in classes, or what is like them) or ``Dataset`` (anything else)."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from collections.abc import Collection
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.data.episodes import ClassEpisodes, Episodes, Split
-from metarun.data.picture import Pictures
+from metarun.data.picture import Reader
 from metarun.errors import UserError, nearest
 from metarun.problem import Classification, EpisodeSpec, Kind, Simulator
 
@@ -39,9 +40,13 @@ class Dataset(ABC):
         """What a split holds, in a few words."""
         return f"{self.kind.name} tasks"
 
+    def examples(self) -> Tensor | None:
+        """All inputs of training as they are stored, [n, *input_shape]; None where they are not kept."""
+        return None
+
     @classmethod
-    def pictures(cls, **values: Any) -> Pictures | None:
-        """How anybody's picture files become inputs like those of the dataset with these ``values`` (the YAML's); None: they cannot.
+    def reader(cls, **values: Any) -> Reader | None:
+        """How anybody's files become inputs like those of the dataset with these ``values`` (the YAML's); None: they cannot.
 
         Nothing is read, so that a trained run works where its data are not.
         """
@@ -49,7 +54,7 @@ class Dataset(ABC):
 
 
 class ImageDataset(Dataset):
-    """Images in classes, one ``Split`` per name."""
+    """Images in classes, one ``Split`` per name; so are spectrograms, and texts as rows of bytes."""
 
     splits: dict[str, Split]
 
@@ -64,6 +69,9 @@ class ImageDataset(Dataset):
         if split not in self.splits:
             raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
         return ClassEpisodes(self.splits[split], split, spec, seed, device)
+
+    def examples(self) -> Tensor | None:
+        return self.splits["train"].images if "train" in self.splits else None
 
     def describe(self, split: str) -> str:
         data = self.splits[split]

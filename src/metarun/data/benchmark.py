@@ -24,7 +24,7 @@ from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint, room
 from metarun.data.episodes import Split
 from metarun.data.folder import decode
-from metarun.data.picture import Pictures, UnreadableError, search, suffixes
+from metarun.data.picture import Reader, UnreadableError, search, suffixes
 from metarun.errors import UserError
 
 Size = Annotated[int, Ge(8), Le(1024)]
@@ -82,9 +82,9 @@ class Benchmark(ImageDataset):
         return {label: i for i, label in enumerate(label for labels in cls.lists.values() for label in labels)}
 
     @classmethod
-    def pictures(cls, **values: Any) -> Pictures:
+    def reader(cls, **values: Any) -> Reader:
         size = values["size"]
-        return Pictures((3, size, size), lambda path: decode(path, 3, size, False))
+        return Reader((3, size, size), lambda path: decode(path, 3, size, False))
 
     @abstractmethod
     def label(self, file: str) -> str | None:

@@ -78,7 +78,7 @@ def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.nd
 class Split(NamedTuple):
     """The images of one split, grouped by class; class c owns rows starts[c] .. starts[c] + counts[c] - 1."""
 
-    images: Tensor  # [n, channels, height, width] uint8, 0..255
+    images: Tensor  # [n, channels, height, width] uint8, 0..255; or other examples, [n, *input_shape]
     starts: np.ndarray  # [classes] int64
     counts: np.ndarray  # [classes] int64
     names: list[str]  # [classes], for reports and pictures

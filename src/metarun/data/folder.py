@@ -20,7 +20,7 @@ from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
 from metarun.data.episodes import CLASSES, Episodes, Split, draws, episode_keys
 from metarun.data.leakage import Origin, digest, refuse_copies, refuse_shared
-from metarun.data.picture import Pictures, UnreadableError, reasons, search, subfolders, tell, upright
+from metarun.data.picture import Reader, UnreadableError, reasons, search, subfolders, tell, upright
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
 
@@ -127,10 +127,10 @@ class Folder(ImageDataset):
         return super().episodes(split, spec, seed, device)
 
     @classmethod
-    def pictures(cls, **values: Any) -> Pictures:
+    def reader(cls, **values: Any) -> Reader:
         """As the pictures of the folder are read, see ``decode``."""
         channels, size, invert = values["channels"], values["size"], values["invert"]
-        return Pictures((channels, size, size), lambda path: decode(path, channels, size, invert))
+        return Reader((channels, size, size), lambda path: decode(path, channels, size, invert))
 
 
 def _given_splits(base: Path) -> dict[str, Path] | None:

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from metarun.data.base import ImageDataset
 from metarun.data.episodes import Split, draws, episode_keys
-from metarun.data.picture import Pictures, handwriting
+from metarun.data.picture import Reader, handwriting
 
 SEED = 2015  # the data's own: every run sees the same characters
 ALPHABET = 25  # characters that share a style
@@ -224,7 +224,7 @@ class Glyphs(ImageDataset):
         super().__init__(splits)
 
     @classmethod
-    def pictures(cls, **values: Any) -> Pictures:
+    def reader(cls, **values: Any) -> Reader:
         """Drawings, ink = 1 on paper = 0 whichever of the two is the lighter: see ``handwriting``."""
         size = values["size"]
-        return Pictures((1, size, size), lambda path: handwriting(path, size))
+        return Reader((1, size, size), lambda path: handwriting(path, size))

@@ -17,7 +17,7 @@ from metarun.data.archive import Archive, damaged, locate, obtain, read
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint
 from metarun.data.episodes import CLASSES, Split, draws, episode_keys
-from metarun.data.picture import Pictures, UnreadableError, handwriting, upright
+from metarun.data.picture import Reader, UnreadableError, handwriting, upright
 from metarun.errors import UserError, nearest
 
 SplitName = Literal["small", "minimal1", "minimal2", "vinyals", "lake", "random"]
@@ -121,10 +121,10 @@ class Omniglot(ImageDataset):
         super().__init__(splits)
 
     @classmethod
-    def pictures(cls, **values: Any) -> Pictures:
+    def reader(cls, **values: Any) -> Reader:
         """Drawings, ink = 1 on paper = 0 whichever of the two is the lighter: see ``handwriting``."""
         size = values["size"]
-        return Pictures((1, size, size), lambda path: handwriting(path, size))
+        return Reader((1, size, size), lambda path: handwriting(path, size))
 
 
 def drawing(png: bytes, size: int) -> np.ndarray:

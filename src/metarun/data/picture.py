@@ -9,7 +9,7 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
@@ -25,7 +25,7 @@ LARGE = 2**24  # pixels; larger ones are decoded one after the other, whatever t
 BAND = 512  # rows laid on white at a time
 NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"}  # EPS runs Ghostscript, the others Pillow knows but cannot decode
 SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
-NO_PICTURE, OF_THE_SYSTEM = "no picture that Pillow reads", "an operating system's own"
+NO_PICTURE, OF_ANOTHER_KIND, OF_THE_SYSTEM = "no picture that Pillow reads", "of another kind", "an operating system's own"
 SHOWN = 4  # reasons in a line
 
 _one_large = threading.Lock()
@@ -33,18 +33,28 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # ou
 
 
 class UnreadableError(ValueError):
-    """A file that is not read as a picture; the message is the reason, in a few words."""
+    """A file that is not read as a picture, or as whatever it should be; the message is the reason, in a few words."""
 
 
-class Pictures(NamedTuple):
-    """How a picture file becomes an input."""
+class Wording(NamedTuple):
+    """What inputs and texts have to do with each other."""
 
-    shape: tuple[int, int, int]  # channels, height, width of an input
-    read: Callable[[Path], np.ndarray]  # one file as [channels, height, width] uint8; raises UnreadableError
+    encode: Callable[[str], np.ndarray]  # a text as an input; raises UnreadableError
+    decode: Callable[[np.ndarray], str]  # an input as a text
+
+
+class Reader(NamedTuple):
+    """How a file of anybody's becomes an input."""
+
+    shape: tuple[int, ...]  # of an input: channels, height, width of a picture
+    read: Callable[[Path], np.ndarray]  # one file as an input of that shape, uint8; raises UnreadableError
+    noun: str = "picture"  # what such a file is called
+    endings: Collection[str] | None = None  # of such files' names, as ``.wav``; None: those of pictures
+    wording: Wording | None = None  # where inputs are texts; None: they are drawn as images
 
 
 class Found(NamedTuple):
-    """The pictures below the folder ``base``."""
+    """The pictures, or files of another kind, below the folder ``base``."""
 
     base: Path
     folders: dict[str, list[Path]]  # by path below it: each that holds pictures, or nothing at all; "" is the folder itself
@@ -67,11 +77,14 @@ def suffixes() -> dict[str, str]:
     return {suffix: name for suffix, name in known.items() if name in Image.OPEN and name not in NOT_READ}
 
 
-def search(base: Path) -> Found:
+def search(base: Path, endings: Collection[str] | None = None) -> Found:
     """All pictures below ``base``, at any depth, files in order of name; hidden files and folders count for nothing.
+
+    With ``endings`` files of such names in place of pictures.
 
     Links are followed, but no folder is entered twice and none that contains ``base``; a folder goes by its own place before a link to it.
     """
+    known = suffixes() if endings is None else endings
     folders: dict[str, list[Path]] = {}
     passed: dict[str, str] = {}
     top, seen = base.resolve(), set[Path]()
@@ -98,8 +111,10 @@ def search(base: Path) -> Found:
             elif _is_folder(entry):
                 (links if entry.is_symlink() else own).append(path)
                 below = True
-            elif path.suffix.lower() in suffixes():
+            elif path.suffix.lower() in known:
                 pictures.append(path)
+            elif endings is not None:
+                passed[path.relative_to(base).as_posix()] = OF_ANOTHER_KIND
             else:
                 heif = path.suffix.lower() in (".heic", ".heif", ".hif")
                 passed[path.relative_to(base).as_posix()] = f"needs {install('heif')}" if heif else NO_PICTURE
@@ -123,7 +138,7 @@ def subfolders(base: Path) -> list[str]:
 
 def tell(log: logging.Logger, passed: dict[str, str]) -> None:
     """Name what has been passed over and why: a warning where it may be a picture, else an information."""
-    ordinary = {path: reason for path, reason in passed.items() if reason in (NO_PICTURE, OF_THE_SYSTEM)}
+    ordinary = {path: reason for path, reason in passed.items() if reason in (NO_PICTURE, OF_ANOTHER_KIND, OF_THE_SYSTEM)}
     for level, part in ((logging.WARNING, {path: passed[path] for path in passed.keys() - ordinary.keys()}), (logging.INFO, ordinary)):
         if part:
             log.log(level, "passed over: %s", reasons(part))

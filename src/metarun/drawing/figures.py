@@ -1,12 +1,11 @@
 """Pictures of what a learner gets: an episode, support on the left and queries on the right, the classes of a split, augmentation.
-Images are rows of classes, a regression task is its points in the plane, one of control its trajectories; answers can be drawn in."""
+Images are rows of classes, texts paragraphs, points of regression lie in the plane, as do trajectories; answers can be drawn in."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,8 @@ from torch import Tensor
 
 from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
-from metarun.drawing import trajectories
+from metarun.drawing import texts, trajectories
+from metarun.drawing.panel import Panel
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Samples, best_guess, spread
@@ -34,20 +34,11 @@ GAP = 0.12  # between images, as a fraction of their side
 SUPPORT, QUERY, RIGHT, WRONG, ORACLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e"
 
 
-class Panel(NamedTuple):
-    """Images of the same classes, to be drawn side by side."""
-
-    title: str
-    colour: str
-    batch: Batch
-    guesses: Tensor | None = None  # [n] int64, the labels that a learner gave them
-
-
 def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     """An episode of a split; ``answered``: with what the learner, as it is, makes of its queries.
 
     Raises:
-        UserError: there is no such episode, or its examples are neither images nor points of one coordinate, nor do they act on a plane.
+        UserError: there is no such episode, or its examples are neither images nor texts nor points of one coordinate, nor act on a plane.
     """
     episodes = run.episodes(split)
     if episodes.length is not None and index >= episodes.length:
@@ -55,7 +46,9 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     task = select(episodes.batch([index]), 0)
     spec = run.spec["train" if split == "train" else "eval"]
     where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
-    if is_image(task.query.x.shape[1:]):
+    reader = run.valid.data.target.reader(**run.valid.data.values)
+    wording = reader.wording if reader else None
+    if wording or is_image(task.query.x.shape[1:]):
         blocks = [Panel("support", SUPPORT, task.context.examples())] if spec.shot else []
         blocks.append(Panel("query", QUERY, task.query))
         if answered:
@@ -64,8 +57,11 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
             blocks[-1] = Panel(
                 f"query: {right} of {len(guesses)} right; red: taken for the class of that number", QUERY, task.query, guesses
             )
+        title = f"{spec.way}-way {spec.shot}-shot:  {where}"
+        if wording:
+            return texts.figure(blocks, [_short(name) for name in names(run, split, task)], title, wording)
         rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
-        return _images(blocks, rows, f"{spec.way}-way {spec.shot}-shot:  {where}")
+        return _images(blocks, rows, title)
     if task.query.x.shape[1:] == (1,) and task.query.y.shape[1:] == (1,):
         further = run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device)
         curve = select(further.batch([index]), 0).query
@@ -74,7 +70,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     if run.problem.simulator and run.problem.input_shape == (2,):
         return trajectories.figure(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
     raise UserError(
-        "only grey or colour images and curves of one variable are drawn, and trajectories on a plane; "
+        "only grey or colour images, texts and curves of one variable are drawn, and trajectories on a plane; "
         f"these examples have shape {list(run.problem.input_shape)}"
     )
 

@@ -90,6 +90,12 @@ class Net(nn.Module, ABC):
         """Whether the answer to one query depends on the other queries."""
         return self.norm == "batch" and any(isinstance(module, Norm) for module in self.modules())
 
+    def observe(self, examples: Tensor) -> None:
+        """Called once before meta-training with all its examples [n, *input_shape] as they are stored, uint8 or float.
+
+        For what is counted rather than learned, such as how rare words are.
+        """
+
     def draw(self, key: Tensor) -> dict[str, Tensor]:
         """See ``draw``: random weights of this net, by parameter name."""
         return draw(self, key)

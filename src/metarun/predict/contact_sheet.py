@@ -1,5 +1,5 @@
 """The picture sheet of a prediction: the support by class on top, the classified pictures with answer and probability below.
-Pictures are shown as the net sees them, pixels kept square."""
+Pictures are shown as the net sees them, pixels kept square; a text is written into its tile."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from metarun.data.picture import Wording
 from metarun.runtime.fonts import covering, legible
 from metarun.storage.files import replace_file
 
 TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
 CAPTION = 56  # pixels below a classified picture: bar, answer, probability, truth
+LETTERS, LINES = 14, 6  # of a text in a tile
 SHOTS, ANSWERS = 5, 120  # how many pictures of a class, and of those classified, are shown
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
-TEXT, FAINT, RULE, RIGHT, WRONG, OPEN = "#1c1c1c", "#6b6b6b", "#d9d9d9", "#1f6fb4", "#d1495b", "#6b6b6b"
+TEXT, FAINT, RULE, PAPER, RIGHT, WRONG, OPEN = "#1c1c1c", "#6b6b6b", "#d9d9d9", "#f2f2f2", "#1f6fb4", "#d1495b", "#6b6b6b"
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Answer:
     """One classified picture."""
 
     file: str  # its path below the query folder
-    image: np.ndarray  # [channels, height, width] uint8, as the net sees it
+    image: np.ndarray  # [channels, height, width] or bytes of a text [length], uint8, as the net sees it
     probabilities: dict[str, float]  # by class
     truth: str | None  # the class its folder is named after, if there is one
 
@@ -41,7 +44,14 @@ class Answer:
         return self.probabilities[self.guess]
 
 
-def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarray]], answers: Sequence[Answer]) -> None:
+def draw(
+    path: Path,
+    lines: Sequence[str],
+    support: Sequence[tuple[str, np.ndarray]],
+    answers: Sequence[Answer],
+    noun: str = "picture",
+    wording: Wording | None = None,
+) -> None:
     """Write the sheet as a PNG.
 
     Args:
@@ -49,6 +59,7 @@ def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarr
         lines: what is said on top, a title first.
         support: class and picture [channels, height, width] uint8 of every labelled example; at most 5 of a class are drawn.
         answers: in the order of the sheet; the first 120 are drawn.
+        noun, wording: as of the run's ``Reader``.
     """
     blocks = _blocks(support)
     shown = answers[:ANSWERS]
@@ -69,18 +80,18 @@ def draw(path: Path, lines: Sequence[str], support: Sequence[tuple[str, np.ndarr
         label = f"{name} ({len(images)})" if len(images) > SHOTS else name
         _write(pen, (x, y), label, TEXT, 13, room)
         for i, image in enumerate(images[:SHOTS]):
-            sheet.paste(_tile(image), (x + i * (TILE + GAP), y + 18))
-    heading = f"the first {len(shown)} of {len(answers)} pictures" if len(shown) < len(answers) else "pictures"
+            sheet.paste(_tile(image, wording), (x + i * (TILE + GAP), y + 18))
+    heading = f"the first {len(shown)} of {len(answers)} {noun}s" if len(shown) < len(answers) else f"{noun}s"
     colors = "; frame: blue if the answer is the name of its folder, red if it is another class" if any(a.truth for a in shown) else ""
     _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
     for i, answer in enumerate(shown):
-        _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer)
+        _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer, wording)
     replace_file(path, lambda handle: sheet.save(handle, "PNG"))
 
 
-def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer: Answer) -> None:
+def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer: Answer, wording: Wording | None) -> None:
     color = OPEN if answer.truth is None else RIGHT if answer.guess == answer.truth else WRONG
-    sheet.paste(_tile(answer.image), (x, y))
+    sheet.paste(_tile(answer.image, wording), (x, y))
     if answer.truth is not None:
         pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=color, width=3)
     pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
@@ -115,11 +126,21 @@ def _flow(widths: Sequence[int]) -> list[tuple[int, int]]:
     return place
 
 
-def _tile(image: np.ndarray) -> Image.Image:
-    """[channels, height, width] uint8 as a square of ``TILE`` pixels."""
+def _tile(image: np.ndarray, wording: Wording | None) -> Image.Image:
+    """[channels, height, width] uint8, or a text, as a square of ``TILE`` pixels."""
+    if wording:
+        return _page(wording.decode(image))
     channels, height, _ = image.shape
     picture = Image.fromarray(image[0] if channels == 1 else image.transpose(1, 2, 0)).convert("RGB")
     return picture.resize((TILE, TILE), Image.Resampling.NEAREST if height < TILE else Image.Resampling.LANCZOS)
+
+
+def _page(text: str) -> Image.Image:
+    """A text set in lines, as much as a tile holds."""
+    page = Image.new("RGB", (TILE, TILE), PAPER)
+    for i, line in enumerate(wrap(text, LETTERS)[:LINES]):
+        _write(ImageDraw.Draw(page), (4, 3 + 13 * i), line, TEXT, 10, TILE - 8)
+    return page
 
 
 def _write(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, color: str, size: int, width: int, before: str = "") -> None:

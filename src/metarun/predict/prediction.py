@@ -1,4 +1,4 @@
-"""``metarun predict``: classify a folder of pictures after adapting a trained run to class folders of other pictures.
+"""``metarun predict``: classify a folder of pictures (recordings, texts) after adapting a trained run to class folders of others.
 Tables, picture sheet and export of one call; what happens in between is trained.py's."""
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from metarun.data.leakage import digest
-from metarun.data.picture import Found, Pictures, UnreadableError, reasons, search, suffixes, tell
+from metarun.data.picture import Found, Reader, UnreadableError, reasons, search, suffixes, tell
 from metarun.errors import UserError
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import load
@@ -25,16 +25,14 @@ from metarun.storage.foreign import refuse_links
 
 log = logging.getLogger(__name__)
 
-SUPPORT = "one folder of pictures per class"
-
 
 @dataclass(frozen=True)
 class Picture:
-    """One readable picture file."""
+    """One readable file: a picture, or whatever the run was trained on."""
 
     path: Path
     folder: str  # its folder below the one that was given; "" for that one itself
-    image: np.ndarray  # [channels, height, width] uint8, as the net will see it
+    image: np.ndarray  # [channels, height, width] or another shape, uint8, as the net will see it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +59,8 @@ def predict(options: Options) -> dict[str, Any]:
     table, sheet = _targets(options)
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
-    if model.pictures is None:
+    reader = model.reader
+    if reader is None:
         raise UserError(
             f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
             "metarun.load(RUN).adapt(x, y).predict(x)"
@@ -71,25 +70,27 @@ def predict(options: Options) -> dict[str, Any]:
             f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
             "metarun.load(RUN).adapt(attributes, names).predict(files)"
         )
-    folders = _support(Path(options.support))
-    support, broken = _read(model.pictures, folders)
-    query, broken_too = _read(model.pictures, _query(Path(options.query)))
+    noun = f"{reader.noun}s"
+    folders = _support(Path(options.support), reader)
+    support, broken = _read(reader, folders)
+    query, broken_too = _read(reader, _query(Path(options.query), reader))
     tell(log, broken | broken_too)
     shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in support)
     for name, count in shots.items():
         if not count:
             own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(options.support, name)}
             there = f" (passed over: {reasons(own)})" if own else ""
-            raise UserError(f"class '{name}' of {options.support} has no readable picture{there}: add some, or remove the folder")
+            raise UserError(f"class '{name}' of {options.support} has no readable {reader.noun}{there}: add some, or remove the folder")
     if not query:
-        why = reasons(broken_too) or f"a picture is a file that ends in {', '.join(sorted(suffixes()))}"
-        raise UserError(f"{options.query} has no readable picture ({why})")
+        endings = ", ".join(sorted(reader.endings or suffixes()))
+        why = reasons(broken_too) or f"a {reader.noun} is a file that ends in {endings}"
+        raise UserError(f"{options.query} has no readable {reader.noun} ({why})")
     known = {digest(picture.image): picture.path for picture in support}
     seen = [(known[mark], picture.path) for picture in query if (mark := digest(picture.image)) in known]
     if seen:
         log.warning(
-            "%d of %d pictures to be classified are in the support as well, such as %s and %s: that they are recognised says nothing",
-            len(seen), len(query), *seen[0],
+            "%d of %d %s to be classified are in the support as well, such as %s and %s: that they are recognised says nothing",
+            len(seen), len(query), noun, *seen[0],
         )  # fmt: skip
 
     fitted = model.adapt(np.stack([picture.image for picture in support]), [picture.folder for picture in support], options.steps)
@@ -111,19 +112,19 @@ def predict(options: Options) -> dict[str, Any]:
     text = _csv(answers, fitted.classes) if table.suffix == ".csv" else _json(answers)
     replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
     few, many = min(shots.values()), max(shots.values())
-    each = f"{few if few == many else f'{few} to {many}'} pictures each"
+    each = f"{few if few == many else f'{few} to {many}'} {noun} each"
     told = {
         "learner": f"{model.algo} trained on {model.data}, adapted to {len(shots)} classes with {each}",
-        "pictures": f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
-        "accuracy": f"{accuracy:.4f} on the {len(judged)} pictures in folders named like a class" if judged else "",
-        "norm": "batch (transductive): pictures are normalised together, so an answer depends on the others" if fitted.transductive else "",
+        noun: f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
+        "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
+        "norm": f"batch (transductive): {noun} are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
         "sheet": str(sheet or ""),
         "export": (options.export or "") + (" (normalises every batch by itself, too)" if options.export and fitted.transductive else ""),
     }
     if sheet:
         lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
-        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers)
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers, reader.noun, reader.wording)
     for key, value in told.items():
         if value:
             print(f"{key:12} {value}")
@@ -161,35 +162,36 @@ def _targets(options: Options) -> tuple[Path, Path | None]:
     return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
 
 
-def _support(base: Path) -> Found:
+def _support(base: Path, reader: Reader) -> Found:
     """The pictures by class.
 
     Raises:
         UserError: not a folder of class folders.
     """
+    wanted = f"one folder of {reader.noun}s per class"
     if not base.is_dir():
-        raise UserError(f"--support {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder with {SUPPORT}")
-    found = search(base)
+        raise UserError(f"--support {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder with {wanted}")
+    found = search(base, reader.endings)
     if not found.classes:
-        raise UserError(f"--support {base} has no class folders: it should hold {SUPPORT}")
+        raise UserError(f"--support {base} has no class folders: it should hold {wanted}")
     if loose := found.folders.get(""):
-        raise UserError(f"--support {base} has pictures outside its class folders, such as {loose[0].name}: move them into one")
+        raise UserError(f"--support {base} has {reader.noun}s outside its class folders, such as {loose[0].name}: move them into one")
     return found
 
 
-def _query(base: Path) -> Found:
+def _query(base: Path, reader: Reader) -> Found:
     """The pictures by the folder they lie in, those in ``base`` itself first."""
     if not base.is_dir():
-        raise UserError(f"--query {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder of pictures")
-    return search(base)
+        raise UserError(f"--query {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder of {reader.noun}s")
+    return search(base, reader.endings)
 
 
-def _read(pictures: Pictures, found: Found) -> tuple[list[Picture], dict[str, str]]:
-    """The readable pictures in order, and why the other files are passed over."""
+def _read(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str]]:
+    """The readable files in order, and why the other files are passed over."""
 
     def read(path: Path) -> np.ndarray | str:
         try:
-            return pictures.read(path)
+            return reader.read(path)
         except UnreadableError as reason:
             return str(reason)
 

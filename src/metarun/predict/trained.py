@@ -7,7 +7,7 @@ import copy
 import json
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.config.stored import read_config
 from metarun.data.episodes import episode_keys, task_keys
-from metarun.data.picture import Pictures, UnreadableError
+from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
@@ -55,8 +55,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         raise UserError(f"{folder} tells nodes of its own graph alone, data={values['data']['name']}: test it with metarun eval")
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
-    pictures: Pictures | None = data.target.pictures(**data.values)
-    shape = pictures.shape if pictures else data.build(seed).input_shape
+    reader: Reader | None = data.target.reader(**data.values)
+    shape = reader.shape if reader else data.build(seed).input_shape
     problem = Problem(data.target.kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
         algorithm = build_algorithm(valid, problem, trained)
@@ -64,7 +64,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     algorithm.to(chosen).eval().requires_grad_(False)
     key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
     choice = valid.engine.values.get("kernels", "auto")
-    return Model(algorithm, values["algo"]["name"], values["data"]["name"], pictures, key, choice)
+    return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice)
 
 
 class Model:
@@ -73,15 +73,15 @@ class Model:
     Attributes:
         algorithm: the meta-learner itself, its weights frozen, in fp32 whatever the precision of the run.
         algo, data: their names in the run's configuration.
-        pictures: how a picture file becomes an input; None where the data are not pictures.
+        reader: how a file of anybody's (a picture, a recording, a text) becomes an input; None where none does.
         key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
         kernels: as the run's ``engine.kernels``.
     """
 
     def __init__(
-        self, algorithm: Algorithm, algo: str, data: str, pictures: Pictures | None, key: Tensor, kernels: kernels.Choice = "auto"
+        self, algorithm: Algorithm, algo: str, data: str, reader: Reader | None, key: Tensor, kernels: kernels.Choice = "auto"
     ) -> None:
-        self.algorithm, self.algo, self.data, self.pictures, self.key = algorithm, algo, data, pictures, key
+        self.algorithm, self.algo, self.data, self.reader, self.key = algorithm, algo, data, reader, key
         self.kernels = kernels
 
     @property
@@ -105,7 +105,8 @@ class Model:
 
         Args:
             images: files; or [n, channels, height, width] or (grey) [n, height, width], uint8 0..255 or floats 0..1, of the run's size
-                and polarity (handwriting: ink = 1). Regression: inputs [n, *input_shape], or [n] where an input is one number.
+                and polarity (handwriting: ink = 1). Of a run on texts: texts, or their files as ``Path``.
+                Regression: inputs [n, *input_shape], or [n] where an input is one number.
                 Zero-shot: no images but attribute vectors [n, attributes].
             labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
             steps: inner steps, 0 or more; None: as many as in the run's test.
@@ -138,17 +139,18 @@ class Model:
             UserError: files that cannot be read, shapes or values that do not fit.
         """
         if isinstance(images, (str, Path)):
-            raise UserError(f"'{images}' is one file: give a list of files")
+            kind = "text" if self.reader and self.reader.wording else "file"
+            raise UserError(f"'{images}' is one {kind}: give a list of {kind}s")
         if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path)) for image in images):
-            images = self._files([Path(str(image)) for image in images])
+            images = self._read(cast(Sequence[str | Path], images))
         x, shape = _tensor(images, "images"), self.algorithm.problem.input_shape
         if shape[0] == 1 and x.shape[1:] == shape[1:]:
             x = x.unsqueeze(1)
         if x.dim() == 0 or x.shape[1:] != shape or len(x) == 0:
             wanted = ", ".join(map(str, ("n", *shape)))
-            mend = "; resize them, or give files instead" if self.pictures else ""
+            mend = "; resize them, or give files instead" if self.reader else ""
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
-        if len(shape) == 3:
+        if self.reader or len(shape) == 3:
             x = _unit_range(x)
         return x.float().to(self.device)
 
@@ -159,17 +161,23 @@ class Model:
             raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
         return x.float().to(self.device)
 
-    def _files(self, paths: list[Path]) -> np.ndarray:
-        if self.pictures is None:
+    def _read(self, these: Sequence[str | Path]) -> np.ndarray:
+        if self.reader is None:
             raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
-        return np.stack([self._picture(self.pictures, path) for path in paths])
+        return np.stack([self._one(self.reader, this) for this in these])
 
     @staticmethod
-    def _picture(pictures: Pictures, path: Path) -> np.ndarray:
+    def _one(reader: Reader, this: str | Path) -> np.ndarray:
+        if reader.wording and isinstance(this, str):
+            try:
+                return reader.wording.encode(this)
+            except UnreadableError as reason:
+                raise UserError(f"one of the texts is not readable: {reason}") from None
+        path = Path(str(this))
         try:
-            return pictures.read(path)
+            return reader.read(path)
         except UnreadableError as reason:
-            raise UserError(f"{path} is not a readable picture: {reason}" if path.exists() else f"{path} does not exist") from None
+            raise UserError(f"{path} is not a readable {reader.noun}: {reason}" if path.exists() else f"{path} does not exist") from None
 
     def _check_steps(self, steps: int | None) -> None:
         if steps is not None and steps < 0:
