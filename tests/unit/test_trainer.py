@@ -20,10 +20,13 @@ from metarun.data.episodes import ClassEpisodes
 from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.experiment import train
+from metarun.protocols.base import Protocol, statistics
+from metarun.protocols.calibration import AFTER_SCALING, OF_POOL
+from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.tracking.tracker import Tracker
-from metarun.trainer import Interrupted, Trainer, statistics
+from metarun.trainer import Interrupted, Trainer
 
 PROTONET = ["algo=protonet", "net.hidden=8", "net.down=stride"]
 
@@ -41,10 +44,10 @@ class Script(Engine):
         self.steps += 1
         return {"loss": self.losses(self.steps), algorithm.problem.metric: 0.5}, carried
 
-    def score(self, algorithm: Any, episodes: Any, n: int, curve: bool, after_block: Callable[[int], None]) -> dict[str, np.ndarray]:
+    def score(self, algorithm: Any, episodes: Any, n: int, asked: Protocol, after_block: Callable[[int], None]) -> dict[str, np.ndarray]:
         self.validations += 1
         after_block(n)
-        return {"score": np.full((n, 1), self.scores[self.validations - 1]), "loss": np.full((n, 1), 0.7)}
+        return {"score": np.full((n, 1), self.scores[self.validations - 1]), "loss": np.full((n, 1), 0.7), "step": np.zeros((n, 1))}
 
 
 Scripted = Callable[..., Trainer]
@@ -60,7 +63,7 @@ def scripted(tmp_path: Path) -> Iterator[Scripted]:
         outer = run.valid.optim.build(run.algorithm.parameters())
         trackers.append(Tracker(tmp_path, every=2, tensorboard=False, progress=False))
         settings = {**run.valid.trainer.values, "iterations": 6, "val_every": 2, "val_episodes": 4, **settings}
-        return Trainer(run.algorithm, outer, script, trackers[-1], tmp_path, run.episodes("train"), run.episodes("val"), **settings)
+        return Trainer(run.algorithm, outer, script, trackers[-1], tmp_path, run.episodes("train"), run.episodes("val"), LAST, **settings)
 
     yield make
     for tracker in trackers:
@@ -233,7 +236,7 @@ def test_the_test_is_of_the_best_checkpoint(tmp_path: Path, monkeypatch: pytest.
     run = Run(values)
     for name, tested in (("best", True), ("last", False)):
         run.algorithm.load_state_dict(checkpoint.load(tmp_path / "checkpoints" / f"{name}.pt")["algorithm"])
-        scores = score(run.engine, run.algorithm, run.episodes("test"), 6, False, lambda done: None)["score"][:, -1]
+        scores = score(run.engine, run.algorithm, run.episodes("test"), 6, LAST, lambda done: None)["score"][:, -1]
         assert np.allclose(scores, np.load(tmp_path / "test_scores.npy"), rtol=1e-6) == tested
 
 
@@ -264,7 +267,7 @@ def test_the_summary_and_the_folder_are_the_contracts(tmp_path: Path) -> None:
     assert [point["step"] for point in summary["test"]["curve"]] == [0, 1, 2, 3]
     assert set(summary["test"]["curve"][0]) == {"step", "mean", "ci95"}
     assert summary["test"]["curve"][-1]["mean"] == accuracy["mean"]
-    assert set(summary["test"]) == {"accuracy", "loss", "curve"}
+    assert set(summary["test"]) == {"accuracy", "loss", "nll", "brier", *OF_POOL, *AFTER_SCALING, "curve"}
     assert set(summary["val"]["accuracy"]) == {"mean", "ci95", "n"}
     assert summary["bn_mode"] == "batch"
     assert summary["parameters"] == sum(p.numel() for p in Run(values).algorithm.parameters())

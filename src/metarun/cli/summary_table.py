@@ -12,8 +12,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
+from metarun.protocols import calibration
 from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
+
+# Further tables of a run: what is said above one, and the scores in it; the summary has them all.
+BESIDE = {
+    "same class or not, over the pairs of query and class of all episodes": MEASURES,
+    "how sure, over the answers of all episodes": calibration.SHOWN,
+}
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
@@ -21,11 +28,12 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out = _console()
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**summary["val"], **(summary["test"] or {})}
-    verified = [name for name in MEASURES if name in found]
-    out.print(_results(summary, splits, [name for name in found if name not in (*verified, "curve")]), end="")
-    if verified:
-        out.print(" same class or not, over the pairs of query and class of all episodes")
-        out.print(_results(summary, splits, verified), end="")
+    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, "curve")] or [summary["metric"]]
+    out.print(_results(summary, splits, first), end="")
+    for words, names in BESIDE.items():
+        if measured := [name for name in names if name in found]:
+            out.print(f" {words}")
+            out.print(_results(summary, splits, measured), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes\n", style="dim")
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:

@@ -115,6 +115,7 @@ def predict(options: Options) -> dict[str, Any]:
     told = {
         "learner": f"{model.algo} trained on {model.data}, adapted to {len(shots)} classes with {each}",
         "pictures": f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
+        "temperature": f"{model.temperature:.3g}, fitted on development tasks" if model.temperature != 1 else "",
         "accuracy": f"{accuracy:.4f} on the {len(judged)} pictures in folders named like a class" if judged else "",
         "norm": "batch (transductive): pictures are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
@@ -135,6 +136,7 @@ def predict(options: Options) -> dict[str, Any]:
         "skipped": [*broken, *broken_too],
         "in_support": len(seen),
         "transductive": fitted.transductive,
+        "temperature": model.temperature,
         "accuracy": accuracy,
         "predictions": str(table),
         "sheet": sheet and str(sheet),

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.problem import EpisodeSpec, Problem
-from metarun.task import Task
+from metarun.task import Batch, Task, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +25,26 @@ if TYPE_CHECKING:
 Scores = dict[str, dict[str, float]]
 Curve = Literal["auto", "all", "log", "last"]
 Arrays = dict[str, np.ndarray]  # by name, [episodes, …] float64
+BLOCKS = 20  # of episodes, between which the spread of a measure over all of them is taken
 
 
 def statistics(values: np.ndarray) -> dict[str, float]:
     """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+def pooled(measure: Callable[..., Sequence[float] | np.ndarray], names: Sequence[str], *arrays: np.ndarray) -> Scores:
+    """What ``measure`` makes of all episodes together, by these names, with 1.96 standard errors from blocks of episodes.
+
+    Args:
+        measure: several numbers of arrays like these, of any number of episodes.
+        arrays: [episodes, …].
+    """
+    n = len(arrays[0])
+    blocks = min(BLOCKS, n)
+    parts = np.array([measure(*part) for part in zip(*(np.array_split(array, blocks) for array in arrays))])
+    ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
+    return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(names, measure(*arrays), ci95)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +97,14 @@ class Protocol(ABC):
         """A picture and its file name, for the run's folder."""
         return None
 
+    def on_development(self) -> Protocol:
+        """As validation asks, which may find out more than a test."""
+        return self
+
+    def after(self, development: Scores) -> Protocol:
+        """As a test asks that knows the scores of validation."""
+        return self
+
     @property
     def parts(self) -> tuple[Protocol, ...]:
         """The protocols that are measured here."""
@@ -90,31 +113,37 @@ class Protocol(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AfterAdaptation(Protocol):
-    """One that lets the learner adapt as always, and reads the states that it comes through; several share one adaptation."""
+    """One that lets the learner adapt as always, and looks at its answers to the query; several share one adaptation and its answers."""
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
-        """The inner steps, ascending, after which ``read`` is called, ``steps`` the last of them; by default none other."""
+        """The inner steps, ascending, after which the learner answers, ``steps`` the last of them; by default after no other."""
         return [steps]
 
-    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """What to note at each of the points."""
+    def read(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        """What to note of the answers at each of the points."""
         return {}
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """What to note of the last state alone."""
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        """What to note of the last answers alone."""
         return {}
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
-        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last state."""
-        context = task.context
+        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last answers."""
+        context, query = task.context, task.query
         points = self.points(algorithm.steps(context, False), context.support.y.shape[0])
-        read, state = visited(algorithm, context, points, lambda state: self.read(algorithm, state, task), scanned=scanned)
-        return read | {"step": torch.tensor([*points], device=context.key.device)} | self.last(algorithm, state, task)
+
+        def answered(state: State) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            prediction = algorithm.predict(state, query.x)
+            return self.read(algorithm.problem, prediction, query), self.last(algorithm.problem, prediction, query)
+
+        (read, last), _ = visited(algorithm, context, points, answered, scanned=scanned)
+        # What is noted is little: it costs less at every point than another prediction after the last.
+        return read | {"step": torch.tensor([*points], device=context.key.device)} | rows(last, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together(AfterAdaptation):
-    """Several, the first of which says at which points is read, over one adaptation."""
+    """Several over one adaptation, at the points of the one that has most."""
 
     these: tuple[AfterAdaptation, ...]
 
@@ -122,18 +151,21 @@ class Together(AfterAdaptation):
     def parts(self) -> tuple[Protocol, ...]:
         return self.these
 
+    def after(self, development: Scores) -> Protocol:
+        return replace(self, these=tuple(part.after(development) for part in self.these))
+
     def points(self, steps: int, examples: int) -> Sequence[int]:
-        return self.these[0].points(steps, examples)
+        return max((part.points(steps, examples) for part in self.these), key=len)
 
-    def read(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        return self.these[0].read(algorithm, state, task)
+    def read(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.read(problem, prediction, query).items()}
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        return {name: value for part in self.these for name, value in part.last(algorithm, state, task).items()}
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.last(problem, prediction, query).items()}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         found = [part.summarise(problem, arrays) for part in self.these]
-        return {name: value for scores, _ in found for name, value in scores.items()}, found[0][1]
+        return {name: value for scores, _ in found for name, value in scores.items()}, next((curve for _, curve in found if curve), [])
 
     def per_episode(self, arrays: Arrays) -> np.ndarray | None:
-        return self.these[0].per_episode(arrays)
+        return next((scores for part in self.these if (scores := part.per_episode(arrays)) is not None), None)

@@ -11,18 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.algorithm import Algorithm, State
+from metarun.algorithm import Algorithm
 from metarun.inner import upcast
 from metarun.problem import Problem
-from metarun.protocols.base import AfterAdaptation, Arrays, Scores
-from metarun.task import Task
+from metarun.protocols.base import AfterAdaptation, Arrays, Scores, pooled
+from metarun.task import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FALSE_ACCEPTS = 0.01  # at which false-accept rate the true-accept rate is reported
 MEASURES = ("auc", "eer", f"tar_at_far_{FALSE_ACCEPTS}")
-BLOCKS = 20  # of episodes, between which the spread of a measure is taken
 POINTS, LINE, MARK = 500, "#2f6690", "#c8553d"  # of the picture: rates at which the magnified curve is drawn, and colours
 
 
@@ -87,18 +86,13 @@ def measure(same: np.ndarray, different: np.ndarray) -> np.ndarray:
     return np.array([curve.auc, curve.eer, float(curve.tar_at(FALSE_ACCEPTS))])
 
 
-def statistics(same: np.ndarray, different: np.ndarray) -> dict[str, dict[str, float]]:
+def statistics(same: np.ndarray, different: np.ndarray) -> Scores:
     """Each of the ``MEASURES`` over the pairs of all episodes, with 1.96 standard errors from blocks of episodes.
 
     Args:
         same, different: [episodes, ...] scores, see ``pairs``.
     """
-    n = len(same)
-    blocks = min(BLOCKS, n)
-    parts = np.stack([measure(*part) for part in zip(np.array_split(same, blocks), np.array_split(different, blocks))])
-    ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
-    whole = measure(same, different)
-    return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(MEASURES, whole, ci95)}
+    return pooled(measure, MEASURES, same, different)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +108,9 @@ class Verification(AfterAdaptation):
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return "auc", True
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
         """The ``pairs`` of the query."""
-        return pairs(algorithm.predict(state, task.query.x), task.query.y)
+        return pairs(prediction, query.y)
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         return statistics(arrays["same"], arrays["different"]), []
