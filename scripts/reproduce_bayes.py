@@ -24,7 +24,7 @@ from metarun.experiment import train
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
 PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
-MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=800 trainer.val_every=400 {FEW}"
+MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet trainer.iterations=400 trainer.val_every=200 {FEW}"
 RUNS = {
     "omniglot": {
@@ -35,7 +35,6 @@ RUNS = {
         "emaml": f"{MAML} algo=emaml algo.members=3",
         "bmaml": f"{MAML} algo=bmaml algo.particles=3",
         "platipus": f"{MAML} algo=platipus",
-        "pmaml": f"{MAML} algo=pmaml",
     },
 }
 COLUMNS = {
