@@ -14,18 +14,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from metarun.config import schema
 from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
 from metarun.experiment import train
+from metarun.protocols.base import statistics
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
 PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet trainer.iterations=400 trainer.val_every=200 {FEW}"
+PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
+PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
 RUNS = {
     "omniglot": {
         "protonet": PROTONET,
@@ -35,6 +39,18 @@ RUNS = {
         "emaml": f"{MAML} algo=emaml algo.members=3",
         "bmaml": f"{MAML} algo=bmaml algo.particles=3",
         "platipus": f"{MAML} algo=platipus",
+    },
+    "pacoh": {
+        "pacoh": PACOH,
+        "pacoh, no hyper-prior": f"{PACOH} optim.weight_decay=0",
+        "dkt": f"{PLAIN_ADAM} algo=dkt",
+        "alpaca": f"{PLAIN_ADAM} algo=alpaca",
+        "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",
+    },
+    "waves": {
+        "maml": f"{WAVES} algo=maml",
+        "emaml": f"{WAVES} algo=emaml",
+        "bmaml": WAVES,
     },
 }
 COLUMNS = {
@@ -48,6 +64,14 @@ COLUMNS = {
         "accuracy of the surest 80 %": "accuracy_at_80",
         "risk–coverage area": "aurc",
     },
+    "pacoh": {
+        "NLL": "nll",
+        "RMSE": "rmse",
+        "calibration error": "calibration_error",
+        "inside the 50 % interval": "coverage_50",
+        "inside the 90 % interval": "coverage_90",
+    },
+    "waves": {"MSE": "mse", "NLL": "nll", "calibration error": "calibration_error", "inside the 90 % interval": "coverage_90"},
 }
 
 
@@ -73,15 +97,17 @@ def main() -> None:
 
 
 def finished(words: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished."""
+    """The summary of a run, from its folder if it is finished; of a regression with the mean over episodes of root mean squares beside."""
     values = resolve(compose([*words, *PLAIN]))
     if not (folder / "summary.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        return train(values, folder)
+        train(values, folder)
     now, then = schema.validate(values), schema.validate(read_config(folder))
     if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer")):
         sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["metric"] == "mse":
+        summary["test"]["rmse"] = statistics(np.sqrt(np.load(folder / "test_scores.npy")))
     return summary
 
 

@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -152,7 +152,7 @@ class Together(AfterAdaptation):
         return self.these
 
     def after(self, development: Scores) -> Protocol:
-        return replace(self, these=tuple(part.after(development) for part in self.these))
+        return replace(self, these=cast(tuple[AfterAdaptation, ...], tuple(part.after(development) for part in self.these)))
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
         return max((part.points(steps, examples) for part in self.these), key=len)

@@ -61,8 +61,7 @@ class VERSA(Algorithm):
     ) -> None:
         super().__init__(net, problem)
         self.samples, self.test_samples = samples, test_samples
-        self.mean, self.log_variance = (_amortiser(net.features, hidden) for _ in range(2))
-        nn.init.constant_(self.log_variance[-1].bias, log_variance)
+        self.mean, self.log_variance = (_amortiser(net.features, hidden, start) for start in (0.0, log_variance))
 
     def distribution(self, context: Context) -> tuple[Tensor, Tensor]:
         """Means and standard deviations of the classes' weights [way, features + 1]."""
@@ -84,7 +83,8 @@ class VERSA(Algorithm):
         return held._replace(bytes=held.bytes + 16 * answers)
 
 
-def _amortiser(features: int, hidden: int) -> nn.Sequential:
-    """A class's mean feature [way, features] to numbers for each of its weights and its bias [way, features + 1]."""
-    hidden_layers = [nn.Linear(features, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU()]
-    return nn.Sequential(*hidden_layers, nn.Linear(hidden, features + 1))
+def _amortiser(features: int, hidden: int, start: float) -> nn.Sequential:
+    """A class's mean feature [way, features] to numbers, near ``start`` at first, for its weights and its bias [way, features + 1]."""
+    last = nn.Linear(hidden, features + 1)
+    nn.init.constant_(last.bias, start)
+    return nn.Sequential(nn.Linear(features, hidden), nn.ELU(), nn.Linear(hidden, hidden), nn.ELU(), last)
