@@ -79,8 +79,8 @@ def walked(
 
 def asked(
     algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[Any], Any], *, scanned: bool
-) -> tuple[Any, Callable[[], Any]]:
-    """What ``read`` makes of the answers to x after the ``points`` inner steps, ascending numbers, stacked; and what gives the last answer.
+) -> Any:
+    """What ``read`` makes of the answers to x after the ``points`` inner steps, ascending numbers, stacked.
 
     Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that nothing is asked between them.
     """
@@ -89,11 +89,11 @@ def asked(
     steps = points[-1]
     if steps and [*points] == [*range(steps + 1)]:
         first = read(answer(held[0]))
-        state, later = walked(algorithm, context, held.pop(), steps, 0, lambda state: read(answer(state)), scanned=scanned)
-        return tree_map(lambda one, rest: torch.cat([one[None], rest]), first, later), lambda: answer(state)
-    done, noted, last = 0, [], None
+        _, later = walked(algorithm, context, held.pop(), steps, 0, lambda state: read(answer(state)), scanned=scanned)
+        return tree_map(lambda one, rest: torch.cat([one[None], rest]), first, later)
+    done, noted = 0, []
     for point in points:
         held = [walked(algorithm, context, held.pop(), point - done, done, scanned=scanned)[0]]
-        done, last = point, answer(held[0])
-        noted.append(read(last))
-    return tree_map(lambda *rows: torch.stack(rows), *noted), lambda: last
+        noted.append(read(answer(held[0])))
+        done = point
+    return tree_map(lambda *rows: torch.stack(rows), *noted)

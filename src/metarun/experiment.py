@@ -24,7 +24,7 @@ from metarun.data.episodes import Episodes
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
-from metarun.protocols.base import statistics
+from metarun.protocols.base import Scores, statistics
 from metarun.run import Run
 from metarun.runtime.distributed import World
 from metarun.runtime.version import __version__
@@ -81,7 +81,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         with kernels.using(run.engine.kernels):  # what validation computes outside of the engine
             trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
-        result = measure(run, "test", tracker, folder) if test_episodes else None
+        result = measure(run, "test", tracker, folder, trainer.progress.best) if test_episodes else None
         best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
         tracker.hparams(_hparams(values), best)
         if result:
@@ -131,7 +131,7 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
     started = time.monotonic()
     tracker = _tracker(run, None)
     try:
-        result = measure(run, split, tracker, folder)
+        result = measure(run, split, tracker, folder, progress.best)
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
@@ -180,13 +180,19 @@ def check(values: dict[str, Any]) -> dict[str, str]:
     return report
 
 
-def measure(run: Run, split: str, tracker: Tracker, folder: Path) -> dict[str, Any]:
+def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: Scores) -> dict[str, Any]:
     """What the run's protocols find with the weights as they are: scores and a curve.
 
     Keeps ``{split}_scores.npy``, a score for every episode, and the protocols' pictures.
+
+    Args:
+        development: what validation found with these weights.
+
+    Raises:
+        UserError: the answers of this method are not such that a protocol has anything to say of them.
     """
     found: dict[str, Any] = {}
-    for asked in run.protocols:
+    for asked in (protocol.after(development) for protocol in run.protocols):
         episodes = run.episodes(split, asked)
         n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
         if not n:
@@ -201,6 +207,8 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path) -> dict[str, A
             np.save(buffer, scores)
             run.write(folder / f"{split}_scores.npy", buffer.getvalue())
         named, curve = asked.summarise(run.problem, arrays)
+        if not named:
+            raise UserError(f"protocol={asked.name} is not possible with algo={run.values['algo']['name']}: it needs {asked.needs}")
         found = named | {"curve": curve} | found
         for part in asked.parts if tracker.draws else ():
             if drawn := part.figure(arrays, run.title):

@@ -29,7 +29,7 @@ from metarun.nets.module import Module
 from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.protocols.base import AfterAdaptation, Protocol, Together
-from metarun.protocols.episodes import LAST, OfEpisodes
+from metarun.protocols.episodes import LAST
 from metarun.runtime.allocator import keep_freed_memory
 from metarun.runtime.distributed import World
 from metarun.storage import checkpoint, warmstart
@@ -120,8 +120,8 @@ class Run:
     @property
     def validation(self) -> Protocol:
         """How validation asks: what the last state of every episode tells."""
-        parts = (part for asked in self.protocols for part in asked.parts)
-        return Together(these=(LAST, *(part for part in parts if isinstance(part, AfterAdaptation) and not isinstance(part, OfEpisodes))))
+        parts = (part.on_development() for asked in self.protocols for part in asked.parts)
+        return Together(these=(LAST, *(part for part in parts if isinstance(part, AfterAdaptation) and part != LAST)))
 
     @property
     def title(self) -> str:

@@ -70,7 +70,7 @@ def test_answers_as_the_engine_does(runs, name):
     assert fitted.classes == [0, 1, 2]
     answers = torch.tensor(fitted.predict(query.x))
     assert (answers == query.y).float().mean() == scores["score"][0, 0]
-    probabilities = fitted.probabilities(query.x)
+    probabilities = fitted.probabilities(query.x, raw=True)
     assert torch.allclose(probabilities.sum(-1), torch.ones(6))
     assert torch.nn.functional.nll_loss(probabilities.log(), query.y) == pytest.approx(float(scores["loss"][0, 0]), abs=1e-5)
     assert fitted.transductive == (name in ("protonet", "maml"))

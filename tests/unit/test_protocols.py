@@ -12,6 +12,7 @@ from helpers import double, engine, small
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
 from metarun.protocols.base import Together
+from metarun.protocols.calibration import Calibration
 from metarun.protocols.episodes import EVERY, LAST, OfEpisodes
 from metarun.protocols.verification import MEASURES, Verification
 from metarun.run import Run
@@ -55,16 +56,18 @@ def test_scores_without_a_loss_are_none() -> None:
 
 
 def test_several_share_one_adaptation() -> None:
-    """The same numbers as each alone, from half as many calls of ``begin``."""
+    """The same numbers as each alone, from a third of the calls of ``begin`` and ``predict``."""
     run = Run(small("algo=protonet", "net.hidden=8"))
     tasks, calls = run.episodes("test").batch(range(3)), []
-    begin = run.algorithm.begin
-    run.algorithm.begin = lambda context: calls.append(context) or begin(context)  # type: ignore[method-assign]
-    how = engine("loop")
-    alone = {**how.evaluate(run.algorithm, tasks, EVERY), **how.evaluate(run.algorithm, tasks, Verification("all"))}
-    assert len(calls) == 6
-    both = how.evaluate(run.algorithm, tasks, Together(these=(EVERY, Verification("all"))))
-    assert len(calls) == 9
+    begin, predict = run.algorithm.begin, run.algorithm.predict
+    run.algorithm.begin = lambda context: calls.append("begin") or begin(context)  # type: ignore[method-assign]
+    run.algorithm.predict = lambda state, x: calls.append("predict") or predict(state, x)  # type: ignore[method-assign]
+    how, three = engine("loop"), (EVERY, Verification("all"), Calibration("all"))
+    alone = {name: value for one in three for name, value in how.evaluate(run.algorithm, tasks, one).items()}
+    assert calls == 9 * ["begin", "predict"]
+    calls.clear()
+    both = how.evaluate(run.algorithm, tasks, Together(these=three))
+    assert calls == 3 * ["begin", "predict"]
     assert set(both) == set(alone)
     assert all(torch.equal(both[name], alone[name]) for name in both)
 
@@ -73,13 +76,13 @@ def test_a_method_that_cannot_verify_is_told() -> None:
     with pytest.raises(UserError, match=r"protocol=verification is not possible with algo=maml: it needs scores that mean the same"):
         Run(small("algo=maml", "net.hidden=8", "protocol=verification"))
     run = Run(small("algo=maml", "net.hidden=8"))
-    assert [part.name for asked in run.protocols for part in asked.parts] == ["episodes"]
+    assert [part.name for asked in run.protocols for part in asked.parts] == ["episodes", "calibration"]
 
 
 def test_what_is_asked_is_in_the_summary(tmp_path: Path) -> None:
     values = small("algo=protonet", "net.hidden=8")
     both = train(values, tmp_path / "both")
-    assert (both["protocol"], both["metric"]) == (["episodes", "verification"], "accuracy")
+    assert (both["protocol"], both["metric"]) == (["episodes", "verification", "calibration"], "accuracy")
     for words, names, metric, better in (
         (["protocol=episodes"], ["episodes"], "accuracy", True),
         (["protocol=verification"], ["verification"], "auc", True),

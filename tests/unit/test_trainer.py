@@ -20,7 +20,8 @@ from metarun.data.episodes import ClassEpisodes
 from metarun.engine import Engine
 from metarun.errors import RunError
 from metarun.experiment import train
-from metarun.protocols.base import statistics
+from metarun.protocols.base import Protocol, statistics
+from metarun.protocols.calibration import AFTER_SCALING, OF_POOL
 from metarun.protocols.episodes import LAST
 from metarun.run import Run
 from metarun.storage import checkpoint
@@ -43,7 +44,7 @@ class Script(Engine):
         self.steps += 1
         return {"loss": self.losses(self.steps), algorithm.problem.metric: 0.5}, carried
 
-    def score(self, algorithm: Any, episodes: Any, n: int, asked: Any, after_block: Callable[[int], None]) -> dict[str, np.ndarray]:
+    def score(self, algorithm: Any, episodes: Any, n: int, asked: Protocol, after_block: Callable[[int], None]) -> dict[str, np.ndarray]:
         self.validations += 1
         after_block(n)
         return {"score": np.full((n, 1), self.scores[self.validations - 1]), "loss": np.full((n, 1), 0.7), "step": np.zeros((n, 1))}
@@ -266,7 +267,7 @@ def test_the_summary_and_the_folder_are_the_contracts(tmp_path: Path) -> None:
     assert [point["step"] for point in summary["test"]["curve"]] == [0, 1, 2, 3]
     assert set(summary["test"]["curve"][0]) == {"step", "mean", "ci95"}
     assert summary["test"]["curve"][-1]["mean"] == accuracy["mean"]
-    assert set(summary["test"]) == {"accuracy", "loss", "curve"}
+    assert set(summary["test"]) == {"accuracy", "loss", "nll", "brier", *OF_POOL, *AFTER_SCALING, "curve"}
     assert set(summary["val"]["accuracy"]) == {"mean", "ci95", "n"}
     assert summary["bn_mode"] == "batch"
     assert summary["parameters"] == sum(p.numel() for p in Run(values).algorithm.parameters())

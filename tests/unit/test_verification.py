@@ -11,7 +11,9 @@ import torch
 from helpers import engine, small
 
 from metarun.experiment import train
-from metarun.protocols.verification import BLOCKS, MEASURES, measure, pairs, roc, statistics
+from metarun.protocols.base import BLOCKS
+from metarun.protocols.calibration import AFTER_SCALING, OF_POOL
+from metarun.protocols.verification import MEASURES, measure, pairs, roc, statistics
 from metarun.run import Run
 
 
@@ -116,9 +118,10 @@ def test_identification_and_verification_come_from_the_same_scores() -> None:
 
 def test_pairs_are_of_pairwise_methods_alone(tmp_path: Path) -> None:
     protonet, matching = (train(small(f"algo={algo}", "net.hidden=8"), tmp_path / algo) for algo in ("protonet", "matching"))
-    assert set(protonet["test"]) == {"accuracy", "loss", *MEASURES, "curve"}
-    assert set(protonet["val"]) == {"accuracy", "loss", *MEASURES}
-    assert set(matching["test"]) == {"accuracy", "loss", "curve"}
+    others = {"accuracy", "loss", "nll", "brier", *OF_POOL}
+    assert set(protonet["test"]) == {*others, *MEASURES, *AFTER_SCALING, "curve"}
+    assert set(protonet["val"]) == {*others, *MEASURES, "temperature"}
+    assert set(matching["test"]) == {*others, *AFTER_SCALING, "curve"}
 
 
 def test_a_test_measures_the_pairs_of_all_its_episodes(tmp_path: Path) -> None:

@@ -12,9 +12,15 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import presentations
+from metarun.protocols import calibration, presentations
 from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
+
+# Further tables of a run: what is said above one, and the scores in it; the summary has them all.
+BESIDE = {
+    "same class or not, over the pairs of query and class of all episodes": MEASURES,
+    "how sure, over the answers of all episodes": calibration.SHOWN,
+}
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
@@ -22,12 +28,13 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out = _console()
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
-    verified = [name for name in MEASURES if name in found]
     presented = [name for name in found if name.startswith(presentations.AT)]
-    out.print(_results(summary, splits, [name for name in found if name not in (*verified, *presented, "curve")]), end="")
-    if verified:
-        out.print(" same class or not, over the pairs of query and class of all episodes")
-        out.print(_results(summary, splits, verified), end="")
+    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, "curve")] or [summary["metric"]]
+    out.print(_results(summary, splits, first), end="")
+    for words, names in BESIDE.items():
+        if measured := [name for name in names if name in found]:
+            out.print(f" {words}")
+            out.print(_results(summary, splits, measured), end="")
     if presented:
         out.print(_presentations(summary["test"] or summary["val"], presented), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes", style="dim")

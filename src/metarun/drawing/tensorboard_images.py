@@ -1,5 +1,5 @@
-"""What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers, the ROC curve of the test
-if there is one, and in the projector the features of a test episode."""
+"""What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers, the pictures of the test
+(reliability, ROC), and in the projector the features of a test episode."""
 
 from __future__ import annotations
 
@@ -22,8 +22,9 @@ def add(run: Run, tracker: Tracker, step: int, folder: Path) -> None:
     """Draw with the weights as they are, those of iteration ``step``; what these data have no picture of is left out."""
     with suppress(UserError):
         tracker.image("val/episode_0", figures.pixels(figures.episode(run, "val", 0, answered=True)), step)
-    if (folder / "roc.png").is_file():
-        tracker.image("test/roc", np.asarray(Image.open(folder / "roc.png").convert("RGB")), step)
+    for name in ("roc", "reliability"):
+        if (path := folder / f"{name}.png").is_file():
+            tracker.image(f"test/{name}", np.asarray(Image.open(path).convert("RGB")), step)
     if run.problem.kind.labelled and figures.is_image(run.problem.input_shape):
         _embed(run, tracker, "test" if "test" in run.data.splits else "val", step)
 

@@ -116,6 +116,7 @@ def predict(options: Options) -> dict[str, Any]:
     told = {
         "learner": f"{model.algo} trained on {model.data}, adapted to {len(shots)} classes with {each}",
         noun: f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
+        "temperature": f"{model.temperature:.3g}, fitted on development tasks" if model.temperature != 1 else "",
         "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
         "norm": f"batch (transductive): {noun} are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
@@ -136,6 +137,7 @@ def predict(options: Options) -> dict[str, Any]:
         "skipped": [*broken, *broken_too],
         "in_support": len(seen),
         "transductive": fitted.transductive,
+        "temperature": model.temperature,
         "accuracy": accuracy,
         "predictions": str(table),
         "sheet": sheet and str(sheet),

@@ -22,6 +22,7 @@ from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
+from metarun.protocols.calibration import temperature_in
 from metarun.run import build_algorithm, pick_device
 from metarun.runtime.private import tree_leaves, tree_map
 from metarun.storage.checkpoint import load as load_checkpoint
@@ -64,7 +65,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     algorithm.to(chosen).eval().requires_grad_(False)
     key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
     choice = valid.engine.values.get("kernels", "auto")
-    return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice)
+    temperature = temperature_in(trained["progress"].get("best", {}))
+    return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
 
 
 class Model:
@@ -76,13 +78,21 @@ class Model:
         reader: how a file of anybody's (a picture, a recording, a text) becomes an input; None where none does.
         key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
         kernels: as the run's ``engine.kernels``.
+        temperature: by which logits are divided, as validation fitted it; 1 where it did not.
     """
 
     def __init__(
-        self, algorithm: Algorithm, algo: str, data: str, reader: Reader | None, key: Tensor, kernels: kernels.Choice = "auto"
+        self,
+        algorithm: Algorithm,
+        algo: str,
+        data: str,
+        reader: Reader | None,
+        key: Tensor,
+        kernels: kernels.Choice = "auto",
+        temperature: float = 1.0,
     ) -> None:
         self.algorithm, self.algo, self.data, self.reader, self.key = algorithm, algo, data, reader, key
-        self.kernels = kernels
+        self.kernels, self.temperature = kernels, temperature
 
     @property
     def device(self) -> torch.device:
@@ -249,14 +259,14 @@ class Fitted:
         outputs = best_guess(self._outputs(images))
         return [self.classes[i] for i in outputs.argmax(-1).tolist()] if self.classes else outputs
 
-    def probabilities(self, images: Images) -> Tensor:
-        """Softmax probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.
+    def probabilities(self, images: Images, raw: bool = False) -> Tensor:
+        """Probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.
 
-        They are the net's own confidence, which is calibrated no better than the net.
+        They are the softmax of logits / ``model.temperature``, calibrated on development tasks; ``raw``: of the logits as they are.
         """
         if not self.classes:
             raise UserError("regression has no probabilities: use predict")
-        return best_guess(self._outputs(images)).softmax(-1)
+        return (best_guess(self._outputs(images)) / (1.0 if raw else self.model.temperature)).softmax(-1)
 
     def deviations(self, inputs: Images) -> Tensor:
         """The standard deviation of every prediction, [n, outputs] on the CPU; raises as ``predict`` does, and where the method has none.
@@ -322,10 +332,10 @@ class Network(nn.Module):
             parameter.data = parameter.data.contiguous()
         state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
         self.answer = lambda x: best_guess(algorithm.predict(state, x))
-        self.classify = bool(fitted.classes)
+        self.classify, self.temperature = bool(fitted.classes), fitted.model.temperature
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.answer(x).softmax(-1) if self.classify else self.answer(x)
+        return (self.answer(x) / self.temperature).softmax(-1) if self.classify else self.answer(x)
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from metarun.algorithm import Algorithm
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.problem import EpisodeSpec, Problem
-from metarun.task import Task
+from metarun.task import Batch, Task, rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -25,11 +25,26 @@ if TYPE_CHECKING:
 Scores = dict[str, dict[str, float]]
 Curve = Literal["auto", "all", "log", "last"]
 Arrays = dict[str, np.ndarray]  # by name, [episodes, …] float64
+BLOCKS = 20  # of episodes, between which the spread of a measure over all of them is taken
 
 
 def statistics(values: np.ndarray) -> dict[str, float]:
     """Mean and 1.96 standard errors over episodes (population standard deviation, handbook convention) of [n] scores."""
     return {"mean": float(values.mean()), "ci95": float(1.96 * values.std() / math.sqrt(len(values))), "n": len(values)}
+
+
+def pooled(measure: Callable[..., Sequence[float] | np.ndarray], names: Sequence[str], *arrays: np.ndarray) -> Scores:
+    """What ``measure`` makes of all episodes together, by these names, with 1.96 standard errors from blocks of episodes.
+
+    Args:
+        measure: several numbers of arrays like these, of any number of episodes.
+        arrays: [episodes, …].
+    """
+    n = len(arrays[0])
+    blocks = min(BLOCKS, n)
+    parts = np.array([measure(*part) for part in zip(*(np.array_split(array, blocks) for array in arrays))])
+    ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
+    return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(names, measure(*arrays), ci95)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +97,14 @@ class Protocol(ABC):
         """A picture and its file name, for the run's folder."""
         return None
 
+    def on_development(self) -> Protocol:
+        """As validation asks, which may find out more than a test."""
+        return self
+
+    def after(self, development: Scores) -> Protocol:
+        """As a test asks that knows the scores of validation."""
+        return self
+
     @property
     def parts(self) -> tuple[Protocol, ...]:
         """The protocols that are measured here."""
@@ -90,57 +113,54 @@ class Protocol(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AfterAdaptation(Protocol):
-    """One that lets the learner adapt as always, and reads its answers to the query on the way; several share one adaptation.
-
-    Attributes:
-        at_end: whether there is something to note of the last answer alone.
-    """
-
-    at_end: ClassVar[bool] = False
+    """One that lets the learner adapt as always, and looks at its answers to the query; several share one adaptation and its answers."""
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
-        """The inner steps, ascending, after which ``read`` is called, ``steps`` the last of them; by default none other."""
+        """The inner steps, ascending, after which the learner answers, ``steps`` the last of them; by default after no other."""
         return [steps]
 
-    def read(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
-        """What to note of the answer to the query, whose targets are y, at each of the points."""
+    def read(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        """What to note of the answers at each of the points."""
         return {}
 
-    def last(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
-        """What to note of the last answer."""
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        """What to note of the last answers alone."""
         return {}
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
-        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last answer."""
-        (x, y), context, problem = task.query, task.context, algorithm.problem
+        """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last answers."""
+        context, query, problem = task.context, task.query, algorithm.problem
         points = self.points(algorithm.steps(context, False), context.support.y.shape[0])
-        found, last = asked(algorithm, context, x, points, lambda prediction: self.read(problem, prediction, y), scanned=scanned)
-        found |= {"step": torch.tensor([*points], device=y.device)}
-        return found | self.last(problem, last(), y) if self.at_end else found
+
+        def noted(prediction: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            return self.read(problem, prediction, query), self.last(problem, prediction, query)
+
+        read, last = asked(algorithm, context, query.x, points, noted, scanned=scanned)
+        # What is noted is little: it costs less at every point than another prediction after the last.
+        return read | {"step": torch.tensor([*points], device=context.key.device)} | rows(last, -1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Together(AfterAdaptation):
-    """Several over one adaptation, which reads at the points of the one that asks most often."""
+    """Several over one adaptation, at the points of the one that has most."""
 
     these: tuple[AfterAdaptation, ...]
-
-    @property
-    def at_end(self) -> bool:  # type: ignore[override]
-        return any(part.at_end for part in self.these)
 
     @property
     def parts(self) -> tuple[Protocol, ...]:
         return self.these
 
+    def after(self, development: Scores) -> Protocol:
+        return replace(self, these=cast(tuple[AfterAdaptation, ...], tuple(part.after(development) for part in self.these)))
+
     def points(self, steps: int, examples: int) -> Sequence[int]:
         return max((part.points(steps, examples) for part in self.these), key=len)
 
-    def read(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
-        return {name: value for part in self.these for name, value in part.read(problem, prediction, y).items()}
+    def read(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.read(problem, prediction, query).items()}
 
-    def last(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
-        return {name: value for part in self.these for name, value in part.last(problem, prediction, y).items()}
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.last(problem, prediction, query).items()}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         found = [part.summarise(problem, arrays) for part in self.these]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from metarun.problem import Problem
 from metarun.protocols.base import AfterAdaptation, Arrays, Scores, statistics
+from metarun.task import Batch
 
 LONG = 20  # inner steps up to which ``auto`` shows every one
 
@@ -34,9 +35,9 @@ class OfEpisodes(AfterAdaptation):
             return [0, *(2**i for i in range(steps.bit_length()) if 2**i < steps), *([steps] if steps else [])]
         return range(steps + 1)
 
-    def read(self, problem: Problem, prediction: Any, y: Tensor) -> dict[str, Tensor]:
+    def read(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
         """``score`` and ``loss`` []; where the loss is no number, the score is none."""
-        score, loss = problem.score(prediction, y), problem.loss(prediction, y)
+        score, loss = problem.score(prediction, query.y), problem.loss(prediction, query.y)
         # Whatever class the largest of numbers that are none would point at, it is no answer.
         return {"score": torch.where(loss.isfinite(), score, torch.nan), "loss": loss}
 
@@ -44,6 +45,9 @@ class OfEpisodes(AfterAdaptation):
         found = {problem.metric: statistics(arrays["score"][:, -1]), "loss": statistics(arrays["loss"][:, -1])}
         points = [(int(step), statistics(score)) for step, score in zip(arrays["step"][0], arrays["score"].T)]
         return found, [{"step": step, "mean": point["mean"], "ci95": point["ci95"]} for step, point in points]
+
+    def on_development(self) -> OfEpisodes:
+        return LAST
 
     def per_episode(self, arrays: Arrays) -> np.ndarray:
         return arrays["score"][:, -1]

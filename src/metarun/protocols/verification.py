@@ -14,14 +14,14 @@ from torch import Tensor
 from metarun.algorithm import Algorithm
 from metarun.inner import upcast
 from metarun.problem import Problem
-from metarun.protocols.base import AfterAdaptation, Arrays, Scores
+from metarun.protocols.base import AfterAdaptation, Arrays, Scores, pooled
+from metarun.task import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FALSE_ACCEPTS = 0.01  # at which false-accept rate the true-accept rate is reported
 MEASURES = ("auc", "eer", f"tar_at_far_{FALSE_ACCEPTS}")
-BLOCKS = 20  # of episodes, between which the spread of a measure is taken
 POINTS, LINE, MARK = 500, "#2f6690", "#c8553d"  # of the picture: rates at which the magnified curve is drawn, and colours
 
 
@@ -86,18 +86,13 @@ def measure(same: np.ndarray, different: np.ndarray) -> np.ndarray:
     return np.array([curve.auc, curve.eer, float(curve.tar_at(FALSE_ACCEPTS))])
 
 
-def statistics(same: np.ndarray, different: np.ndarray) -> dict[str, dict[str, float]]:
+def statistics(same: np.ndarray, different: np.ndarray) -> Scores:
     """Each of the ``MEASURES`` over the pairs of all episodes, with 1.96 standard errors from blocks of episodes.
 
     Args:
         same, different: [episodes, ...] scores, see ``pairs``.
     """
-    n = len(same)
-    blocks = min(BLOCKS, n)
-    parts = np.stack([measure(*part) for part in zip(np.array_split(same, blocks), np.array_split(different, blocks))])
-    ci95 = 1.96 * parts.std(0) / math.sqrt(max(1, blocks - 1))
-    whole = measure(same, different)
-    return {name: {"mean": float(mean), "ci95": float(ci), "n": n} for name, mean, ci in zip(MEASURES, whole, ci95)}
+    return pooled(measure, MEASURES, same, different)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +100,6 @@ class Verification(AfterAdaptation):
     """Pairs of a query and a class of its episode, accepted as the same class or refused, by one threshold for all episodes."""
 
     name = "verification"
-    at_end = True
     needs = "scores that mean the same in all episodes, as of protonet, siamese or relation"
 
     def asks(self, algorithm: Algorithm) -> bool:
@@ -114,9 +108,9 @@ class Verification(AfterAdaptation):
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return "auc", True
 
-    def last(self, problem: Problem, prediction: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
         """The ``pairs`` of the query."""
-        return pairs(prediction, y)
+        return pairs(prediction, query.y)
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         return statistics(arrays["same"], arrays["different"]), []

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from operator import itemgetter
 from typing import Annotated, Any, cast
 
 import torch
@@ -14,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
+from metarun.algos.bayes._several import each
 from metarun.nets.base import Net
 from metarun.problem import Gaussian, Problem, Samples
-from metarun.runtime.private import tree_map
 from metarun.task import Context, Task
 
 STRIDE = 0x5851F42D4C957F2D  # between the members' random keys
@@ -76,11 +75,7 @@ class Ensemble(Algorithm):
         def one(weights: dict[str, Tensor], shift: Tensor, state: State) -> Any:
             return functional_call(Caller(self.learners[0]), weights, (function, shift, state))
 
-        if not torch.compiler.is_exporting():
-            return torch.vmap(one)(weights, shifts, states)
-        # torch.export takes the number of examples for fixed under vmap.
-        found = [one(*tree_map(itemgetter(i), (weights, shifts, states))) for i in range(len(self.members))]
-        return tree_map(lambda *leaves: torch.stack(leaves), *found)
+        return each(one, weights, shifts, states)
 
     def begin(self, context: Context) -> State:
         return self.each(lambda member, shift, _: member.begin(keyed(context, shift)))

@@ -1,0 +1,132 @@
+"""The tables of docs/bayesian.md: how often right and how sure, of every method on the same episodes.
+
+python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs outputs/bayes] [--only TABLE] [--write]
+
+Every line is a run of metarun, of one thread; finished ones are not repeated. --write: the tables go to docs/bayesian.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metarun.config import schema
+from metarun.config.compose import compose, resolve
+from metarun.config.stored import read_config
+from metarun.experiment import train
+from metarun.protocols.base import statistics
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
+PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
+FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
+MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
+PROTONET = f"experiment=omniglot_small_protonet trainer.iterations=400 trainer.val_every=200 {FEW}"
+PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
+PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
+RUNS = {
+    "omniglot": {
+        "protonet": PROTONET,
+        "versa": f"{PROTONET} algo=versa",
+        "maml": MAML,
+        "r2d2": f"{MAML} algo=r2d2",
+        "emaml": f"{MAML} algo=emaml algo.members=3",
+        "bmaml": f"{MAML} algo=bmaml algo.particles=3",
+        "platipus": f"{MAML} algo=platipus",
+    },
+    "pacoh": {
+        "pacoh": PACOH,
+        "pacoh, no hyper-prior": f"{PACOH} optim.weight_decay=0",
+        "dkt": f"{PLAIN_ADAM} algo=dkt",
+        "alpaca": f"{PLAIN_ADAM} algo=alpaca",
+        "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",
+    },
+    "waves": {
+        "maml": f"{WAVES} algo=maml",
+        "emaml": f"{WAVES} algo=emaml",
+        "bmaml": WAVES,
+    },
+}
+COLUMNS = {
+    "omniglot": {
+        "accuracy": "accuracy",
+        "NLL": "nll",
+        "Brier": "brier",
+        "ECE": "ece",
+        "ECE, calibrated": "ece_calibrated",
+        "temperature": "temperature",
+        "accuracy of the surest 80 %": "accuracy_at_80",
+        "risk–coverage area": "aurc",
+    },
+    "pacoh": {
+        "NLL": "nll",
+        "RMSE": "rmse",
+        "calibration error": "calibration_error",
+        "inside the 50 % interval": "coverage_50",
+        "inside the 90 % interval": "coverage_90",
+    },
+    "waves": {"MSE": "mse", "NLL": "nll", "calibration error": "calibration_error", "inside the 90 % interval": "coverage_90"},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", required=True, help="folder of the Omniglot archives")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/bayes"), help="folder of the runs")
+    parser.add_argument("--only", choices=RUNS, help="one of the tables")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/bayesian.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    for name in [options.only] if options.only else RUNS:
+        found = {}
+        for run, words in RUNS[name].items():
+            extra = [f"data.root={options.omniglot}"] if name == "omniglot" else []
+            found[run] = finished([*words.split(), *extra], options.runs / name / run)
+            print(name, run, {key: scores(found[run], key) for key in COLUMNS[name].values()}, flush=True)
+        text = table(name, found)
+        print(text)
+        if options.write:
+            marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            PAGE.write_text(marked.sub(lambda at: at[1] + text + at[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")  # noqa: B023
+
+
+def finished(words: list[str], folder: Path) -> dict[str, Any]:
+    """The summary of a run, from its folder if it is finished; of a regression with the mean over episodes of root mean squares beside."""
+    values = resolve(compose([*words, *PLAIN]))
+    if not (folder / "summary.json").is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        train(values, folder)
+    now, then = schema.validate(values), schema.validate(read_config(folder))
+    if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer")):
+        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    if summary["metric"] == "mse":
+        summary["test"]["rmse"] = statistics(np.sqrt(np.load(folder / "test_scores.npy")))
+    return summary
+
+
+def scores(summary: dict[str, Any], name: str) -> str:
+    """A score of the test as ``mean ± ci95``; the temperature, of the development tasks, without the latter."""
+    if name == "temperature":
+        return f"{summary['val'][name]['mean']:.2f}"
+    found = summary["test"].get(name)
+    return f"{found['mean']:.4f} ± {found['ci95']:.4f}" if found else "–"
+
+
+def table(name: str, found: dict[str, dict[str, Any]]) -> str:
+    """One row a method, in Markdown, and the commands."""
+    columns = COLUMNS[name]
+    text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
+    for run, summary in found.items():
+        text += f"| {run} | {' | '.join(scores(summary, key) for key in columns.values())} |\n"
+    return text + "\n```\n" + "".join(f"metarun {words}\n" for words in RUNS[name].values()) + "```\n"
+
+
+if __name__ == "__main__":
+    main()
