@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.algorithm import Algorithm, State
+from metarun.algorithm import Algorithm
 from metarun.problem import Problem, Trajectories
 from metarun.protocols.base import AfterAdaptation, Arrays, Scores, statistics
-from metarun.task import Task
+from metarun.task import Batch
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -28,10 +28,9 @@ class Rewards(AfterAdaptation):
     def asks(self, algorithm: Algorithm) -> bool:
         return algorithm.problem.kind.acts
 
-    def last(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+    def last(self, problem: Problem, prediction: Trajectories, query: Batch) -> dict[str, Tensor]:
         """``rewards`` [horizon], the mean over the query's episodes; where they are no numbers, none."""
-        done: Trajectories = algorithm.predict(state, task.query.x)
-        return {"rewards": torch.where(done.rewards.isfinite(), done.rewards, torch.nan).mean(0)}
+        return {"rewards": torch.where(prediction.rewards.isfinite(), prediction.rewards, torch.nan).mean(0)}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         points = [(time + 1, statistics(rewards)) for time, rewards in enumerate(arrays["rewards"].T)]

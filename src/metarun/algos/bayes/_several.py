@@ -41,17 +41,17 @@ class SeveralLearner(StepLearner):
         self.noise, self.mode = noise, mode
         self.keeps = "states" if mode == "mixed" else "auto"
 
-    def answers(self, fast: dict[str, Tensor], x: Tensor, support_x: Tensor) -> Tensor:
+    def members(self, fast: dict[str, Tensor], x: Tensor, support_x: Tensor) -> Tensor:
         """Logits or predictions [sets, n, outputs] of x [n, *input_shape]."""
         found: Tensor = each(lambda weights: functional_call(self, weights, (x, support_x)), fast)
         return found
 
     def sum_of_losses(self, fast: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
         """Over the sets, of their mean losses: its gradient is that of each; pure, as ``inner.gradient`` asks."""
-        return torch.stack([self.problem.loss(answer, y) for answer in self.answers(fast, x, x)]).sum()
+        return torch.stack([self.problem.loss(answer, y) for answer in self.members(fast, x, x)]).sum()
 
     def predict(self, state: Several, x: Tensor) -> Samples:
-        return self.samples(self.answers(state.fast, x, state.support_x))
+        return self.samples(self.members(state.fast, x, state.support_x))
 
     def samples(self, answers: Tensor) -> Samples:
         """Answers [sets, n, outputs] with their noise, if they have one."""

@@ -104,7 +104,7 @@ class PLATIPUS(SeveralLearner):
         starts = draw(posterior, self.encoder_log_deviation, inner.fold_in(context.key, OF_ENCODER), self.drawn)
         begun = states[-1]._replace(fast=starts)
         state = inner.loop(lambda state, k: self.step(state, context, k), begun, self.inner_steps, kept=self.keeps)
-        answers = self.answers(state.fast, x, state.support_x)
+        answers = self.members(state.fast, x, state.support_x)
         surprise = torch.stack([self.problem.loss(self.samples(answer[None]), y) for answer in answers]).mean()
         apart = kl(posterior, self.encoder_log_deviation, prior, self.log_deviation)
         loss, score = (judge(self.samples(answers), y) for judge in (self.problem.loss, self.problem.score))
