@@ -124,7 +124,7 @@ SETTINGS = {
     "cnp": {"width": 64},
     "attentive_np": {"width": 64},
 }
-LONGER = {"lstm": 800, "cnp": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
+LONGER = {"lstm": 800, "cnp": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
 SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}
