@@ -308,7 +308,7 @@ class Density(Regression):
     def metric(self) -> str:
         return "ll"
 
-    def score(self, prediction: Gaussian | Samples, y: Tensor) -> Tensor:
+    def score(self, prediction: Tensor | Gaussian | Samples, y: Tensor) -> Tensor:
         if isinstance(prediction, Tensor):
             raise TypeError("an answer without a density cannot be judged by it: predict a Gaussian")
         return -self.loss(prediction, y)

@@ -123,8 +123,11 @@ SETTINGS = {
     "lstm": {"hidden": 64},
     "mann": {"hidden": 64, "slots": 32, "width": 16},
     "emaml": {"members": 2},
+    "cnp": {"width": 64},
+    "attentive_np": {"width": 64},
 }
-LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
+LONGER = {"lstm": 800, "cnp": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
+SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}
 PULLING = {"rl2"}  # what has a memory to learn is tried with arms, in place of goals
@@ -145,7 +148,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is regression])
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
-    words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", "trainer.iterations=60", *LEARNING]
+    words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}", *LEARNING]
     values = regression(algo, *words, *WAVES.get(algo, []))
     values["algo"] |= SETTINGS.get(algo, {})
     assert train(values, tmp_path)["test"]["mse"]["mean"] < scores_before(values) / 4

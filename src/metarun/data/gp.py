@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ class GPEpisodes(Episodes):
         found: dict[str, list[np.ndarray]] = {}
         for first in range(0, n, BLOCK):
             drawn = self.drawn(range(first, min(first + BLOCK, n)))
-            answers = {"trivial": self.prior.moments}
+            answers: dict[str, tuple[Any, Any]] = {"trivial": self.prior.moments}
             if self.prior.kernel != "sawtooth":
                 answers["oracle"] = self._posterior(drawn, drawn.x[:, self.spec.shot :])
             for name, (mean, variance) in answers.items():

@@ -25,7 +25,7 @@ class Attended(NamedTuple):
     keys: Tensor  # [n, width]
     values: Tensor  # [n, width]
     seen: Tensor  # [n] bool
-    belief: Gaussian | tuple[()]  # q(z | support), mean and variance [latent]; () without a latent variable
+    belief: Gaussian  # q(z | support), mean and variance [latent]
     z: Tensor  # [samples, latent], drawn from it
     support_x: Tensor  # [n, *input_shape], for nets that normalise queries by the support
 
@@ -84,10 +84,9 @@ class AttentiveNP(NeuralProcess):
 
     def begin(self, context: Context) -> Attended:
         features, pairs = self.pairs(context)
-        belief, z = (), features.new_zeros(0, 0)
-        if self.latent:
-            belief = self.belief(pairs, context.seen)
-            z = sampled(belief, context.key, self.samples)
+        nothing = features.new_zeros(0)
+        belief = self.belief(pairs, context.seen) if self.latent else Gaussian(nothing, nothing)
+        z = sampled(belief, context.key, self.samples)
         return Attended(self.key(features), self.value(pairs), context.seen, belief, z, context.support.x)
 
     def belief(self, pairs: Tensor, seen: Tensor) -> Gaussian:
@@ -123,7 +122,7 @@ def sampled(belief: Gaussian, key: Tensor, n: int) -> Tensor:
     return mean + variance.sqrt() * inner.normal(key, (n, mean.shape[0])).to(mean.dtype)
 
 
-def divergence(a: Gaussian, b: Gaussian | tuple[()]) -> Tensor:
+def divergence(a: Gaussian, b: Gaussian) -> Tensor:
     """KL(a ‖ b) [] of Gaussians [latent] of independent numbers, in nats."""
     mean, variance = b
     return 0.5 * ((a.variance + (a.mean - mean).square()) / variance - 1 + (variance / a.variance).log()).sum()
