@@ -78,9 +78,10 @@ class InContext(Algorithm):
         self.codes: Tensor
         self.unknown = nn.Parameter(torch.zeros(ways))
         self.embed = nn.Linear(net.features + ways, width)
-        self.layers = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers))
-        for layer in self.layers:
+        made = [TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers)]
+        for layer in made:
             layer.attention.key.load_state_dict(layer.attention.query.state_dict())
+        self.layers = nn.ModuleList(made)
         self.norm, self.head = Norm(width, "layer"), nn.Linear(width, ways)
 
     def begin(self, context: Context) -> Shown:
