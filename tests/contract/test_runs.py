@@ -121,9 +121,11 @@ SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "lstm": {"hidden": 64},
     "mann": {"hidden": 64, "slots": 32, "width": 16},
+    "snail": {"filters": 32, "keys": [32, 32, 32], "values": [32, 32, 32]},
+    "incontext": {"width": 32, "layers": 2},
     "emaml": {"members": 2},
 }
-LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
+LONGER = {"lstm": 800, "incontext": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
 GENTLY = {"mann": 0.003, "snail": 0.003, "incontext": 0.003}  # Adam's rate, where the common one is too large to classify by
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}
