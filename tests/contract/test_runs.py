@@ -122,12 +122,15 @@ SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "lstm": {"hidden": 64},
     "mann": {"hidden": 64, "slots": 32, "width": 16},
+    "snail": {"filters": 32, "keys": [32, 32, 32], "values": [32, 32, 32]},
+    "incontext": {"width": 32, "layers": 2},
     "emaml": {"members": 2},
     "cnp": {"width": 64},
     "attentive_np": {"width": 64},
 }
-LONGER = {"lstm": 800, "cnp": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
+LONGER = {"lstm": 800, "cnp": 400, "incontext": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
 SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
+GENTLY = {"mann": 0.003, "snail": 0.003, "incontext": 0.003}  # Adam's rate, where the common one is too large to classify by
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"]}
 PULLING = {"rl2"}  # what has a memory to learn is tried with arms, in place of goals
@@ -140,6 +143,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     values = classification(
         algo, "query=3", "episode.train.shot=5", "net.down=stride", f"trainer.iterations={LONGER.get(algo, 200)}", *LEARNING
     )
+    values["optim"]["lr"] = GENTLY.get(algo, values["optim"]["lr"])
     values["algo"] |= SETTINGS.get(algo, {})
     chance = 1 / 3
     assert scores_before(values) < chance + 0.15

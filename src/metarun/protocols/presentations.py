@@ -53,7 +53,7 @@ class Presentations(Protocol):
         order = inner.order(context.key, n)
         x, y = context.support.x[order], context.support.y[order]
 
-        def present(before: tuple[State, Tensor], example: tuple[Tensor, ...]) -> tuple[State, Tensor]:
+        def present(before: tuple[State, Tensor], example: tuple[Any, ...]) -> tuple[State, Tensor]:
             x, y, k = example
             right = problem.score(algorithm.predict(before[0], x[None]), y[None])
             return algorithm.step(before[0], context, k), right

@@ -89,7 +89,7 @@ class RecurrentReader(Algorithm):
             support_x=state.support_x,
         )
         # Steps beyond the last example change nothing.
-        return tree_map(lambda a, b: a if a is b else torch.where(place < n, a, b), new, state)  # type: ignore[no-any-return]
+        return tree_map(lambda a, b: a if a is b else torch.where(place < n, a, b), new, state)
 
     def _inputs(self, state: Reading, features: Tensor) -> Tensor:
         """What R sees of n examples of these features [n, features], each as the next one: [n, inputs]."""

@@ -4,7 +4,7 @@ Fifty, Duan, Junkins, Amid, Leskovec, Ré, Thrun 2024, "Context-Aware Meta-Learn
 from __future__ import annotations
 
 import math
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import torch
 from annotated_types import Ge
@@ -44,8 +44,8 @@ class InContext(Algorithm):
 
     Deviations: (1) The encoder f is trained with the rest; the paper's is frozen. (2) Support tokens see the support, and a query sees the
     support and itself; in the paper support tokens see the query as well, which makes a pass of its own for every query. (3) Logits are
-    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer. (5) Keys begin with the
-    weights of queries, so that tokens first attend to their like.
+    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer. (5) The first weights
+    match: keys begin as queries do, the output of attention as the transpose of its values, and H as that of W's columns for codes.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -79,9 +79,17 @@ class InContext(Algorithm):
         self.unknown = nn.Parameter(torch.zeros(ways))
         self.embed = nn.Linear(net.features + ways, width)
         self.layers = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers))
-        for layer in self.layers:
-            layer.attention.key.load_state_dict(layer.attention.query.state_dict())
         self.norm, self.head = Norm(width, "layer"), nn.Linear(width, ways)
+        self.match()
+
+    @torch.no_grad()
+    def match(self) -> None:
+        """Begin with weights by which a query attends to its like, and takes up their codes."""
+        for layer in self.layers:
+            attention = cast(TransformerLayer, layer).attention
+            attention.key.load_state_dict(attention.query.state_dict())
+            attention.output.weight.copy_(attention.value.weight.T)
+        self.head.weight.copy_(self.embed.weight[:, self.net.features :].T)
 
     def begin(self, context: Context) -> Shown:
         x, y = context.support
