@@ -121,6 +121,8 @@ SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "lstm": {"hidden": 64},
     "emaml": {"members": 2},
+    "bmaml": {"particles": 2},  # more of them answer well untrained
+    "dkt": {"length": 0.1},  # a process whose kernel suits these waves has little to learn
 }
 LONGER = {"lstm": 800}  # iterations, where what a task is has to be found out before anything can be learned of it
 # So few steps can fit a piece of the wave only.
