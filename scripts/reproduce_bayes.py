@@ -42,7 +42,6 @@ RUNS = {
     },
     "pacoh": {
         "pacoh": PACOH,
-        "pacoh, no hyper-prior": f"{PACOH} optim.weight_decay=0",
         "dkt": f"{PLAIN_ADAM} algo=dkt",
         "alpaca": f"{PLAIN_ADAM} algo=alpaca",
         "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",

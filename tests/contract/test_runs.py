@@ -127,6 +127,8 @@ SETTINGS = {
     "emaml": {"members": 2},
     "cnp": {"width": 64},
     "attentive_np": {"width": 64},
+    "bmaml": {"particles": 2},  # more of them answer well untrained
+    "dkt": {"length": 0.1},  # a process whose kernel suits these waves has little to learn
 }
 LONGER = {"lstm": 800, "cnp": 400, "incontext": 400}  # iterations, where what a task is has to be found out before anything can be learned of it
 SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
@@ -56,13 +57,13 @@ class GaussianProcess(Algorithm):
         self.log_noise, self.log_scale = (nn.Parameter(torch.tensor(math.log(value))) for value in (noise, scale))
         self.log_lengths = nn.Parameter(torch.full((features,), math.log(length)))
 
+    @abstractmethod
     def places(self, x: Tensor, support_x: Tensor) -> Tensor:
         """z [n, features] of x [n, *input_shape]."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mean(self, x: Tensor, support_x: Tensor) -> Tensor:
         """m [n, outputs] of x [n, *input_shape]."""
-        raise NotImplementedError
 
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Covariances [n, m] of the function at places a [n, features] and b [m, features]."""

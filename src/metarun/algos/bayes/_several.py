@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from operator import itemgetter
 from typing import Annotated, Any, NamedTuple
@@ -62,9 +63,9 @@ class SeveralLearner(StepLearner):
         weights = sum(w.numel() * w.element_size() for w in self.learner().values())
         return Footprint(sets * held.examples, sets * held.repeated, held.bytes + 4 * sets * weights)
 
+    @abstractmethod
     def sets(self, train: bool) -> int:
         """How many sets of weights a task has."""
-        raise NotImplementedError
 
 
 def each(function: Callable[..., Any], *trees: Any) -> Any:
