@@ -33,9 +33,7 @@ class SearchEpisodes(Episodes):
         device: where tasks appear.
     """
 
-    def __init__(
-        self, space: Space, validation: np.ndarray, worth: np.ndarray, split: str, seed: int, device: str | torch.device
-    ) -> None:
+    def __init__(self, space: Space, validation: np.ndarray, worth: np.ndarray, split: str, seed: int, device: str | torch.device) -> None:
         self.space, self.split, self.seed, self.device = space, split, seed, device
         self.validation, self.worth = torch.from_numpy(validation).to(device), torch.from_numpy(worth).to(device)
 
@@ -115,7 +113,9 @@ class NAS201(SearchTable):
             raise UserError(f"data.dataset={dataset} is not in {path}, only {', '.join(known)}{nearest(dataset, known)}")
         edges, accuracies = columns.get("edges", np.zeros(())), [columns[f"{dataset}_{part}"] for part in ("val", "test")]
         order, options = _order(path, edges)
-        if any(values.shape != order.shape or not np.isfinite(values).all() or values.min() < 0 or values.max() > 100 for values in accuracies):
+        if any(
+            values.shape != order.shape or not np.isfinite(values).all() or values.min() < 0 or values.max() > 100 for values in accuracies
+        ):
             raise UserError(f"{path}: {dataset}_val and {dataset}_test must be one accuracy in percent, 0..100, for each row of 'edges'")
         super().__init__(options, *(values[order] / 100 for values in accuracies))
         self.note = dataset

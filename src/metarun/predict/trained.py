@@ -41,7 +41,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: no such run, checkpoint or device, or a run that learned to act.
+        UserError: no such run, checkpoint or device, or a run without examples to predict.
         RunError: the checkpoint is damaged.
     """
     folder = Path(run)
@@ -49,8 +49,10 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     valid = schema.validate(values)
     if checkpoint not in ("best", "last"):
         raise UserError(f"there is no checkpoint '{checkpoint}'{nearest(checkpoint, ('best', 'last'))} (best or last)")
-    if valid.data.target.kind.acts:
-        raise UserError(f"{folder} learned to act, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
+    kind = valid.data.target.kind
+    if kind.acts or kind.space:
+        what = "learned to act" if kind.acts else "is a search"
+        raise UserError(f"{folder} {what}, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     pictures: Pictures | None = data.target.pictures(**data.values)
