@@ -10,6 +10,7 @@ import torch
 from helpers import double, search
 from torch import Tensor
 
+import metarun
 from metarun import inner
 from metarun.adaptation import adapt
 from metarun.algos.search._controllers import Logits, Recurrent
@@ -176,3 +177,5 @@ def test_a_run_shows_the_best_so_far_beside_its_bounds(tmp_path: Any) -> None:
     assert (summary["metric"], summary["higher_is_better"], len(curve)) == ("accuracy", True, 41)
     assert curve[0] == pytest.approx(trivial, abs=0.1)
     assert trivial + 0.8 * (oracle - trivial) < curve[-1] <= oracle
+    with pytest.raises(UserError, match="is a search, and data=letters has no examples to predict: test it with metarun eval"):
+        metarun.load(tmp_path)

@@ -42,7 +42,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         device: ``auto`` (a GPU if there is one), ``cpu``, ``cuda`` or ``cuda:N``.
 
     Raises:
-        UserError: no such run, checkpoint or device, or a run that learned to act, or tells nodes of a graph.
+        UserError: no such run, checkpoint or device, or a run without examples of anybody's to predict.
         RunError: the checkpoint is damaged.
     """
     folder = Path(run)
@@ -50,10 +50,10 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     valid = schema.validate(values)
     if checkpoint not in ("best", "last"):
         raise UserError(f"there is no checkpoint '{checkpoint}'{nearest(checkpoint, ('best', 'last'))} (best or last)")
-    if valid.data.target.kind.acts:
-        raise UserError(f"{folder} learned to act, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
-    if not valid.data.target.kind.alone:
-        raise UserError(f"{folder} tells nodes of its own graph alone, data={values['data']['name']}: test it with metarun eval")
+    kind = valid.data.target.kind
+    if kind.acts or kind.space or not kind.alone:
+        what = "learned to act" if kind.acts else "is a search" if kind.space else "tells nodes of its own graph alone"
+        raise UserError(f"{folder} {what}, and data={values['data']['name']} has no examples to predict: test it with metarun eval")
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     reader: Reader | None = data.target.reader(**data.values)

@@ -12,7 +12,7 @@ from metarun.problem import Space
 
 
 def chosen(scores: Tensor, noise: Tensor, options: int) -> tuple[Tensor, Tensor]:
-    """The option [] int64 that scores [most] and Gumbel noise [most] draw from softmax(scores) over the first ``options``, and its log p."""
+    """The option [] int64 that scores [most] and Gumbel noise [most] draw from softmax over the first ``options``, and its log p."""
     logs = F.log_softmax(scores[:options], 0)
     option = (logs.detach() + noise[:options]).argmax(0, keepdim=True)
     return option.squeeze(0), logs.gather(0, option).squeeze(0)
