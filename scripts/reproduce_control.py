@@ -27,8 +27,12 @@ PLAIN = ["device=cpu", "logger=quiet"]
 BANDITS = "experiment=bandits_rl2"
 RULES = ("random", "greedy", "thompson", "ucb1", "gittins")
 GRID = "experiment=gridnav_rl2"
-NAVIGATION = "experiment=navigation2d_maml algo.test_steps=1 optim.lr=0.002 trainer.meta_batch=40 trainer.iterations=60 trainer.val_every=15"
-ESTIMATORS = ("dice", "naive", "promp")
+NAVIGATION = "experiment=navigation2d_maml trainer.test_episodes=100"
+SHORT, CAREFUL = (
+    "trainer.iterations=100 trainer.val_every=20",
+    "trainer.iterations=80 trainer.val_every=10 optim.lr=0.002 trainer.meta_batch=40",
+)
+ESTIMATORS = {"naive": SHORT, "promp": SHORT, "dice": CAREFUL}  # and what each is trained with
 PULLS = (1, 10, 30, 100)
 
 Summary = dict[str, Any]
@@ -83,10 +87,11 @@ def grid(runs: Path) -> str:
 def navigation(runs: Path) -> str:
     """Returns before and after one inner step, by estimator."""
     text = head("command", "0 steps", "1 step", "best iteration", "seconds")
-    for estimator in ESTIMATORS:
-        words = f"{NAVIGATION} algo.estimator={estimator}"
+    for estimator, budget in ESTIMATORS.items():
+        words = f"{NAVIGATION} {budget} algo.estimator={estimator}"
         summary = finished(words, runs / f"navigation-{estimator}")
-        text += row(f"`metarun {words}`", *map(mean, summary["test"]["curve"]), f"{summary['best_step']}", f"{summary['wall_s']:.0f}")
+        before, after = summary["test"]["curve"][:2]
+        text += row(f"`metarun {words}`", mean(before), mean(after), f"{summary['best_step']}", f"{summary['wall_s']:.0f}")
     return text + bounds(summary, 3)
 
 
