@@ -163,8 +163,8 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is regression])
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
-    words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}", *LEARNING, rate(algo)]
-    values = regression(algo, *words, *WAVES.get(algo, []))
+    words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}"]
+    values = regression(algo, *words, *LEARNING, rate(algo), *WAVES.get(algo, []))
     values["algo"] |= SETTINGS.get(algo, {})
     assert train(values, tmp_path)["test"]["mse"]["mean"] < scores_before(values) / 4
 
@@ -180,7 +180,7 @@ def test_it_learns_to_act(algo: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("algo", PULLING)
 def test_it_learns_to_pull(algo: str, tmp_path: Path) -> None:
-    values = bandits(algo, "data.horizon=10", "data.arms=2", "shot=0", "query=20", "trainer.iterations=150", *LEARNING)
+    values = bandits(algo, "data.horizon=10", "data.arms=2", "shot=0", "query=20", "trainer.iterations=150", *LEARNING, rate(algo))
     summary = train(values, tmp_path)
     random, oracle = (summary["bounds"][name]["mean"] for name in ("random", "oracle"))
     assert abs(scores_before(values) - random) < 0.2 * (oracle - random)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import LEARNERS, SIDE, Builder, classification, control, metrics_of, regression, same
+from helpers import LEARNERS, SIDE, Builder, bandits, classification, control, metrics_of, regression, same
 
 from metarun.algos.gradient.mamlpp import MAMLPP
 from metarun.config.stored import read_config
@@ -22,7 +22,12 @@ from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
-SOURCES = {"classification": ("protonet", classification), "regression": ("maml", regression), "control": ("maml_rl", control)}
+SOURCES = {
+    "classification": ("protonet", classification),
+    "regression": ("maml", regression),
+    "control": ("maml_rl", control),
+    "bandits": ("maml_rl", bandits),
+}
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,17 @@ Hochreiter & Schmidhuber 1997, with a forget gate (Gers, Schmidhuber, Cummins 20
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
+
+
+class Memory(NamedTuple):
+    """What an LSTM has at hand after some steps."""
+
+    output: Tensor  # [..., hidden]
+    cell: Tensor  # [..., hidden]
 
 
 class LSTMCell(nn.Module):

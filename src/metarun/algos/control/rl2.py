@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -17,16 +17,9 @@ from metarun.algos.control import _policies
 from metarun.algos.control._lives import Life, Living
 from metarun.algos.control._returns import gae, others, returns_to_go
 from metarun.nets.base import Net
-from metarun.nets.lstm import LSTMCell
+from metarun.nets.lstm import LSTMCell, Memory
 from metarun.problem import Past, Problem, Trajectories
 from metarun.task import Context, Task
-
-
-class Memory(NamedTuple):
-    """Of an LSTM."""
-
-    output: Tensor  # [n, hidden]
-    cell: Tensor  # [n, hidden]
 
 
 class RL2(Living):
@@ -37,15 +30,14 @@ class RL2(Living):
         min  mean over t of −log π_t(a_t) (Â_t − b_t) + ``critic`` (v(h_t) − R_t / n_t)² − ``entropy`` H(π_t)       (A2C)
 
     Â_t = Σ_i (γλ)^i δ_{t+i} with δ_t = r_t + γ V_{t+1} − V_t are generalised advantages (Schulman et al. 2016, arXiv:1506.02438), R_t =
-    Â_t + V_t, constants as actions and rewards are. Rewards of later episodes count, so that it pays to explore in the first. A gradient
-    has new lives, ``query`` of them in each task, and b_t is the mean of Â_t over the others in the same environment, which takes away what
-    its luck is: in a simulator of tensors they cost less than the steps on old ones that PPO saves.
+    Â_t + V_t; b_t is the mean of Â_t over the task's other lives, of which there are ``query``. All three are constants. Rewards of later
+    episodes count, so that it pays to explore in the first. Every gradient has new lives: a simulator of tensors has them for less than the
+    further steps on old ones that PPO would take.
 
     Deviations: (1) The outer rule is the A2C of Wang et al. and ``optim``, where Duan et al. have TRPO and a GRU. (2) The critic says the
-    mean of the rewards to come, of which it is known how many there are, as a life has an end. (3) The weight of the entropy falls to 0.
-    (4) A net f reads observations; that a reward is the last action's need not be found out. (5) The memory is there before it is learned:
-    inputs have large initial weights, recurrence has small ones, and units forget after 1 to T times (Tallec & Ollivier 2018,
-    arXiv:1804.11188).
+    mean of the rewards to come, as it is known how many there are. (3) The weight of the entropy falls to 0. (4) A net f reads
+    observations, and the product of action and reward is read, too. (5) The memory is there before it is learned: inputs have large initial
+    weights, recurrence has small ones, and units forget after 1 to T times (Tallec & Ollivier 2018, arXiv:1804.11188).
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -74,10 +66,10 @@ class RL2(Living):
         _policies.check(net)
         super().__init__(net, problem)
         self.hidden, self.discount, self.trace, self.critic, self.entropy = hidden, discount, trace, critic, entropy
-        choices, outputs = bool(problem.kind.choices), problem.outputs
+        outputs = problem.outputs
         self.cell = LSTMCell(net.features + 2 * outputs + 2 + hidden, hidden)
         self.actor, self.value = nn.Linear(hidden, outputs), nn.Linear(hidden, 1)
-        self.log_std = None if choices else nn.Parameter(torch.full((outputs,), math.log(std)))
+        self.log_std = None if problem.kind.choices else nn.Parameter(torch.full((outputs,), math.log(std)))
         self.register_buffer("weight", torch.tensor(entropy), persistent=False)
         with torch.no_grad():
             self.actor.weight.mul_(0.1)
@@ -94,8 +86,7 @@ class RL2(Living):
         self.weight.fill_(self.entropy * (1 - progress))
 
     def blank(self, like: Tensor) -> Memory:
-        none = like.new_zeros(like.shape[0], self.hidden)
-        return Memory(none, none)
+        return Memory(*[like.new_zeros(like.shape[0], self.hidden)] * 2)
 
     def noise(self, keys: Tensor) -> Tensor:
         return _policies.noise(self.problem, keys)
@@ -121,11 +112,11 @@ class RL2(Living):
 
     def lives(self, task: Task) -> tuple[Trajectories, Past]:
         """Whole lives, one for each query: what was done in all episodes, [n, T, …], and of what went before each action the last two."""
-        n, episodes = task.query.x.shape[0], task.context.support.x.shape[0] + 1
-        blank = self.problem.rest(task.context.extras, n)
-        past, all_done = blank._replace(memory=self.blank(blank.reward)), []
-        for i in range(episodes):
-            done, past = self.live(Life(past, task.context.extras), inner.fold_in(task.query.x, i))
+        blank = self.problem.rest(task.context.extras, task.query.x.shape[0])
+        life, all_done = Life(blank._replace(memory=self.blank(blank.reward)), task.context.extras), []
+        for i in range(task.context.support.x.shape[0] + 1):
+            done, past = self.live(life, inner.fold_in(task.query.x, i))
+            life = life._replace(past=past)
             all_done.append(done)
         whole = Trajectories(*(torch.cat(parts, 1) for parts in zip(*all_done)))
         before = (torch.cat([first[:, None], later[:, :-1]], 1) for first, later in zip(blank[1:], whole[1:]))
