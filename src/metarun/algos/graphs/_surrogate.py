@@ -62,12 +62,15 @@ class Surrogate(NamedTuple):
         """The last of ``Training``, or also what ``read`` notes after every step, for labels y [labelled] int64."""
         gram, base = seen @ seen.T, seen @ start.first
 
-        def loss(parts: dict[str, Tensor], y: Tensor) -> Tensor:
-            return F.cross_entropy(parts["shift"] @ parts["second"], y)
+        def loss(layers: tuple[Tensor, Tensor], y: Tensor) -> Tensor:
+            hidden, second = layers
+            return F.cross_entropy(hidden @ second, y)
 
         def step(state: Training, k: Tensor) -> Training:
             parts = state.parts
-            slopes = inner.gradient(loss, parts | {"shift": base + gram @ parts["shift"]}, y, mode="mixed")
+            hidden = base + gram @ parts["shift"]  # S W₁
+            of_hidden, of_second = inner.gradient(loss, (hidden, parts["second"]), y, mode="mixed")
+            slopes = {"shift": of_hidden, "second": of_second}
             speed = tree_map(lambda v, g: self.momentum * v + g, state.speed, slopes)
             return Training(inner.sgd(parts, speed, self.lr), speed)
 
