@@ -29,7 +29,7 @@ PLAIN = ["device=cpu", "logger=quiet"]
 Row = tuple[str, str, list[str]]  # what a row is called, the words of its run, and those of its evaluations
 
 INTENTS = "experiment=text_intents"
-SHAPES = ["", "shot=1", "way=20"]  # of the evaluations; the first is the run's own test
+SHAPES = ["", "shot=1 trainer.test_episodes=300", "way=20 trainer.test_episodes=100"]  # of the evaluations; the first is the run's own test
 TEXT: list[Row] = [
     ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet ~algo.penalty net.size=0", SHAPES),
     ("ridge regression on n-grams, nothing learned", f"{INTENTS} net.size=0 trainer.iterations=0", SHAPES),
@@ -127,7 +127,7 @@ def tested(folder: Path, words: str, summary: dict[str, Any]) -> dict[str, Any]:
         return summary
     kept = folder / f"eval-{words.replace(' ', '-')}.json"
     if not kept.is_file():
-        kept.write_text(json.dumps(metarun.evaluate(str(folder), *words.split())), encoding="utf-8")
+        kept.write_text(json.dumps(metarun.evaluate(folder, words)), encoding="utf-8")
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found
 
