@@ -135,7 +135,8 @@ def endurance(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     """20,000 iterations and 10,000 test episodes of a tiny net: memory within 5 %, threads and open files as they were"""
     place = folder / "endurance"
     place.mkdir()
-    chosen = {"net=mlp", "net.sizes=[8]", "net.norm=none", "algo=protonet", "engine.threads=1", "logger=default", "logger.progress=false"}
+    chosen = {"net=mlp", "net.sizes=[8]", "net.norm=none", "algo=protonet", "engine.threads=1", "logger=default"}
+    chosen |= {"logger.progress=false", "logger.pictures=false"}  # what is drawn once, at the end, takes memory
     chosen |= {"trainer.iterations=20000", "trainer.meta_batch=1", "trainer.val_every=2000", "trainer.val_episodes=10"}
     chosen |= {"trainer.test_episodes=10000", "hydra.run.dir=run"}
     keys = {word.partition("=")[0] for word in chosen} | {"net.hidden"}
