@@ -79,7 +79,8 @@ class InContext(Algorithm):
         self.unknown = nn.Parameter(torch.zeros(ways))
         self.embed = nn.Linear(net.features + ways, width)
         self.layers = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(layers))
-        self.norm, self.head = Norm(width, "layer"), nn.Linear(width, ways)
+        self.norm = Norm(width, "layer")
+        self.head = nn.Linear(width, ways)
         self.match()
 
     @torch.no_grad()
