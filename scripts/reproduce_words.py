@@ -32,16 +32,12 @@ INTENTS = "experiment=text_intents"
 SHAPES = ["", "shot=1 trainer.test_episodes=300", "way=20 trainer.test_episodes=100"]  # of the evaluations; the first is the run's own test
 TEXT: list[Row] = [
     ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet ~algo.penalty net.size=0", SHAPES),
-    ("ridge regression on n-grams, nothing learned", f"{INTENTS} net.size=0 trainer.iterations=0", SHAPES),
-    ("protonet", f"{INTENTS} algo=protonet ~algo.penalty", SHAPES),
     ("r2d2", INTENTS, SHAPES),
 ]
 DIGITS = "experiment=speech_digits"
 SPEECH: list[Row] = [
     ("nearest mean of spectrograms, nothing learned", f"{DIGITS} algo=protonet net=mlp net.sizes=[] ~net.hidden", ["", "shot=1"]),
-    ("protonet", f"{DIGITS} algo=protonet", ["", "shot=1"]),
     ("r2d2", DIGITS, ["", "shot=1"]),
-    ("r2d2, speakers unseen as well", f"{DIGITS} data.test_speakers=2", ["", "shot=1"]),
 ]
 SPEAKERS: list[Row] = [
     ("nearest mean of spectrograms, nothing learned", "experiment=speech_speakers net=mlp net.sizes=[] ~net.hidden", [""]),

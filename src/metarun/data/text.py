@@ -85,9 +85,8 @@ class Text(ImageDataset):
 
     def describe(self, split: str) -> str:
         data = self.splits[split]
-        return f"{data.classes:,} classes, {len(data.images):,} texts of up to {self.input_shape[0]} bytes" + f" ({self.note})" * bool(
-            self.note
-        )
+        held = f"{data.classes:,} classes, {len(data.images):,} texts of up to {self.input_shape[0]} bytes"
+        return f"{held} ({self.note})" if self.note else held
 
     @classmethod
     def reader(cls, **values: Any) -> Reader:
