@@ -1,4 +1,4 @@
-"""Hypergradients: a step against torch's SGD, unrolled against finite differences, implicit ones against the closed form of ridge regression."""
+"""Hypergradients: a step against torch's SGD, unrolled ones against finite differences, implicit ones against a ridge regression."""
 
 from __future__ import annotations
 

@@ -123,10 +123,10 @@ def test_what_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="only toy, more; did you mean 'toy'"):
         NAS201(0, root=str(written(tmp_path / "t.npz")), dataset="toi")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="nas_bench_201.npz is not in .*empty; name the table with data.root=FILE"):
+    with pytest.raises(UserError, match=r"nas_bench_201\.npz is not in .*empty; name the table with data\.root=FILE"):
         NAS201(0, root=str(tmp_path / "empty"), dataset="toy")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(UserError, match="text.npz is no table of candidates that can be read"):
+    with pytest.raises(UserError, match=r"text\.npz is no table of candidates that can be read"):
         NAS201(0, root=str(tmp_path / "text.npz"), dataset="toy")
     with pytest.raises(UserError, match="no tests split"):
         NAS201(0, root=str(written(tmp_path / "t.npz")), dataset="toy").episodes("tests", SPEC, 0)

@@ -113,9 +113,7 @@ class NAS201(SearchTable):
             raise UserError(f"data.dataset={dataset} is not in {path}, only {', '.join(known)}{nearest(dataset, known)}")
         edges, accuracies = columns.get("edges", np.zeros(())), [columns[f"{dataset}_{part}"] for part in ("val", "test")]
         order, options = _order(path, edges)
-        if any(
-            values.shape != order.shape or not np.isfinite(values).all() or values.min() < 0 or values.max() > 100 for values in accuracies
-        ):
+        if not all(values.shape == order.shape and ((values >= 0) & (values <= 100)).all() for values in accuracies):
             raise UserError(f"{path}: {dataset}_val and {dataset}_test must be one accuracy in percent, 0..100, for each row of 'edges'")
         super().__init__(options, *(values[order] / 100 for values in accuracies))
         self.note = dataset

@@ -28,7 +28,7 @@ class Logits(nn.Module):
 
     def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """A word [decisions] int64 and its log probability [], for Gumbel noise [decisions, most options]."""
-        drawn = [chosen(*pair, options) for *pair, options in zip(self.logits.view_as(noise), noise, self.options)]
+        drawn = [chosen(*decision) for decision in zip(self.logits.view_as(noise), noise, self.options)]
         words, logs = zip(*drawn)
         return torch.stack(words), torch.stack(logs).sum()
 
