@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import in_float64, quadratics, random, slopes, small
+from helpers import Identity, in_float64, random, slopes, small, vectors
 from torch import Tensor
 
 from metarun.algos.blackbox.convcnp import ConvCNP
@@ -98,5 +98,6 @@ def test_the_unet_keeps_the_length_and_shifts_with_its_input(levels: int) -> Non
 def test_what_is_refused() -> None:
     with pytest.raises(UserError, match=r"algo\.domain=.* is not an interval"):
         Run(values("algo.domain=[2,2]"))
-    with pytest.raises(UserError, match=r"algo=convcnp lays examples of one number on a grid, these have shape \[0\]"):
-        Run(quadratics("algo=convcnp"))
+    settings: dict[str, Any] = {"domain": [-1.0, 1.0], "points": 4, "channels": 2, "levels": 1, "floor": 0.1}
+    with pytest.raises(ValueError, match=r"algo=convcnp lays examples of one number on a grid, these have shape \[4\]"):
+        ConvCNP(Identity(4), vectors(4, way=3, shot=2)[0], **settings)
