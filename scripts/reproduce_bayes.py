@@ -124,7 +124,8 @@ def table(name: str, found: dict[str, dict[str, Any]]) -> str:
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
     for run, summary in found.items():
         text += f"| {run} | {' | '.join(scores(summary, key) for key in columns.values())} |\n"
-    return text + "\n```\n" + "".join(f"metarun {words}\n" for words in RUNS[name].values()) + "```\n"
+    root = " data.root=PATH" * (name == "omniglot")
+    return text + "\n```\n" + "".join(f"metarun {words}{root}\n" for words in RUNS[name].values()) + "```\n"
 
 
 if __name__ == "__main__":
