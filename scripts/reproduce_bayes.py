@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun.config import schema
 from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
 from metarun.experiment import train
@@ -27,7 +26,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
 PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
-PROTONET = f"experiment=omniglot_small_protonet trainer.iterations=400 trainer.val_every=200 {FEW}"
+PROTONET = f"experiment=omniglot_small_protonet {FEW}"
 PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
 PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
 RUNS = {
@@ -47,8 +46,9 @@ RUNS = {
         "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",
     },
     "waves": {
-        "maml": f"{WAVES} algo=maml",
-        "emaml": f"{WAVES} algo=emaml",
+        "maml": f"{WAVES} algo=maml algo.inner_lr=0.01",
+        "emaml": f"{WAVES} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps "
+        "algo.member.inner_lr=0.01 algo.member.inner_steps=1 algo.member.test_steps=10",
         "bmaml": WAVES,
     },
 }
@@ -101,8 +101,8 @@ def finished(words: list[str], folder: Path) -> dict[str, Any]:
     if not (folder / "summary.json").is_file():
         folder.mkdir(parents=True, exist_ok=True)
         train(values, folder)
-    now, then = schema.validate(values), schema.validate(read_config(folder))
-    if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer")):
+    then = read_config(folder)
+    if any(values[part] != then[part] for part in ("algo", "data", "net", "optim", "trainer", "episode")):
         sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     if summary["metric"] == "mse":
@@ -124,7 +124,8 @@ def table(name: str, found: dict[str, dict[str, Any]]) -> str:
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
     for run, summary in found.items():
         text += f"| {run} | {' | '.join(scores(summary, key) for key in columns.values())} |\n"
-    return text + "\n```\n" + "".join(f"metarun {words}\n" for words in RUNS[name].values()) + "```\n"
+    root = " data.root=PATH" * (name == "omniglot")
+    return text + "\n```\n" + "".join(f"metarun {words}{root}\n" for words in RUNS[name].values()) + "```\n"
 
 
 if __name__ == "__main__":
