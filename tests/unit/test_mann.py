@@ -82,8 +82,7 @@ def test_it_is_the_papers_memory_read_and_written_slot_by_slot(sharpen: bool, bi
     torch.testing.assert_close(state.losses / 6, losses, rtol=1e-9, atol=1e-9)
 
 
-def test_reading_and_writing_weights() -> None:
-    """What a head reads adds to one; what it writes, to one or, in the slots used least, to one in each."""
+def test_what_a_head_reads_by_adds_to_one() -> None:
     algorithm, task = reader(True, True)
     for state in [*adapt(algorithm, task.context, 6)][1:]:
         torch.testing.assert_close(state.memory.reading.sum(-1), torch.ones(HEADS).double())

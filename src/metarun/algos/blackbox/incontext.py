@@ -89,7 +89,7 @@ class InContext(Algorithm):
         for layer in self.layers:
             attention = cast(TransformerLayer, layer).attention
             attention.key.load_state_dict(attention.query.state_dict())
-            attention.output.weight.copy_(attention.value.weight.T)
+            cast(nn.Linear, attention.output).weight.copy_(attention.value.weight.T)
         self.head.weight.copy_(self.embed.weight[:, self.net.features :].T)
 
     def begin(self, context: Context) -> Shown:
