@@ -77,9 +77,7 @@ def walked(
     return state, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
 
 
-def asked(
-    algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[Any], Any], *, scanned: bool
-) -> Any:
+def asked(algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[Any], Any], *, scanned: bool) -> Any:
     """What ``read`` makes of the answers to x after the ``points`` inner steps, ascending numbers, stacked.
 
     Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that nothing is asked between them.

@@ -136,7 +136,7 @@ LONGER = {"lstm": 800, "cnp": 400, "incontext": 400, "hyperparameters": 50}
 SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
 # optim.lr, where the common one is too large to classify by, or where logarithms of rates are learned.
 RATES = {"mann": 0.003, "snail": 0.003, "incontext": 0.003, "hyperparameters": 0.3}
-# Plain SGD from random weights makes little of six images, at whatever rates: it comes from chance to what tuned rates reach.
+# A lower bar than the others': SGD with momentum from random weights reaches 0.42 to 0.49 in this test, at rates of 0.03 to 1.
 GAINS = {"hyperparameters": 0.1}
 # So few steps can fit a piece of the wave only.
 WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"], "hyperparameters": ["data.domain=[-2,2]"]}

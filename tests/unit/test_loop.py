@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers import random, relative_error
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from metarun import inner
@@ -312,3 +313,22 @@ def test_memory_of_states_alone_hardly_grows_with_the_steps() -> None:
 
     assert kept(40, "states") < kept(40, "all") / 50
     assert kept(101, 10) < kept(101, "states") / 9
+
+
+@pytest.mark.parametrize("steps", [2, 5, 20])
+def test_a_way_back_that_is_closed_over_stays_what_it_is(steps: int) -> None:
+    """A Hessian's product keeps a graph through the very tensors that the step closes over; the module is another closure beside it."""
+    module = nn.Linear(3, 1).double()
+    x, fast = torch.randn(6, 3).double(), {name: p.detach() for name, p in module.named_parameters()}
+    hessian = inner.hessian(lambda fast: functional_call(module, fast, (x,)).square().mean(), fast)
+
+    def step(state: dict[str, Tensor], k: Any) -> dict[str, Tensor]:
+        return inner.sgd(state, hessian(state), 0.1 + 0 * module.bias.detach())
+
+    expected = start = {name: torch.ones_like(p) for name, p in fast.items()}
+    for _ in range(steps):
+        expected = step(expected, 0)
+    found = inner.loop(step, start, steps)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-9, atol=0)
+    assert steps < 3 or float((expected["bias"] - 1).abs()) > 0.3
