@@ -339,6 +339,11 @@ class Problem:
     def higher_is_better(self) -> bool:
         return self.kind.higher_is_better
 
+    @property
+    def choices(self) -> int:
+        """How many actions there are to choose from; 0 where actions are numbers, or nothing acts."""
+        return self.kind.choices if isinstance(self.kind, Control) else 0
+
     def loss(self, prediction: Any, y: Tensor) -> Tensor:
         """See the kind's."""
         return self.kind.loss(prediction, y)

@@ -79,6 +79,6 @@ def noise(problem: Problem, keys: Tensor) -> Tensor:
     shape = (problem.simulator.horizon, problem.outputs)
 
     def of(key: Tensor) -> Tensor:
-        return -torch.log(-torch.log(inner.uniform(key, shape))) if problem.kind.choices else inner.normal(key, shape)
+        return -torch.log(-torch.log(inner.uniform(key, shape))) if problem.choices else inner.normal(key, shape)
 
     return torch.vmap(of)(keys)

@@ -68,7 +68,7 @@ class MAMLRL(InnerLoop):
         if not problem.most_support:
             raise ValueError("shot=0 is not for algo=maml_rl, whose steps need trajectories: choose shot >= 1, 20 for example")
         super().__init__(net, problem, **settings)
-        self.log_std = None if problem.kind.choices else nn.Parameter(torch.full((problem.outputs,), math.log(std)))
+        self.log_std = None if problem.choices else nn.Parameter(torch.full((problem.outputs,), math.log(std)))
         self.discount = discount
         self.estimator: Estimator = estimator
         with torch.no_grad():

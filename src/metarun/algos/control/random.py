@@ -31,4 +31,4 @@ class Random(Living):
         return _policies.noise(self.problem, keys)
 
     def act(self, past: Past, observation: Tensor, time: Tensor, noise: Tensor) -> tuple[Tensor, Any]:
-        return noise.argmax(-1) if self.problem.kind.choices else noise.to(past.reward.dtype), ()
+        return noise.argmax(-1) if self.problem.choices else noise.to(past.reward.dtype), ()

@@ -69,7 +69,7 @@ class RL2(Living):
         outputs = problem.outputs
         self.cell = LSTMCell(net.features + 2 * outputs + 2 + hidden, hidden)
         self.actor, self.value = nn.Linear(hidden, outputs), nn.Linear(hidden, 1)
-        self.log_std = None if problem.kind.choices else nn.Parameter(torch.full((outputs,), math.log(std)))
+        self.log_std = None if problem.choices else nn.Parameter(torch.full((outputs,), math.log(std)))
         self.register_buffer("weight", torch.tensor(entropy), persistent=False)
         with torch.no_grad():
             self.actor.weight.mul_(0.1)
@@ -99,7 +99,7 @@ class RL2(Living):
     def inputs(self, observations: Tensor, actions: Tensor, rewards: Tensor, begins: Tensor) -> Tensor:
         """What the LSTM reads [n, …] at n times, of observations [n, *observation] and of the action and the reward before them."""
         seen = inner.upcast(self.net(observations, observations))
-        done = (inner.one_hot(actions, self.problem.outputs) if self.problem.kind.choices else actions).to(seen.dtype)
+        done = (inner.one_hot(actions, self.problem.outputs) if self.problem.choices else actions).to(seen.dtype)
         return torch.cat([seen, done, done * rewards[:, None], rewards[:, None], begins[:, None].to(seen.dtype)], -1)
 
     def read(self, memory: Memory, x: Tensor) -> Memory:
