@@ -80,7 +80,7 @@ def grid(runs: Path) -> str:
     wide = 1.96 * apart.std() / math.sqrt(len(apart))
     return text + (
         f"\nThe second episode of `rl2` is better than the first by {apart.mean():.2f} ± {wide:.2f}, environment by environment "
-        f"(`metarun eval RUN shot=1`, `shot=0`); random moves get {low:.2f}.\n"
+        f"(`metarun eval RUN shot=1`, `shot=0`); random moves get {low:.2f}.\n".replace("-", "−")
     )
 
 

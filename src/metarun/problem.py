@@ -498,6 +498,11 @@ class Problem:
         """Whether a larger score is the better one, for the method that is run."""
         return self.kind.higher_is_better != self.attacked
 
+    @property
+    def choices(self) -> int:
+        """How many actions there are to choose from; 0 where actions are numbers, or nothing acts."""
+        return self.kind.choices if isinstance(self.kind, Control) else 0
+
     def loss(self, prediction: Any, y: Tensor) -> Tensor:
         """See the kind's."""
         return self.kind.loss(prediction, y)
