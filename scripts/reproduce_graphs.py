@@ -74,7 +74,8 @@ def main() -> None:
     if options.write:
         text = PAGE.read_text(encoding="utf-8")
         for name, table in tables.items():
-            text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", lambda old, t=table: old[1] + t + old[2], text, flags=re.DOTALL)
+            opening, rest = text.split(f"<!-- {name} -->\n")
+            text = f"{opening}<!-- {name} -->\n{table}<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
         PAGE.write_text(text, encoding="utf-8")
     if misses := missed(found):
         sys.exit("\n".join(misses))
