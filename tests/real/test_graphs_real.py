@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.skipif(not FOLDER.is_dir(), reason="
 
 def load(name: str, drop_self_loops: bool = False) -> GraphData:
     root = str(FOLDER / f"{name}.npz")
-    return GraphData(0, root=root, size=8, labelled=0.1, validation=0.1, drop_self_loops=drop_self_loops)
+    return GraphData(0, root=root, size=8, labelled=0.1, validation=0.1, drop_self_loops=drop_self_loops, binary=False)
 
 
 @pytest.mark.parametrize(("name", "counts"), [("cora", (2485, 5069, 1433, 7)), ("cora_ml", (2810, 7981, 2879, 7))])

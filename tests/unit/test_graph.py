@@ -18,7 +18,7 @@ from metarun.problem import EpisodeSpec, NodeClassification, Problem
 from metarun.task import select
 
 SPEC = EpisodeSpec(way=1, shot=1, query=1)
-DEFAULTS: dict[str, Any] = {"root": None, "size": 40, "labelled": 0.1, "validation": 0.1, "drop_self_loops": False}
+DEFAULTS: dict[str, Any] = {"root": None, "size": 40, "labelled": 0.1, "validation": 0.1, "drop_self_loops": False, "binary": False}
 
 
 def sparse(name: str, matrix: np.ndarray) -> dict[str, np.ndarray]:
@@ -76,6 +76,12 @@ def test_components_are_found_whatever_the_order_of_the_links() -> None:
 def test_without_features_every_node_has_one_of_its_own(tmp_path: Path) -> None:
     root = stored(tmp_path, **dict.fromkeys(sparse("attr", np.eye(2))))
     np.testing.assert_array_equal(load(root=root).arrays.features, np.eye(12, dtype=np.float32))
+
+
+def test_features_are_0_and_1_where_that_is_asked_for(tmp_path: Path) -> None:
+    features = load(root=stored(tmp_path)).arrays.features
+    np.testing.assert_array_equal(load(root=stored(tmp_path), binary=True).arrays.features, features != 0)
+    assert features.max() == 4
 
 
 LOOP = sparse("adj", np.eye(16, k=1) + np.diag([0] * 3 + [1] + [0] * 12))

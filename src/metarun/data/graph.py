@@ -110,6 +110,7 @@ class GraphData(Dataset):
         size: nodes of each class of the made-up graph, before its largest component is taken.
         labelled, validation: nodes of each class: below 1 a share of them (at least one), from 1 on a number.
         drop_self_loops: leave out an edge from a node to itself, in place of refusing the file.
+        binary: features are 1 where they are not 0, as step sizes of the attacks' papers presuppose.
 
     Raises:
         UserError: the file is not as described, or a class has too few nodes.
@@ -127,8 +128,11 @@ class GraphData(Dataset):
         labelled: Annotated[float, Gt(0)],
         validation: Annotated[float, Gt(0)],
         drop_self_loops: bool,
+        binary: bool,
     ) -> None:
         self.arrays = made_up(size) if root is None else read(root, drop_self_loops)
+        if binary:
+            self.arrays = self.arrays._replace(features=(self.arrays.features != 0).astype(np.float32))
         counts = np.bincount(self.arrays.labels)
         self.labelled, self.validation = (
             np.maximum(1, np.round(n * counts)).astype(int) if n < 1 else np.full_like(counts, n) for n in (labelled, validation)
