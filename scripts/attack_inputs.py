@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -64,8 +65,10 @@ def hostile(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
     def flipped(r: Path) -> None:
         for path in (r / "checkpoints").iterdir():
             data = bytearray(path.read_bytes())
-            place = data.index(b"data/0FB") + 500  # in the weights
-            data[place] ^= 64
+            with zipfile.ZipFile(path) as archive:
+                largest = max(archive.infolist(), key=lambda member: member.file_size)  # weights, not what describes them
+            begins = largest.header_offset + 30 + sum(struct.unpack_from("<HH", data, largest.header_offset + 26))
+            data[begins + largest.file_size // 2] ^= 64
             path.write_bytes(data)
 
     def sweep(*words: str) -> Callable[[Path], Any]:
