@@ -51,19 +51,19 @@ def hostile(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
 
     def state(**changes: Any) -> Callable[[Path], Any]:
         def make(r: Path) -> None:
-            for path in (r / "checkpoints").iterdir():
+            for path in (r / "checkpoints").glob("*.pt"):
                 torch.save({**torch.load(path, weights_only=True), **changes}, path)
 
         return make
 
     def packed(r: Path) -> None:
-        for path in (r / "checkpoints").iterdir():
+        for path in (r / "checkpoints").glob("*.pt"):
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x/data/0", "w", force_zip64=True) as member:
                 for _ in range(150):
                     member.write(bytes(10**7))
 
     def flipped(r: Path) -> None:
-        for path in (r / "checkpoints").iterdir():
+        for path in (r / "checkpoints").glob("*.pt"):
             data = bytearray(path.read_bytes())
             with zipfile.ZipFile(path) as archive:
                 largest = max(archive.infolist(), key=lambda member: member.file_size)  # weights, not what describes them
