@@ -166,22 +166,16 @@ PARTS: dict[str, tuple[Callable[[random.Random, Path, float], list[Count]], floa
 }  # fmt: skip
 
 
-def table(found: dict[str, list[Count]], seed: int, minutes: float) -> str:
-    """The figures as the page has them."""
-    lines = [f"Seed {seed}, {minutes:.0f} minutes on one core:", "", "| part | what is tried, and what has to hold | tried | held |"]
-    lines.append("| --- | --- | --- | --- |")
+def table(page: str, found: dict[str, list[Count]]) -> str:
+    """The page with the figures of the parts that were tried; those of others stay."""
+    rows = dict(re.findall(r"(?m)^\| `(\w+)` (\|.*)$", page))
     for name, counts in found.items():
         what = " ".join((PARTS[name][0].__doc__ or "").split())
-        tried = ", ".join(f"{count.tried:,} {count.name}" for count in counts)
-        lines.append(f"| `{name}` | {what} | {tried} | {', '.join(f'{count.held:,}' for count in counts)} |")
-    given = sum(count.tried + count.unjudged for name in ("words", "configs", "folders") for count in found.get(name, []))
-    stopped = sum(count.unjudged for counts in found.values() for count in counts)
-    lines += [
-        "",
-        f"Of {given:,} generated command lines, configurations and folders {stopped} were still at work after 20 s, as one is that",
-    ]
-    lines += ["was asked for a billion iterations; they were stopped and are not counted. With `-m` every run that fails has a line."]
-    return "\n".join([*lines, ""])
+        tried = ", ".join(f"{c.tried:,} {c.name}{f' ({c.unjudged} more stopped at work)' * bool(c.unjudged)}" for c in counts)
+        rows[name] = f"| {what} | {tried} | {', '.join(f'{count.held:,}' for count in counts)} |"
+    lines = ["| part | what is tried, and what has to hold | tried | held |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{name}` {rows[name]}" for name in PARTS if name in rows]
+    return TABLE.sub(lambda place: place[1] + "\n".join([*lines, ""]) + place[2], page)
 
 
 def main() -> int:
@@ -208,8 +202,7 @@ def main() -> int:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     if options.write:
-        text = table(found, options.seed, (time.monotonic() - begun) / 60)
-        PAGE.write_text(TABLE.sub(lambda page: page[1] + text + page[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        PAGE.write_text(table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
     return 0 if all(count.all_held for counts in found.values() for count in counts) else 1
 
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -50,22 +51,24 @@ def hostile(rng: random.Random, folder: Path, minutes: float) -> list[Count]:
 
     def state(**changes: Any) -> Callable[[Path], Any]:
         def make(r: Path) -> None:
-            for path in (r / "checkpoints").iterdir():
+            for path in (r / "checkpoints").glob("*.pt"):
                 torch.save({**torch.load(path, weights_only=True), **changes}, path)
 
         return make
 
     def packed(r: Path) -> None:
-        for path in (r / "checkpoints").iterdir():
+        for path in (r / "checkpoints").glob("*.pt"):
             with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("x/data/0", "w", force_zip64=True) as member:
                 for _ in range(150):
                     member.write(bytes(10**7))
 
     def flipped(r: Path) -> None:
-        for path in (r / "checkpoints").iterdir():
+        for path in (r / "checkpoints").glob("*.pt"):
             data = bytearray(path.read_bytes())
-            place = data.index(b"data/0FB") + 500  # in the weights
-            data[place] ^= 64
+            with zipfile.ZipFile(path) as archive:
+                largest = max(archive.infolist(), key=lambda member: member.file_size)  # weights, not what describes them
+            begins = largest.header_offset + 30 + sum(struct.unpack_from("<HH", data, largest.header_offset + 26))
+            data[begins + largest.file_size // 2] ^= 64
             path.write_bytes(data)
 
     def sweep(*words: str) -> Callable[[Path], Any]:
