@@ -485,11 +485,6 @@ class Problem:
         return max(self.train.way * self.train.shot, self.eval.way * self.eval.shot)
 
     @property
-    def choices(self) -> int:
-        """How many actions there are to choose from; 0 where actions are numbers, or nothing acts."""
-        return getattr(self.kind, "choices", 0)
-
-    @property
     def metric(self) -> str:
         return self.kind.metric
 
