@@ -207,6 +207,8 @@ BUILDERS: dict[str, Builder] = {build.__name__: build for build in (classificati
 BUILDERS["node classification"] = nodes
 TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in BUILDERS.values()}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
+# With which every method is tried each time: statistics of the batch, the support and the population, and none.
+QUICK = {("conv4", "batch"), ("conv4", "support"), ("conv4", "running"), ("mlp", "none")}
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]
 CLASSIFIERS = [param.values[0] for param in PROBLEMS if param.values[1] is classification]
@@ -222,9 +224,9 @@ def suits(algo: str, norm: str) -> bool:
 
 
 def with_nets(algos: list[str]) -> list[Any]:
-    """(algo, net, norm), all that go together; with deep nets `make test-all` tries them."""
+    """(algo, net, norm), all that go together; `make test` tries the handful ``QUICK``, `make test-all` the others too."""
     together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if suits(algo, pair[1])]
-    return [pytest.param(*each, marks=pytest.mark.slow if each[1] in DEEP else []) for each in together]
+    return [pytest.param(*each, marks=[] if each[1:] in QUICK else pytest.mark.slow) for each in together]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:
