@@ -14,7 +14,7 @@ import pytest
 from metarun.comparison import plots
 from metarun.comparison.groups import differences, group
 from metarun.comparison.paired import UnpairedError, pair
-from metarun.comparison.runs import DamagedError, Run, collect, read
+from metarun.comparison.runs import DamagedError, FinishedRun, collect, read
 from metarun.comparison.tables import duration, markdown, number, table
 from metarun.comparison.view import view
 from metarun.errors import UserError
@@ -199,9 +199,9 @@ def test_a_lone_group_is_not_called_the_best(tmp_path):
     ("metric", "higher"), [("accuracy", True), ("mse", False), ("loss", False), ("query_loss", False), ("return", True)]
 )
 def test_which_way_is_better(metric, higher):
-    run = Run(Path(), {}, {})
+    run = FinishedRun(Path(), {}, {})
     assert run.higher_is_better(metric) is higher
-    said = Run(Path(), {}, {"metric": metric, "higher_is_better": not higher})
+    said = FinishedRun(Path(), {}, {"metric": metric, "higher_is_better": not higher})
     assert said.higher_is_better(metric) is not higher, "a summary knows its own score"
 
 

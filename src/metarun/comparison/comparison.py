@@ -18,7 +18,7 @@ from metarun.errors import UserError
 from metarun.tracking.console import console
 
 
-class Form(NamedTuple):
+class TableFormat(NamedTuple):
     """A form of the table for other programs."""
 
     title: str
@@ -26,9 +26,9 @@ class Form(NamedTuple):
 
 
 FORMS = {
-    "markdown": Form("Markdown", tables.markdown),
-    "csv": Form("comma-separated values", tables.comma_separated),
-    "latex": Form("LaTeX", tables.latex),
+    "markdown": TableFormat("Markdown", tables.markdown),
+    "csv": TableFormat("comma-separated values", tables.comma_separated),
+    "latex": TableFormat("LaTeX", tables.latex),
 }
 
 

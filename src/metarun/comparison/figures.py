@@ -26,7 +26,7 @@ DRAWN = 6  # groups to a panel: more cannot be told apart
 PANELS = 6
 
 
-class Picture(NamedTuple):
+class Plot(NamedTuple):
     """A figure, the name of its file, and what is to be seen on it."""
 
     name: str

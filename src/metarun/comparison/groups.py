@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from metarun.comparison.runs import Run
+from metarun.comparison.runs import FinishedRun
 
 BLOCK = ("data", "way", "shot", "protocol")  # scores are comparable within one block
 HOUSEKEEPING = (
@@ -36,7 +36,7 @@ class Statistic(NamedTuple):
 class Group:
     """Runs of one block that differ in nothing but the seed, or that ``--group-by`` puts together."""
 
-    runs: list[Run]
+    runs: list[FinishedRun]
     key: dict[str, Any]  # what tells it from other groups
 
     @cached_property
@@ -69,23 +69,23 @@ class Group:
         return Statistic(float(means.mean()), std, ci95, len(found), int(sum(value["n"] for value in found)))
 
 
-def latest(runs: list[Run]) -> list[Run]:
+def latest(runs: list[FinishedRun]) -> list[FinishedRun]:
     """The latest of each repetition of the same config and seed: counted twice, a repetition would feign a smaller spread."""
     if len(runs) == 2:
         return runs  # named one by one, as a run and its evaluation with another checkpoint
-    newest: dict[tuple[Any, ...], Run] = {}
+    newest: dict[tuple[Any, ...], FinishedRun] = {}
     for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
         newest[_repetition(run)] = run
     kept = {id(run) for run in newest.values()}
     return [run for run in runs if id(run) in kept]
 
 
-def group(runs: list[Run], by: list[str] | None = None) -> list[Group]:
+def group(runs: list[FinishedRun], by: list[str] | None = None) -> list[Group]:
     """Group over seeds, or by the named keys alone, but never across blocks."""
     if len(runs) == 2 and len({_repetition(run) for run in runs}) == 1:
         by = by or ["run"]
     technical = len({(*_identity(run), run.values["seed"]) for run in runs}) < len(runs)
-    found: dict[tuple[Any, ...], list[Run]] = {}
+    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in runs:
         identity = tuple(run.values.get(name) for name in (*by, *BLOCK)) if by else _identity(run, technical)
         found.setdefault(identity, []).append(run)
@@ -148,7 +148,7 @@ def labels(members: Sequence[Group]) -> dict[Group, str]:
     return {member: found[member] for member in members}
 
 
-def differing(runs: list[Run]) -> list[str]:
+def differing(runs: list[FinishedRun]) -> list[str]:
     """The columns that tell these runs apart: algo always, then whatever differs and is not said by another column already."""
     columns = ["algo", *(name for name in BLOCK if _distinct(runs, name) > 1)]
     shown = [[run.values[name] for run in runs] for name in columns]
@@ -162,17 +162,17 @@ def differing(runs: list[Run]) -> list[str]:
     return columns
 
 
-def differences(runs: list[Run]) -> list[str]:
+def differences(runs: list[FinishedRun]) -> list[str]:
     """Every config key in which the runs differ, but for seed and housekeeping; absent counts as a value."""
     absent = object()
     return [name for name in _keys(runs) if _tells_apart(name, technical=True) and len({run.values.get(name, absent) for run in runs}) > 1]
 
 
-def _keys(runs: list[Run]) -> list[str]:
+def _keys(runs: list[FinishedRun]) -> list[str]:
     return list(dict.fromkeys(name for run in runs for name in run.values))
 
 
-def _distinct(runs: list[Run], name: str) -> int:
+def _distinct(runs: list[FinishedRun], name: str) -> int:
     """How many values a key has among the runs that have it."""
     return len({run.values[name] for run in runs if name in run.values})
 
@@ -183,16 +183,16 @@ def _tells_apart(name: str, technical: bool = False) -> bool:
     return technical or not name.startswith(TECHNICAL)
 
 
-def _identity(run: Run, technical: bool = False) -> tuple[Any, ...]:
+def _identity(run: FinishedRun, technical: bool = False) -> tuple[Any, ...]:
     return tuple(sorted((item for item in run.values.items() if _tells_apart(item[0], technical)), key=lambda item: item[0]))
 
 
-def _repetition(run: Run) -> tuple[Any, ...]:
+def _repetition(run: FinishedRun) -> tuple[Any, ...]:
     """What two runs share when one repeats the other."""
     return *_identity(run, technical=True), run.values["seed"]
 
 
-def _implied(runs: list[Run], name: str) -> bool:
+def _implied(runs: list[FinishedRun], name: str) -> bool:
     """Whether a key of data, net or optim merely follows from which data, net or optimizer it is, as the image size does."""
     owner = {"data": "data", "net": "net.name", "optim": "optim.name", "norm": "net.name"}.get(name.partition(".")[0])
     if owner in (None, name):

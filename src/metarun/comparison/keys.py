@@ -8,13 +8,13 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from metarun.comparison.groups import short
-from metarun.comparison.runs import Run
+from metarun.comparison.runs import FinishedRun
 from metarun.errors import UserError, nearest
 
 SHOWN = 8  # values that an error lists
 
 
-def full(name: str, runs: Sequence[Run], option: str, extra: Sequence[str] = ()) -> str:
+def full(name: str, runs: Sequence[FinishedRun], option: str, extra: Sequence[str] = ()) -> str:
     """A full or short key as the full one.
 
     Args:
@@ -42,12 +42,12 @@ class Condition(NamedTuple):
     equal: bool
     pattern: str  # the value as YAML has it, or a glob
 
-    def holds(self, run: Run) -> bool:
+    def holds(self, run: FinishedRun) -> bool:
         """Whether it does; a run without the key has the value null."""
         return _matches(run.values.get(self.key), self.pattern) is self.equal
 
 
-def conditions(words: Sequence[str], runs: Sequence[Run]) -> list[Condition]:
+def conditions(words: Sequence[str], runs: Sequence[FinishedRun]) -> list[Condition]:
     """``KEY=VALUE`` and ``KEY!=VALUE``, taken apart.
 
     Raises:
@@ -62,7 +62,7 @@ def conditions(words: Sequence[str], runs: Sequence[Run]) -> list[Condition]:
     return found
 
 
-def where(words: Sequence[str], runs: Sequence[Run]) -> Callable[[Run], bool]:
+def where(words: Sequence[str], runs: Sequence[FinishedRun]) -> Callable[[FinishedRun], bool]:
     """Whether all of ``words`` hold of a run.
 
     Raises:

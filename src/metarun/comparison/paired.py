@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metarun.comparison.runs import DamagedError, Run, shown
+from metarun.comparison.runs import DamagedError, FinishedRun, shown
 
 EPISODE_KEYS = ("seed", "data", "way", "shot", "query", "trainer.test_episodes")  # what determines the test episodes
 
@@ -39,7 +39,7 @@ class Paired(NamedTuple):
         return "+" if (self.difference > 0) == self.higher_is_better else "-"
 
 
-def pair(first: list[Run], second: list[Run]) -> Paired:
+def pair(first: list[FinishedRun], second: list[FinishedRun]) -> Paired:
     """Compare two groups on the episodes that both have answered; runs with the same episodes are averaged before.
 
     Raises:
@@ -60,9 +60,9 @@ def pair(first: list[Run], second: list[Run]) -> Paired:
     return Paired(float(difference.mean()), float(1.96 * difference.std() / math.sqrt(n)), n, metric, first[0].higher_is_better(metric))
 
 
-def _scores(runs: list[Run]) -> dict[str, list[Run]]:
+def _scores(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
     """Runs by the hash of their test episodes."""
-    found: dict[str, list[Run]] = {}
+    found: dict[str, list[FinishedRun]] = {}
     for run in runs:
         sha = run.summary.get("episodes_sha256")
         if not isinstance(sha, str):
@@ -71,12 +71,12 @@ def _scores(runs: list[Run]) -> dict[str, list[Run]]:
     return found
 
 
-def _mean(runs: list[Run]) -> np.ndarray:
+def _mean(runs: list[FinishedRun]) -> np.ndarray:
     # float64: differences of 32-bit scores are small numbers
     return np.mean([run.scores().astype(np.float64) for run in runs], axis=0)
 
 
-def _why(a: Run, b: Run) -> str:
+def _why(a: FinishedRun, b: FinishedRun) -> str:
     """Which settings make the episodes differ."""
     differ = [
         f"{name} {a.values.get(name)} against {b.values.get(name)}" for name in EPISODE_KEYS if a.values.get(name) != b.values.get(name)

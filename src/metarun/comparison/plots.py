@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib import rc_context
 
-from metarun.comparison.figures import STYLE, Picture, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
+from metarun.comparison.figures import STYLE, Plot, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
 from metarun.comparison.groups import Group
 from metarun.comparison.sweep_plots import hyperparameters
 from metarun.comparison.view import View
@@ -15,14 +15,14 @@ from metarun.comparison.view import View
 POINTS = 300  # of a curve; a picture has no more
 
 
-def pictures(view: View) -> list[Picture]:
+def pictures(view: View) -> list[Plot]:
     """Every picture for which the runs have data."""
     with rc_context(STYLE):
         made = [learning_curves(view), adaptation_curves(view), score_over(view, "shot"), score_over(view, "way"), hyperparameters(view)]
     return [picture for picture in made if picture]
 
 
-def learning_curves(view: View) -> Picture | None:
+def learning_curves(view: View) -> Plot | None:
     """Training (smoothed, thin) and development (with a band) over iterations."""
     panels = {
         block: drawn
@@ -51,7 +51,7 @@ def learning_curves(view: View) -> Picture | None:
         f"Solid: development tasks; the band is ± std over {view.spread}, or ± ci95 over episodes for a single run. "
         f"Dashed: training, smoothed.{left_out(view)}"
     )
-    return Picture("learning_curves", "Learning curves", caption, figure)
+    return Plot("learning_curves", "Learning curves", caption, figure)
 
 
 def _learning(view: View, member: Group) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
@@ -88,7 +88,7 @@ def _log_if_wide(axis: Any, curves: list[np.ndarray]) -> None:
         axis.set_yscale("log")
 
 
-def adaptation_curves(view: View) -> Picture | None:
+def adaptation_curves(view: View) -> Plot | None:
     """Test score after 0, 1, … inner steps."""
     panels = {
         block: drawn
@@ -110,7 +110,7 @@ def adaptation_curves(view: View) -> Picture | None:
         _log_if_wide(axis, [np.array(curve)[:, 1] for _, _, curve in members])
     legend(figure, axes)
     caption = f"The test score after so many inner steps, mean over {view.spread}; the band is ± ci95 over episodes.{left_out(view)}"
-    return Picture("adaptation_curves", "Adaptation curves", caption, figure)
+    return Plot("adaptation_curves", "Adaptation curves", caption, figure)
 
 
 def _adaptation(member: Group) -> list[tuple[float, float, float]]:
@@ -125,7 +125,7 @@ def _adaptation(member: Group) -> list[tuple[float, float, float]]:
     return [(step, *np.mean(values, axis=0).tolist()) for step, values in sorted(steps.items())]
 
 
-def score_over(view: View, axis_name: str) -> Picture | None:
+def score_over(view: View, axis_name: str) -> Plot | None:
     """The score over ways or over shots, one panel for each setting of the rest."""
     panels = lines_of(view, axis_name)
     if not panels:
@@ -145,4 +145,4 @@ def score_over(view: View, axis_name: str) -> Picture | None:
         axis.set(title=f"{rest[0]}, {rest[1]}-{other}", xlabel=f"{axis_name}s", ylabel=f"{view.by} {metric}")
     legend(figure, axes)
     caption = f"The {view.by} score over {axis_name}s; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
-    return Picture(f"score_over_{axis_name}", f"Score over {axis_name}s", caption, figure)
+    return Plot(f"score_over_{axis_name}", f"Score over {axis_name}s", caption, figure)

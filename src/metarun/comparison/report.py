@@ -19,7 +19,7 @@ from metarun.errors import UserError
 from metarun.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from metarun.comparison.figures import Picture  # at run time only when there is something to draw
+    from metarun.comparison.figures import Plot  # at run time only when there is something to draw
 
 DPI = 150
 SIDE_BY_SIDE = 8  # groups whose settings still fit beside each other
@@ -60,7 +60,7 @@ def write(view: View, found: Found, verdict: str | None, folder: Path) -> list[P
     return [path, *files]
 
 
-def _inline(svg: str, picture: Picture) -> str:
+def _inline(svg: str, picture: Plot) -> str:
     """An SVG file as an element of the page: no prolog, ids of its own, colours from the page's variables, text of one size in all."""
     from metarun.comparison.figures import FAINT, INK, PALETTE
 
@@ -76,7 +76,7 @@ def _inline(svg: str, picture: Picture) -> str:
     return svg.replace("<svg", f'<svg role="img" aria-label="{escape(picture.title)}" style="{width}"', 1)
 
 
-def _page(view: View, found: Found, verdict: str | None, figures: list[tuple[Picture, str]]) -> str:
+def _page(view: View, found: Found, verdict: str | None, figures: list[tuple[Plot, str]]) -> str:
     parts = []
     if verdict:
         parts.append(f'<h2>Paired comparison</h2><p class="verdict">{escape(verdict)}</p>')

@@ -34,7 +34,7 @@ LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of e
 
 
 @dataclass(frozen=True)
-class Run:
+class FinishedRun:
     """One finished run: its folder, its config by dotted key, its summary."""
 
     folder: Path
@@ -112,7 +112,7 @@ class Run:
 class Found:
     """What a search has brought to light."""
 
-    runs: list[Run] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
     unfinished: list[Path] = field(default_factory=list)  # a config, no summary
     damaged: list[tuple[Path, str]] = field(default_factory=list)  # folder and reason
     notes: list[str] = field(default_factory=list)
@@ -193,7 +193,7 @@ def _read_into(found: Found, folder: Path) -> None:
         found.unfinished.append(folder)
 
 
-def read(folder: Path) -> Run | None:
+def read(folder: Path) -> FinishedRun | None:
     """Read one run; None when it is unfinished.
 
     Raises:
@@ -211,7 +211,7 @@ def read(folder: Path) -> Run | None:
     wrong = [key for key, kinds in REQUIRED.items() if not isinstance(summary[key], kinds)]
     if wrong:
         raise DamagedError(f"summary.json has a wrong value for {', '.join(wrong)}")
-    run = Run(folder, config, summary)
+    run = FinishedRun(folder, config, summary)
     if not any(run.statistics.values()):
         raise DamagedError("summary.json has no finite result, neither val nor test")
     return run

@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
-from metarun.comparison.figures import INK, MARKERS, PALETTE, PANELS, Look, Picture, bars, figure_of, legend, named
+from metarun.comparison.figures import INK, MARKERS, PALETTE, PANELS, Look, Plot, bars, figure_of, legend, named
 from metarun.comparison.groups import BLOCK, Group, short, text
 from metarun.comparison.view import View
 
@@ -19,7 +19,7 @@ AXES = 8  # of parallel coordinates, the score's among them: more cannot be foll
 PARTS = 4  # of equal size, that many different numbers are put into to see how much hangs on them
 
 
-def hyperparameters(view: View) -> Picture | None:
+def hyperparameters(view: View) -> Plot | None:
     """What the numeric settings that differ do to the development score: a line, heat maps, or parallel coordinates."""
     names = [name for name in view.columns if name not in (*BLOCK, "algo")]
     numeric = [name for name in names if all(_is_number(member.key[name]) or member.key[name] is None for member in view.groups)]
@@ -60,7 +60,7 @@ def _is_wide(values: list[float]) -> bool:
     return min(values) > 0 and max(values) / min(values) >= 20
 
 
-def _lines(view: View, name: str, scored: list[Group]) -> Picture | None:
+def _lines(view: View, name: str, scored: list[Group]) -> Plot | None:
     blocks = _by([member for member in scored if _is_number(member.key[name])], lambda member: member.block)
     figure, axes = figure_of(len(blocks))
     algos = dict.fromkeys(_algo(member) for member in scored)
@@ -78,10 +78,10 @@ def _lines(view: View, name: str, scored: list[Group]) -> Picture | None:
         axis.set(title=named(block), xlabel=short(name), ylabel=f"val {view.metric or members[0].metric}")
     legend(figure, axes)
     caption = f"Development score over {name}; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
-    return Picture("hyperparameters", "Hyperparameters", caption, figure)
+    return Plot("hyperparameters", "Hyperparameters", caption, figure)
 
 
-def _heat_maps(view: View, names: list[str], scored: list[Group]) -> Picture:
+def _heat_maps(view: View, names: list[str], scored: list[Group]) -> Plot:
     first, second = names
     panels = _by(scored, lambda member: (member.block, _algo(member)))
     scales = {block: [_val(view, member) for member in members] for block, members in _by(scored, lambda member: member.block).items()}
@@ -108,14 +108,14 @@ def _heat_maps(view: View, names: list[str], scored: list[Group]) -> Picture:
                     )
         axis.set(title=f"{algo} {named(block)}".strip(), xlabel=short(first), ylabel=short(second))
     caption = f"Mean development score over {view.spread} for each pair of {first} and {second}."
-    return Picture("hyperparameters", "Hyperparameters", caption, figure)
+    return Plot("hyperparameters", "Hyperparameters", caption, figure)
 
 
 def _number_first(value: Any) -> tuple[bool, float]:
     return value is None, value or 0.0
 
 
-def _parallel(view: View, names: list[str], scored: list[Group]) -> Picture:
+def _parallel(view: View, names: list[str], scored: list[Group]) -> Plot:
     """One vertical axis a setting, one line a group, coloured by the score on the last axis."""
     settings = [*(["algo"] if len({_algo(member) for member in scored}) > 1 else []), *names]
     blocks = _by(scored, lambda member: member.block)
@@ -150,7 +150,7 @@ def _parallel(view: View, names: list[str], scored: list[Group]) -> Picture:
     caption = f"Each line is a group (mean development score over {view.spread}); yellow and thick is good, dark and thin is bad."
     if len(names) < len(settings):
         caption += f" Of {len(settings)} settings, the {len(names)} on which most of the score hangs."
-    return Picture("hyperparameters", "Hyperparameters", caption, figure)
+    return Plot("hyperparameters", "Hyperparameters", caption, figure)
 
 
 def _importance(view: View, name: str, blocks: list[list[Group]]) -> float:

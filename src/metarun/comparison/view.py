@@ -9,7 +9,7 @@ from typing import Any
 from metarun.comparison.groups import BLOCK, Group, best, columns_of, differing, group, latest
 from metarun.comparison.keys import full
 from metarun.comparison.paired import Paired, UnpairedError, pair
-from metarun.comparison.runs import Run
+from metarun.comparison.runs import FinishedRun
 from metarun.errors import UserError, nearest
 
 SPLITS = ("val", "test")
@@ -43,7 +43,7 @@ class View:
     versus: dict[int, Paired]
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[FinishedRun]:
         """All runs of all groups."""
         return [run for member in self.groups for run in member.runs]
 
@@ -56,7 +56,7 @@ class View:
         return [self.metric] if self.metric else list(dict.fromkeys(member.metric for member in self.groups))
 
 
-def view(runs: list[Run], metric: str | None, split: str | None, group_by: list[str], sort: str | None) -> View:
+def view(runs: list[FinishedRun], metric: str | None, split: str | None, group_by: list[str], sort: str | None) -> View:
     """Group, order and pair.
 
     Raises:
@@ -80,7 +80,7 @@ def view(runs: list[Run], metric: str | None, split: str | None, group_by: list[
     return View(groups, columns_of(groups), repeated, unmeasured, metric, splits, by, spread, chosen, versus)
 
 
-def _check_metric(runs: list[Run], metric: str | None, split: str | None) -> None:
+def _check_metric(runs: list[FinishedRun], metric: str | None, split: str | None) -> None:
     known = dict.fromkeys(name for run in runs for part in ([split] if split else SPLITS) for name in run.statistics[part])
     if not known:
         raise UserError(f"no run has a {split} result; leave out --split {split}")
@@ -88,7 +88,7 @@ def _check_metric(runs: list[Run], metric: str | None, split: str | None) -> Non
         raise UserError(f"no run has the metric '{metric}'{nearest(metric, known)} (metrics: {', '.join(known)})")
 
 
-def _sort(groups: list[Group], sort: str | None, runs: list[Run], by: str, metric: str | None) -> list[Group]:
+def _sort(groups: list[Group], sort: str | None, runs: list[FinishedRun], by: str, metric: str | None) -> list[Group]:
     """By block and merit, or by the key asked for; a leading minus turns the order round."""
 
     def merit(member: Group, split: str) -> tuple[bool, float]:
