@@ -31,7 +31,7 @@ LINE, BAR, MARK = "#2f6690", "#b9c6d0", "#c8553d"  # colours of the picture
 OF_POOL = ("ece", *(f"accuracy_at_{round(100 * kept)}" for kept in KEPT), "aurc")
 AFTER_SCALING = ("nll_calibrated", "ece_calibrated")
 OF_INTERVALS = tuple(f"coverage_{round(100 * inside)}" for inside in INSIDE)
-SHOWN = ("brier", "ece", "ece_calibrated", "aurc", *OF_INTERVALS, "calibration_error")  # in the table of a run
+SHOWN = ("ece", "ece_calibrated", "aurc", *OF_INTERVALS[:2], "calibration_error")  # in the table of a run, which has 80 columns
 NAMES = {"nll", "brier", *OF_POOL, *AFTER_SCALING, "temperature", *OF_INTERVALS, "calibration_error"}
 
 
@@ -157,9 +157,12 @@ class Calibration(AfterAdaptation):
         return replace(self, temperature=temperature_in(development) if "temperature" in development else None)
 
     def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
-        """``logits`` [n, way] and ``labels`` [n]; or ``levels`` [n, outputs] and ``surprise`` []; nothing of predictions without spread."""
+        """``logits`` [n, way] and ``labels`` [n]; or ``levels`` [n, outputs] and ``surprise`` []; nothing of predictions without spread,
+        or of several that are judged one by one.
+        """
         if problem.kind.labelled:
-            return {"logits": upcast(best_guess(prediction)), "labels": query.y}
+            logits = upcast(best_guess(prediction))
+            return {"logits": logits, "labels": query.y} if logits.dim() == 2 else {}
         if not isinstance(prediction, (Gaussian, Samples)):
             return {}
         return {"levels": below(prediction, query.y), "surprise": problem.loss(prediction, query.y)}
