@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, groups, resolve
+from metarun.config.schema import target_of
 from metarun.contract.measures import double, engine, in_float64, meta_gradient, relative_error, slopes
 from metarun.data.base import ImageDataset
 from metarun.data.episodes import Split
@@ -199,13 +200,22 @@ def norms_of(net: str) -> list[str]:
     return [norm for norm in get_args(NormKind) if accepts({**values, "net": {**values["net"], "norm": norm}})]
 
 
+@cache
+def class_of(algo: str) -> type[Algorithm]:
+    """The class of an option, as a whole configuration has it."""
+    return target_of(resolve(compose([f"algo={algo}"])), "algo")
+
+
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
 # By the name of the kind of problem.
 BUILDERS: dict[str, Builder] = {build.__name__: build for build in (classification, regression, control, bandits, search)}
 BUILDERS["node classification"] = nodes
-TRIED = {(algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for problem in BUILDERS.values()}
+# What no method declares is not tried here, which would take a while; a test asks that it is refused.
+TRIED = {
+    (algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for kind, problem in BUILDERS.items() if kind in class_of(algo).kinds
+}
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
 # With which every method is tried each time: statistics of the batch, the support and the population, and none.
 QUICK = {("conv4", "batch"), ("conv4", "support"), ("conv4", "running"), ("mlp", "none")}

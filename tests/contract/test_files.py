@@ -8,20 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ALGORITHMS, BUILDERS, PROBLEMS, Builder, accepts
+from helpers import ALGORITHMS, BUILDERS, PROBLEMS, Builder, accepts, class_of
 
 import metarun.algos
 from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, conf_dir, resolve
-from metarun.config.schema import target_of, validate
+from metarun.config.schema import validate
 from metarun.errors import UserError
 from metarun.run import Run
 
 SOURCE = re.compile(r"[A-Z]\w+.*\b(19|20)\d\d\b|arXiv:\d{4}\.\d{4,5}")
-
-
-def class_of(algo: str) -> type[Algorithm]:
-    return target_of(resolve(compose([f"algo={algo}"])), "algo")
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
