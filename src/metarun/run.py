@@ -121,7 +121,8 @@ class Run:
     def validation(self) -> Protocol:
         """How validation asks: what the last state of every episode tells."""
         parts = (part.on_development() for asked in self.protocols for part in asked.parts)
-        return Together(these=(LAST, *(part for part in parts if isinstance(part, AfterAdaptation) and part != LAST)))
+        beside = (part for part in parts if isinstance(part, AfterAdaptation) and part.name != LAST.name)  # whose curve is not asked for
+        return Together(these=(LAST, *beside))
 
     @property
     def title(self) -> str:

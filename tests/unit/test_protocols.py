@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from metarun.protocols.calibration import Calibration
 from metarun.protocols.episodes import EVERY, LAST, OfEpisodes
 from metarun.protocols.verification import MEASURES, Verification
 from metarun.run import Run
+from metarun.task import Task, select
 
 
 @pytest.mark.parametrize(
@@ -97,3 +99,15 @@ def test_what_is_asked_is_in_the_summary(tmp_path: Path) -> None:
             assert again["test"][name] == both["test"][name]
         assert ("auc" in again["test"]) == ("verification" in names)
         assert (folder / "test_scores.npy").exists() == ("episodes" in names)
+
+
+def test_validation_asks_once_an_episode_whatever_the_curve() -> None:
+    values = small("algo=protonet", "net.hidden=8", "trainer.curve=all")
+    run = Run(values | {"algo": small("algo=maml")["algo"]})
+    assert [*run.protocols[0].points(3, 5)] == [0, 1, 2, 3]
+    assert [*run.validation.points(3, 5)] == [3]
+    assert set(Run(values).validation.measure(Run(values).algorithm.eval(), _task(values), scanned=False)) >= {"score", "same", "logits"}
+
+
+def _task(values: dict[str, Any]) -> Task:
+    return select(Run(values).episodes("val").batch([0]), 0)
