@@ -53,5 +53,5 @@ def test_maml_through_the_library_is_maml(learn2learn: ModuleType, net: str, ste
 def test_without_the_library_one_line_tells_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     library.cache_clear()
     monkeypatch.setitem(sys.modules, "learn2learn", None)
-    with pytest.raises(MissingLibrary, match=r"this needs learn2learn 0\.2\.0.*`make peers` builds it"):
+    with pytest.raises(MissingLibrary, match=r"this needs learn2learn 0\.2\.0.*`make peers`"):
         ours("maml_learn2learn", "mlp", 1, False)

@@ -287,7 +287,7 @@ def test_a_run_goes_straight_to_its_test_and_without_validation_if_that_is_wante
     assert [point["step"] for point in summary["test"]["curve"]] == [0, 1, 2, 3, 4]
     with pytest.raises(UserError, match=r"trainer.val_episodes=0 leaves nothing to measure: add trainer.val_episodes=N"):
         evaluate(values, tmp_path, "best", tmp_path / "eval", "val")
-    with pytest.raises(UserError, match=r"tells nodes of its own graph alone, data=graph: test it"):
+    with pytest.raises(UserError, match=r"tells nodes of its own graph alone, and data=graph has no examples to predict: test it"):
         metarun.load(tmp_path)
 
 

@@ -35,6 +35,14 @@ def test_trees() -> None:
     assert private.tree_map(lambda leaf: leaf + 1, tree).second["a"] == 1
 
 
+def test_a_way_back_is_known() -> None:
+    x = torch.ones(2)
+    _, back = torch.func.vjp(lambda x: x * x, x)
+    assert private.is_way_back(back)
+    assert not private.is_way_back(torch.func.grad(lambda x: (x * x).sum()))
+    assert not private.is_way_back(lambda: x)
+
+
 def test_operations_are_seen_below_autograd() -> None:
     seen = []
 

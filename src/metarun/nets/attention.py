@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
             key, value: [..., m, keys] and [..., m, values]; m may be 0.
             mask: bool, [..., n, m] or what broadcasts to it, as [m]: true where a query may look; None: everywhere.
         """
-        return self.output((self.weights(query, key, mask) @ self._split(self.value(value))).movedim(-3, -2).flatten(-2))
+        return self.output((self.weights(query, key, mask) @ upcast(self._split(self.value(value)))).movedim(-3, -2).flatten(-2))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """How much each query heeds each key, [..., heads, n, m]: rows of sum 1 over the keys it may look at, or of zeros."""

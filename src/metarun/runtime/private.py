@@ -4,6 +4,7 @@ The rest of metarun imports them from here; tests/unit/test_private.py names the
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ __all__ = [
     "function_modes",
     "has_global_hook",
     "is_profiling",
+    "is_way_back",
     "mutates",
     "overload",
     "tree_flatten",
@@ -111,6 +113,13 @@ def alone_under_vmap(leaves: list[Tensor]) -> bool:
 def unwrapped(x: Tensor) -> Tensor | None:
     """The tensor that torch.func has wrapped into x, one level down; None where x is a plain tensor."""
     return _functorch.get_unwrapped(x) if _functorch.is_functorch_wrapped_tensor(x) else None
+
+
+def is_way_back(function: FunctionType) -> bool:
+    """Whether a function is what torch.func.vjp returns: it differentiates the very tensors that it closes over."""
+    inside = str(function.__globals__.get("__name__")).startswith("torch._functorch")
+    held = (leaf for cell in function.__closure__ or () for leaf in tree_leaves(cell.cell_contents))
+    return inside and any(isinstance(leaf, Tensor) for leaf in held)
 
 
 def is_profiling() -> bool:

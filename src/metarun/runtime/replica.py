@@ -12,9 +12,8 @@ from typing import Any, TypeVar
 import numpy as np
 from torch import Tensor, nn
 
-from metarun.runtime.private import MODULE_ATTRIBUTES, as_parameter
+from metarun.runtime.private import MODULE_ATTRIBUTES, as_parameter, is_way_back
 from metarun.runtime.settings import ATOMS, NUMBERS, Unseen
-from metarun.runtime.tracer import tensors
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -64,7 +63,7 @@ class Copier:
         """A function with copies of what it closes over; itself if it closes over nothing."""
         if not (function.__closure__ or function.__defaults__ or function.__kwdefaults__):
             return function
-        if self.strict and holds_graph(function):
+        if self.strict and is_way_back(function):
             raise Unseen("the way back of torch.func.vjp goes through a graph, which other tensors are no part of")
         cells = tuple(CellType() for _ in function.__closure__ or ())
         other = FunctionType(function.__code__, function.__globals__, function.__name__, None, cells)
@@ -99,12 +98,6 @@ class Copier:
         elif self.strict and not isinstance(value, (set, frozenset)):
             raise Unseen(f"{type(value).__name__} may hold tensors out of sight")
         return value
-
-
-def holds_graph(function: FunctionType) -> bool:
-    """Whether a function is what torch.func.vjp returns: it differentiates the very tensors that it closes over."""
-    inside = str(function.__globals__.get("__name__")).startswith("torch._functorch")
-    return inside and any(tensors(cell.cell_contents) for cell in function.__closure__ or ())
 
 
 def replica(module: Module) -> Module:

@@ -108,4 +108,4 @@ class InContext(Algorithm):
         seen = (places < n) | (places == places[:, None])
         for layer in self.layers:
             tokens = layer(tokens, mask=seen)
-        return self.head(self.norm(tokens[n:])) @ state.codes.T
+        return inner.upcast(self.head(self.norm(tokens[n:]))) @ state.codes.T

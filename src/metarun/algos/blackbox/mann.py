@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from metarun import inner
 from metarun.algos.blackbox._reader import RecurrentReader
 from metarun.nets.base import Net
 from metarun.nets.lstm import LSTMCell
@@ -105,7 +106,7 @@ class MANN(RecurrentReader):
         output, cell, slots, before, reading, found, usage = (leaf.expand(x.shape[0], *leaf.shape) for leaf in memory)
         output, cell = self.cell(torch.cat([x, output, found], -1), cell)
         keys = self.key(output) + self.look(x[:, : self.net.features]) if self.look else self.key(output)
-        keys = torch.tanh(keys).unflatten(-1, (self.heads, self.width))
+        keys = torch.tanh(inner.upcast(keys)).unflatten(-1, (self.heads, self.width))
         values = before + torch.tanh(self.value(output)).unflatten(-1, (self.heads, self.width)) if self.value else keys
         slots, writing = self.write(slots, reading, usage, self.gate(output).sigmoid(), values)
         match = F.normalize(keys, dim=-1) @ F.normalize(slots, dim=-1, eps=EMPTY).mT
