@@ -153,8 +153,9 @@ def write(found: dict[str, Any]) -> None:
             f"{about['device']}, torch {about['torch']}, {about['threads']} threads, median of {axis['rounds']} turns.\n"
         )
     PAGE.write_text(re.sub(r"(<!-- measured -->\n).*(<!-- end -->)", lambda m: m[1] + "\n".join(parts) + m[2], text, flags=re.DOTALL))
-    figure = Figure(figsize=(11, 8.5), layout="constrained")
-    panels = figure.subplots(3, 3).ravel()
+    rows = -(-len(found) // 3)
+    figure = Figure(figsize=(11, 3 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3).ravel()
     for axes, (name, axis) in zip(panels, found.items()):
         for library, colour in zip(LIBRARIES, ("#2f6690", "#c8553d", "#7fb69a")):
             points = [(int(value), row[library][0]) for value, row in axis["rows"].items() if library in row]
