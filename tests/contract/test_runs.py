@@ -149,7 +149,10 @@ def rate(algo: str) -> str:
     return f"optim.lr={RATES.get(algo, 0.01)}"
 
 
-@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
+PATIENT = {"lstm_optimizer", "lstm", "hyperparameters"}  # take ten seconds and more
+
+
+@pytest.mark.parametrize("algo", [pytest.param(algo, marks=pytest.mark.slow if algo in PATIENT else []) for algo in LEARNING_CLASSIFIERS])
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     # Five images of a class in training: Reptile learns from what the minibatches of a task have in common.
     values = classification(
