@@ -28,11 +28,13 @@ PEER_STEPS = (1, 5, 10, 20)  # longer ones take learn2learn seconds each, and as
 class Line(NamedTuple):
     """A loop to be measured."""
 
-    kind: str  # unroll | mixed | test | curve
+    kind: str  # unroll | mixed | test | curve | baseline (the curve of a head that is fitted to features)
     steps: int
     library: str = "metarun"
 
     def work(self) -> Work:
+        if self.kind == "baseline":
+            return Work(str(self), ["algo=baseline", f"algo.test_steps={self.steps}"], 16, None, None, "curve")
         train = self.kind in ("unroll", "mixed")
         words = maml(5, 1, 5, self.steps if train else 1, "algo.inner_lr=0.01", f"algo.test_steps={self.steps}")
         if self.kind == "mixed":
@@ -47,6 +49,7 @@ BARS = [  # a line, what its time per step is compared with, and the most it may
     (Line("mixed", 50), Line("unroll", 50), 1.3),
     (Line("test", 100), Line("test", 10), 1.2),
     (Line("curve", 100), Line("curve", 10), 1.2),
+    (Line("baseline", 100), Line("baseline", 5), 1.5 * 5 / 100),  # all 100 steps take 1.5 times as long as 5
 ]
 
 
@@ -73,7 +76,7 @@ def main() -> None:
     for line, other, bar in BARS:
         if line in lines and other in lines:
             ratio = statistics.median(a / line.steps / (b / other.steps) for a, b in zip(seconds[line], seconds[other]))
-            print(f"{line.kind} {line.steps} / {other.kind} {other.steps}, time per step: {ratio:.2f} (at most {bar})")
+            print(f"{line.kind} {line.steps} / {other.kind} {other.steps}, time per step: {ratio:.3f} (at most {bar:.3g})")
     for steps in PEER_STEPS if options.peer and options.only != "test" else ():
         ratio = statistics.median(b / a for a, b in zip(seconds[Line("unroll", steps)], seconds[Line("unroll", steps, "learn2learn")]))
         print(f"learn2learn / metarun, {steps} steps: {ratio:.2f}")
