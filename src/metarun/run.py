@@ -99,6 +99,7 @@ class Run:
             log.info(warm_start(self.algorithm, root.init_from))
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)
         self.protocols = self._protocols()
+        self._episodes: dict[Any, Episodes] = {}  # by split, and by who asks for others than those of their shape
         if root.precision == "bf16" and (factor := slowdown(self.device)) > SLOWER:
             log.warning("a matrix product takes %.1f times as long in bf16 as in fp32 on this machine: precision=fp32 is faster", factor)
 
@@ -132,9 +133,13 @@ class Run:
 
     def episodes(self, split: str, asked: Protocol = LAST) -> Episodes:
         """The episodes of a split, on the run's device; those of training augmented."""
+        made = split, type(asked).episodes
+        if made in self._episodes:  # so that a split lies once on a GPU
+            return self._episodes[made]
         part = "train" if split == "train" else "eval"
         found = asked.episodes(self.data, split, self.spec[part], self.valid.root.seed, self.device)
-        return Augmented(found, self.augment) if split == "train" and self.augment else found
+        self._episodes[made] = Augmented(found, self.augment) if split == "train" and self.augment else found
+        return self._episodes[made]
 
     @property
     def data_name(self) -> str:

@@ -3,23 +3,17 @@ Waniek, Michalak, Rahwan, Wooldridge 2018, arXiv:1608.00375; as a rival of Zügn
 
 from __future__ import annotations
 
-from typing import Annotated, Any
-
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algos.graphs._attack import Attack, Attacked, drawn
-from metarun.algos.graphs._surrogate import Surrogate, self_trained
-from metarun.nets.base import Net
-from metarun.problem import Problem
-from metarun.task import Context
+from metarun.algos.graphs._attack import Attacked, drawn
+from metarun.algos.graphs._informed import Informed
 
 COIN = 2**31  # stream of the side on which a coin falls, beside those of steps
 
 
-class GraphDICE(Attack):
+class GraphDICE(Informed):
     """At every step a coin decides: an edge is removed within a class, or one is added between two classes; which, chance says.
 
     Where there is none left of the one, it is of the other.
@@ -29,26 +23,8 @@ class GraphDICE(Attack):
     that a surrogate of the clean graph tells, as for Metattack.
 
     Args:
-        net, problem, settings: as of ``Attack``.
-        hidden, train_steps, train_lr, momentum: of the surrogate, as of ``Metattack``.
+        net, problem, settings: as of ``Informed``.
     """
-
-    def __init__(
-        self,
-        net: Net,
-        problem: Problem,
-        *,
-        hidden: Annotated[int, Ge(1)],
-        train_steps: Annotated[int, Ge(1)],
-        train_lr: Annotated[float, Gt(0)],
-        momentum: Annotated[float, Ge(0), Lt(1)],
-        **settings: Any,
-    ) -> None:
-        super().__init__(net, problem, **settings)
-        self.surrogate = Surrogate(hidden, train_steps, train_lr, momentum)
-
-    def labels(self, context: Context) -> Tensor:
-        return self_trained(self.surrogate, context, self.key(context))
 
     def choose(self, state: Attacked, linked: Tensor, allowed: Tensor, k: int | Tensor) -> Tensor:
         key, same = self.key(state.context), state.labels[:, None] == state.labels

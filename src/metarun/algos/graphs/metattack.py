@@ -3,23 +3,22 @@ Zügner, Günnemann 2019, arXiv:1902.08412."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algos.graphs._attack import Attack, Attacked
+from metarun.algos.graphs._attack import Attacked
+from metarun.algos.graphs._informed import Informed
 from metarun.algos.graphs._propagation import Hop
-from metarun.algos.graphs._surrogate import Surrogate, Weights, self_trained
+from metarun.algos.graphs._surrogate import Weights
 from metarun.nets.base import Net
 from metarun.problem import Problem
-from metarun.task import Context
 
 
-class Metattack(Attack):
+class Metattack(Informed):
     """Meta-gradient attack.
 
         A ← A with the pair flipped that has the largest  (1 − 2 A_ij) ∂/∂A_ij L_atk(A, θ_T(A)),   θ_{t+1} = θ_t − α ∇L_train(A, θ_t)
@@ -36,11 +35,8 @@ class Metattack(Attack):
     authors' demonstration. (3) The first-order variants train as the others do; the authors' code has Adam there.
 
     Args:
-        net, problem, settings: as of ``Attack``.
+        net, problem, settings: as of ``Informed``.
         target, first_order: see above.
-        hidden: units of the surrogate's hidden layer.
-        train_steps: T, of the surrogate's training.
-        train_lr, momentum: of these steps.
     """
 
     def __init__(
@@ -50,18 +46,10 @@ class Metattack(Attack):
         *,
         target: Literal["self", "train", "both"],
         first_order: bool,
-        hidden: Annotated[int, Ge(1)],
-        train_steps: Annotated[int, Ge(1)],
-        train_lr: Annotated[float, Gt(0)],
-        momentum: Annotated[float, Ge(0), Lt(1)],
         **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
         self.target, self.first_order = target, first_order
-        self.surrogate = Surrogate(hidden, train_steps, train_lr, momentum)
-
-    def labels(self, context: Context) -> Tensor:
-        return self_trained(self.surrogate, context, self.key(context))
 
     def choose(self, state: Attacked, linked: Tensor, allowed: Tensor, k: int | Tensor) -> Tensor:
         features, support = state.context.shared.features, state.context.support
