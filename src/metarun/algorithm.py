@@ -54,6 +54,8 @@ class Algorithm(nn.Module, ABC):
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
+        exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
+            (``example_weights``).
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -73,6 +75,7 @@ class Algorithm(nn.Module, ABC):
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
     query_bytes: int = 0
+    exports: tuple[str, ...] = ()
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -110,6 +113,10 @@ class Algorithm(nn.Module, ABC):
     def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
         """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
         return lambda state: self.predict(state, x)
+
+    def example_weights(self, state: State) -> Tensor:
+        """What the examples of the support were worth to the learner, [n] >= 0, 1 where they count as ever; of methods that weigh them."""
+        raise NotImplementedError(f"{type(self).__name__} does not weigh its examples")
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
