@@ -41,8 +41,8 @@ def export(run: Run, what: str, out: Path, picture: Path | None) -> dict[str, An
     """
     found = chosen(what)
     if what not in run.algorithm.exports:
-        has = ", ".join(run.algorithm.exports) or "nothing"
-        raise UserError(f"algo={run.values['algo']['name']} has no {what} to export, but {has}: weights are those of l2rw or metaweight")
+        has = ", ".join(run.algorithm.exports) or "nothing else"
+        raise UserError(f"algo={run.values['algo']['name']} has no {what} to export, and {has}")
     if out.suffix != found.ending:
         raise UserError(f"--out {out} is not possible: give a file that ends in {found.ending}")
     if picture and picture.suffix != ".png":
