@@ -211,7 +211,7 @@ def test_random_weights_are_rectified_normal_and_keyed() -> None:
     assert not torch.equal(drawn[3], drawn[4])
     everything = torch.cat(drawn)
     assert float((everything == 0).double().mean()) == pytest.approx(0.5, abs=0.06)
-    assert all(float(weights.mean()) == pytest.approx(1) for weights in drawn)
+    assert all(float(weights.mean()) == pytest.approx(float((weights > 0).any())) for weights in drawn)
 
 
 @pytest.mark.parametrize("algo", WEIGHERS)
