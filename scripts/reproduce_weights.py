@@ -42,10 +42,10 @@ PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 PLANTED, LOOKED_AT = 0.05, 50  # of the files, renamed into a wrong class; and how many of the most suspicious are judged
 
 # By table: what a row is called, and its words.
-ALONE = "algo=supervised algo.rule=momentum episode.corrupt=none episode.rate=0"
+ALONE = "algo=supervised episode.corrupt=none episode.rate=0"
 ROWS = {
     "imbalance": {
-        "plain training": "algo=supervised algo.rule=momentum algo.test_steps=2000",
+        "plain training": "algo=supervised algo.test_steps=2000",
         "random weights": "algo=random_weights algo.test_steps=2000",
         "hard mining": "algo=hard_mining algo.test_steps=2000 algo.batch=500",
         "class ratio": "algo=ratio algo.test_steps=2000",
@@ -55,12 +55,12 @@ ROWS = {
         "as many images of both classes": f"{ALONE} shot=2500",
     },
     "flips": {
-        "plain training": "algo=supervised algo.rule=momentum",
+        "plain training": "algo=supervised",
         "random weights": "algo=random_weights",
         "hard mining": "algo=hard_mining",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
-        "the 100 clean examples alone": f"{ALONE} shot=10",
+        "the 200 clean examples alone": f"{ALONE} shot=20",
         "no label flipped": ALONE,
     },
 }
