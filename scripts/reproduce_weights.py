@@ -57,7 +57,6 @@ ROWS = {
     "flips": {
         "plain training": "algo=supervised",
         "random weights": "algo=random_weights",
-        "hard mining": "algo=hard_mining",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
         "the 200 clean examples alone": f"{ALONE} shot=20",
