@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ ROWS = {
         "random weights": "algo=random_weights",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
-        "the 200 clean examples alone": f"{ALONE} shot=20",
-        "no label flipped": ALONE,
+        "the 200 clean examples alone": f"{ALONE} shot=20 algo.test_steps=1000",
+        "no label flipped": f"{ALONE} algo.test_steps=1000",
     },
 }
 
@@ -82,6 +83,8 @@ def main() -> None:
         text = tables[name]()
         print(text, flush=True)
         if options.write:
+            if name == "flips":
+                shutil.copy(options.runs / name / "meta-weight-net" / "weights.png", PAGE.parent / "pictures" / "weights.png")
             marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             page = PAGE.read_text(encoding="utf-8")
             before, after = marked.search(page).groups()  # type: ignore[union-attr]
@@ -95,7 +98,7 @@ def table(name: str, runs: Path) -> str:
     """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
     words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
     folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
-    found = {row: finished(line, folders[row], "engine.threads=1") for row, line in words.items()}
+    found = {row: finished(line, folders[row], "engine.threads=1", "logger.pictures=true") for row, line in words.items()}
     errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
     text = "| training | error, % | less that of L2RW | AUROC of clean against flipped |\n| --- | --- | --- | --- |\n"
     for row, error in errors.items():
