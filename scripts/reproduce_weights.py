@@ -46,10 +46,10 @@ PLANTED, LOOKED_AT = 0.05, 50  # of the files, renamed into a wrong class; and h
 ALONE = "algo=supervised episode.corrupt=none episode.rate=0"
 ROWS = {
     "imbalance": {
-        "plain training": "algo=supervised algo.test_steps=2000",
-        "random weights": "algo=random_weights algo.test_steps=2000",
-        "hard mining": "algo=hard_mining algo.test_steps=2000 algo.batch=500",
-        "class ratio": "algo=ratio algo.test_steps=2000",
+        "plain training": "algo=supervised algo.test_steps=1000",
+        "random weights": "algo=random_weights algo.test_steps=1000",
+        "hard mining": "algo=hard_mining algo.test_steps=1000",
+        "class ratio": "algo=ratio algo.test_steps=1000",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
         "the 10 clean examples alone": f"{ALONE} shot=5",
