@@ -48,12 +48,10 @@ ROWS = {
     "imbalance": {
         "plain training": "algo=supervised algo.test_steps=1000",
         "random weights": "algo=random_weights algo.test_steps=1000",
-        "hard mining": "algo=hard_mining algo.test_steps=1000",
         "class ratio": "algo=ratio algo.test_steps=1000",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
         "the 10 clean examples alone": f"{ALONE} shot=5",
-        "as many images of both classes": f"{ALONE} shot=2500",
     },
     "flips": {
         "plain training": "algo=supervised",
