@@ -52,6 +52,8 @@ class Algorithm(nn.Module, ABC):
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
+        exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
+            (``example_weights``).
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -68,6 +70,7 @@ class Algorithm(nn.Module, ABC):
     encodes: bool = False
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
+    exports: tuple[str, ...] = ()
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -105,6 +108,10 @@ class Algorithm(nn.Module, ABC):
     def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
         """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
         return lambda state: self.predict(state, x)
+
+    def example_weights(self, state: State) -> Tensor:
+        """What the examples of the support were worth to the learner, [n] >= 0, 1 where they count as ever; of methods that weigh them."""
+        raise NotImplementedError(f"{type(self).__name__} does not weigh its examples")
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.

@@ -9,17 +9,20 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, presentations
+from metarun.protocols import calibration, presentations, weights
 from metarun.protocols.verification import MEASURES
+from metarun.storage.foreign import printable
 from metarun.storage.run_folder import outputs_root, relative
 
 # Further tables of a run: what is said above one, and the scores in it; the summary has them all.
 BESIDE = {
     "same class or not, over the pairs of query and class of all episodes": MEASURES,
     "how sure, over the answers of all episodes": calibration.SHOWN,
+    "what training examples were worth: are the corrupt ones told by their weight?": weights.MEASURES,
 }
 
 
@@ -29,7 +32,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
-    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, "curve")] or [summary["metric"]]
+    first = [name for name in found if name not in (*MEASURES, *weights.MEASURES, *calibration.NAMES, *presented, "curve")] or [
+        summary["metric"]
+    ]
     out.print(_results(summary, splits, first), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:
@@ -45,6 +50,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     if len(curve) > 1:
         out.print(Padding(_curve(curve), (0, 0, 0, 1)))
         out.print()
+    if suspects := summary.get("suspects"):
+        out.print(_suspects(suspects), end="")
+        out.print(f" all files: {relative(folder / 'weights.csv')}, pictures: {relative(folder / 'suspects.png')}\n", soft_wrap=True)
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
     facts = [
         norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
@@ -91,6 +99,17 @@ def _presentations(result: dict[str, Any], names: list[str]) -> Table:
     table.add_column("accuracy", justify="right")
     for name in names:
         table.add_row(name.removeprefix(presentations.AT), _mean_ci(result[name]))
+    return table
+
+
+def _suspects(suspects: list[dict[str, Any]]) -> Table:
+    """The files of the user's folder that weigh least, which may be mislabelled."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("most suspicious file", "class", "looks like"):
+        table.add_column(name, overflow="fold")
+    table.add_column("weight", justify="right")
+    for one in suspects:
+        table.add_row(*(escape(printable(one[name])) for name in ("file", "class", "looks_like")), _number(one["weight"]))
     return table
 
 
