@@ -70,11 +70,16 @@ class Around(Algorithm):
         return self.member.footprint(task, train)
 
     def groups(self) -> list[dict[str, Any]]:
-        """The member's own, and what the method has beside it with the first of them."""
+        """The member's own, and what the method has beside it with the first of them.
+
+        In the order that the member alone would have: the norm of a gradient is a sum, whose rounding depends on it.
+        """
         first, *others = self.member.groups()
         members = {id(p) for p in self.member.parameters()}
         beside = [p for p in self.parameters() if id(p) not in members]
-        return [{**first, "params": [*first["params"], *beside]}, *others]
+        head = [p for p in self.member.parameters(recurse=False) if any(p is q for q in first["params"])]
+        tail = [p for p in first["params"] if all(p is not q for q in head)]
+        return [{**first, "params": [*head, *beside, *tail]}, *others]
 
     def anneal(self, progress: float) -> None:
         self.member.anneal(progress)

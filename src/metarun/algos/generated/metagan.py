@@ -101,7 +101,7 @@ class MetaGAN(Around):
     def constant(self, function: Callable[[MetaGAN, State], Tensor], state: State) -> Tensor:
         """``function(self, state)`` through which no gradient reaches the meta-parameters."""
         fixed = {f"method.{name}": p.detach() for name, p in self.named_parameters()}
-        return functional_call(Caller(self), fixed, (function, state))
+        return functional_call(Caller(self), fixed, (function, state), tie_weights=False)  # the net has two names
 
     def groups(self) -> list[dict[str, Any]]:
         """The learner, and the generator, at rates of their own."""
