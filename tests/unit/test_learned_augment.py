@@ -193,5 +193,5 @@ def test_what_cannot_be_is_refused(words: list[str], message: str) -> None:
 
 
 def test_only_images_are_changed() -> None:
-    with pytest.raises(UserError, match="needs images"):
+    with pytest.raises(UserError, match="images, and these examples have shape"):
         Run(small("algo=learned_augment", "data=text", "net=textbag"))

@@ -42,9 +42,9 @@ def test_without_weight_a_run_is_that_of_the_member_bit_for_bit(member: str, tmp
     assert mine.tolist() == its.tolist()
 
 
-@pytest.mark.parametrize("member", MEMBERS)
-def test_losses_are_those_of_one_more_output_which_is_zero(member: str) -> None:
-    algorithm, task = one(member, "algo.slope=1.0", "algo.weight=0.3")
+@pytest.mark.parametrize(("member", "unlabelled"), [*((member, 0) for member in MEMBERS), ("protonet", 2)])
+def test_losses_are_those_of_one_more_output_which_is_zero(member: str, unlabelled: int) -> None:
+    algorithm, task = one(member, "algo.slope=1.0", "algo.weight=0.3", f"episode.unlabelled={unlabelled}")
     *_, state = adapt(algorithm, task.context, algorithm.inner_steps)
     loss, metrics = algorithm.objective([state], task, 0.0)
     z = inner.normal(task.context.key, (algorithm.fakes, algorithm.noise), STREAM).double()
@@ -55,8 +55,10 @@ def test_losses_are_those_of_one_more_output_which_is_zero(member: str) -> None:
 
     logits = algorithm.member.predict(state, task.query.x)
     real, fake = with_another(logits), with_another(algorithm.member.predict(state, fakes))
+    given = real[:, :-1] - real[:, :-1].logsumexp(1)[:, None]  # that it is not a fake
+    if unlabelled:
+        real = torch.cat([real, with_another(algorithm.member.predict(state, task.context.unlabelled))])
     is_real = real[:, :-1].logsumexp(1)
-    given = real[:, :-1] - is_real[:, None]  # that it is not a fake
     learner = F.nll_loss(given, task.query.y) - 0.3 * (is_real.mean() + fake[:, -1].mean())
     generator = -fake[:, :-1].logsumexp(1).mean()
     torch.testing.assert_close(metrics["learner_loss"], learner, rtol=1e-6, atol=1e-9)
@@ -116,5 +118,5 @@ def test_the_generator_has_its_own_pace() -> None:
 def test_members_with_an_outer_rule_of_their_own_and_what_is_no_image_are_refused() -> None:
     with pytest.raises(UserError, match=r"algo.member=Reptile is not possible: take one that is trained by the loss of its answers"):
         Run(classification("metagan", "algo@algo.member=reptile"))
-    with pytest.raises(UserError, match="needs images"):
+    with pytest.raises(UserError, match="images, and these examples have shape"):
         Run(classification("metagan", "data=text", "net=textbag", "algo.hidden=8"))

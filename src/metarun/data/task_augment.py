@@ -7,7 +7,7 @@ mixup: the images of every class are mixed with those of another one, all of an 
     Deviations from MLTI: (1) pixels are mixed, not hidden layers; (2) the part is uniform, not Beta distributed. Regression: the points of
     two tasks are mixed, x and y alike.
 label_noise: labels of the support are wrong at a rate, so that a learner comes to distrust them; of a regression all targets, support and
-    query alike, are shifted by a number of the task's own, so that they cannot be known without the support (Rajendran et al., section 4).
+    query alike, are shifted by a number of the task's own, so that they cannot be known without the support (Rajendran et al.).
 """
 
 from __future__ import annotations

@@ -51,6 +51,18 @@ class Around(Algorithm):
         """What is said of a member that cannot be one, and what to take in its place."""
         return ValueError(f"algo.member={type(member).__name__} is not possible: take {wanted}")
 
+    @staticmethod
+    def image_shape(problem: Problem, does: str) -> tuple[int, int, int]:
+        """Channels, height and width of an example.
+
+        Raises:
+            ValueError: the examples are not images; ``does`` says what the method does with them.
+        """
+        if len(problem.input_shape) != 3:
+            raise ValueError(f"the method {does} images, and these examples have shape {list(problem.input_shape)}: choose data of images")
+        channels, height, width = problem.input_shape
+        return channels, height, width
+
     def steps(self, context: Context, train: bool) -> int:
         return self.member.steps(context, train)
 

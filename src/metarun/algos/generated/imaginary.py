@@ -34,8 +34,8 @@ class Imagined(NamedTuple):
 class Imaginary(Around):
     """Low-shot learning from imaginary data.
 
-        S* = S ∪ {(G(x, z), y) : (x, y) in S},   z ~ N(0, I)                 (section 3.1; x are features of a net)
-        min_{G, member}  mean over tasks of L_query(member(S*))              (section 3.2: G is trained for nothing but that)
+        S* = S ∪ {(G(x, z), y) : (x, y) in S},   z ~ N(0, I)                 (x: features of a net)
+        min_{G, member}  mean over tasks of L_query(member(S*))              (G is trained for nothing but that)
 
     The member is any method that sees images through its net alone: of prototypes, of a solved head, of a head that takes gradient steps.
     With ``generated=0`` there is no generator, and the run is the member's, bit for bit. ``frozen``, or a net that comes from another run

@@ -14,7 +14,7 @@ from metarun import inner
 from metarun.algorithm import Footprint, Method, Metrics, State
 from metarun.algos.generated._around import Around
 from metarun.algos.generated._policy import Operation, Policy
-from metarun.nets.base import Net, image_shape
+from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Batch, Context, Task
 
@@ -23,7 +23,7 @@ class LearnedAugment(Around):
     """A policy of augmentation for any learner.
 
         w*(φ) = what the member learns from a support changed by the policy φ, anew at every inner step
-        min_{φ, member}  mean over tasks of L_query(w*(φ)),   queries unchanged               (bilevel; arXiv:2006.14699, equation 1)
+        min_{φ, member}  mean over tasks of L_query(w*(φ)),   queries unchanged
 
     With MAML's as the member a task is a few examples, changed at each of its steps; with prototypes, which see a support once, there
     should be several ``copies``; with ``episode=dataset`` and ``algo@algo.member=hyperparameters`` it is a whole training set that a net is
@@ -67,7 +67,7 @@ class LearnedAugment(Around):
         batch: Annotated[int, Ge(0)],
         policy_lr: Annotated[float, Gt(0)],
     ) -> None:
-        image_shape(problem.input_shape, "conv4")
+        self.image_shape(problem, "changes")
         super().__init__(net, problem, member(net, problem))
         if not (copies or keep):
             raise ValueError("algo.copies=0 leaves nothing to learn from: choose algo.copies=1 or more, or algo.keep=true")

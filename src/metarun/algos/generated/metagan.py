@@ -16,7 +16,7 @@ from metarun import inner
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.algos.generated._around import Around
 from metarun.errors import UserError
-from metarun.nets.base import Net, image_shape
+from metarun.nets.base import Net
 from metarun.nets.conv import Conv
 from metarun.problem import Problem
 from metarun.runtime.replica import Caller
@@ -29,17 +29,17 @@ class MetaGAN(Around):
     """An adversary in few-shot learning.
 
         s(x) = a log Σ_c exp f_c(x) + b,   P(fake | x) = σ(−s(x))             (f: the member's N logits of the episode)
-        learner:    min  L_query − w (mean of log(1 − P(fake | x)) over queries + mean of log P(fake | G(z, T)))
+        learner:    min  L_query − w (mean of log(1 − P(fake | x)) over real x + mean of log P(fake | G(z, T)))
         generator:  min  −mean of log(1 − P(fake | G(z, T))),   z ~ N(0, I),  T: the mean of an encoding of the support
 
-    With a = 1 and b = 0 that is a softmax over N + 1 outputs, the last of which is 0 (section 3.3.2; Salimans et al. 2016,
-    arXiv:1606.03498, section 5): L_query is the loss given that x is not fake, and answers go by the first N. Each player holds the other
-    constant; their sum is the objective. ``weight=0`` leaves the member alone, bit for bit. The member's loss is that of its answers to
-    the queries, after its inner loop if it has one (MAML: fakes are in the outer loss).
+    With a = 1 and b = 0 that is a softmax over N + 1 outputs, the last of which is 0 (Salimans et al. 2016, arXiv:1606.03498, section 5):
+    L_query is the loss given that x is not fake, and answers go by the first N. Real are the queries, and unlabelled images if the user
+    asks for some. Each player holds the other constant; their sum is the objective. ``weight=0`` leaves the member alone, bit for bit. The
+    member's loss is that of its answers to the queries, after its inner loop if it has one (MAML: fakes are in the outer loss).
 
     Deviations: (1) a and b are learned with the learner, as −‖f(x) − p_c‖² of prototypes lies far below 0. (2) The output N + 1 of MAML's
     head is 0 as well, not a unit of its own, which makes no difference to what it can say. (3) The generator is small and has no norm; the
-    authors' is a ResNet. (4) No unlabelled images, in place of which the queries are what is real, as in the paper's supervised tests.
+    authors' is a ResNet.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -67,6 +67,7 @@ class MetaGAN(Around):
         generator_lr: Annotated[float, Gt(0)],
         every: Annotated[int, Ge(1)],
     ) -> None:
+        shape = self.image_shape(problem, "paints")
         learner = member(net, problem)
         super().__init__(net, problem, learner)
         if type(learner).objective is not Algorithm.objective:
@@ -75,7 +76,7 @@ class MetaGAN(Around):
         if weight:
             self.players = ("learner_loss", "generator_loss")
             self.log_slope, self.offset = nn.Parameter(torch.tensor(slope).log()), nn.Parameter(torch.tensor(0.0))
-            self.generator = Painter(image_shape(problem.input_shape, "conv4"), noise, hidden)
+            self.generator = Painter(shape, noise, hidden)
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         last, (x, y) = states[-1], task.query
@@ -87,7 +88,9 @@ class MetaGAN(Around):
             raise UserError(f"algo.member={type(self.member).__name__} is not possible: its answers are no logits, which can tell fakes")
         z = inner.normal(task.context.key, (self.fakes, self.noise), STREAM).to(x.dtype)
         fakes = self.generator(z, task.context.examples().x)
-        real, fake = self.sureness(answers), self.sureness(self.member.predict(last, fakes.detach()))
+        unlabelled = task.context.unlabelled
+        others = self.member.predict(last, unlabelled) if len(unlabelled) else answers[:0]
+        real, fake = self.sureness(torch.cat([answers, others])), self.sureness(self.member.predict(last, fakes.detach()))
         learner = loss + self.weight * (F.softplus(-real).mean() + F.softplus(fake).mean())
         fooled = self.constant(lambda whole, state: whole.sureness(whole.member.predict(state, fakes)), inner.constant(last))
         generator = F.softplus(-fooled).mean()
