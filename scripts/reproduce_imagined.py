@@ -24,17 +24,15 @@ from metarun.experiment import train
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "imagined-data.md"
 PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
-FEW = "trainer.iterations=500 trainer.val_every=500 trainer.val_episodes=100 trainer.test_episodes=1000"
+FEW = "net.hidden=32 trainer.iterations=200 trainer.val_every=200 trainer.val_episodes=200 trainer.test_episodes=600"
 OMNIGLOT = f"experiment=omniglot_small_protonet {FEW}"
 PHOTOS = f"data=cifar_fs net.norm=running episode.train.way=20 episode.train.query=5 optim.lr=0.002 trainer.meta_batch=2 {FEW}"
-ONESHOT = (
-    "experiment=omniglot_oneshot_protonet trainer.iterations=500 trainer.val_every=500 trainer.val_episodes=50 trainer.test_episodes=400"
-)
+ONESHOT = f"experiment=omniglot_oneshot_protonet {FEW}"
 WHOLE = (
     "episode=dataset data=omniglot data.split=minimal1 data.rotate_test=false data.within_alphabet=true way=10 shot=5 query=10 "
     "net.hidden=16 net.down=stride net.flatten=false net.norm=batch algo=learned_augment algo@algo.member=hyperparameters "
     "algo.member.rate=0.1 algo.member.inner_steps=40 algo.member.test_steps=40 trainer.meta_batch=2 "
-    "trainer.iterations=60 trainer.val_every=60 trainer.val_episodes=20 trainer.test_episodes=200 optim.lr=0.03"
+    "trainer.iterations=40 trainer.val_every=40 trainer.val_episodes=20 trainer.test_episodes=100 optim.lr=0.03"
 )
 
 

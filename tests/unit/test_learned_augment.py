@@ -53,10 +53,13 @@ def test_without_copies_a_run_is_that_of_the_member_bit_for_bit(tmp_path: Path) 
     ],
 )
 def test_a_policy_that_is_never_applied_is_the_member(words: list[str], alone: list[str]) -> None:
-    (learned, tasks), (member, _) = in_float64(small("net.hidden=8", *words)), in_float64(small("net.hidden=8", *alone))
+    run = Run(small("net.hidden=8", *words))
+    learned, member, tasks = run.algorithm, Run(small("net.hidden=8", *alone)).algorithm, run.episodes("train").batch(range(3))
+    if not isinstance(tasks.context.shared, Tensor):  # a whole training set lies in memory as bytes, which are fp32 once they are numbers
+        learned, member, tasks = learned.double(), member.double(), double(tasks)
     torch.nn.init.constant_(learned.policy.probability, -CERTAIN)
     mine, its = meta_gradient(learned, tasks, engine()), meta_gradient(member, tasks, engine())
-    assert relative_error(mine[: len(its)], its) < 1e-6
+    assert relative_error(mine[: len(its)], its) < (1e-3 if isinstance(tasks.context.shared, Tensor) else 1e-9)
     assert mine[len(its) :].abs().max() < 1e-12
 
 
@@ -101,7 +104,7 @@ def test_straight_gates_have_the_derivatives_of_relaxed_ones() -> None:
         logit = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
         gate = policy("flip", straight=straight).gate(u, logit)
         slopes.append(torch.autograd.grad((gate * torch.arange(50)).sum(), logit)[0])
-        assert bool(((gate == 0) | (gate == 1)).all()) == straight
+        assert bool((gate - gate.round()).abs().max() < 1e-12) == straight
     torch.testing.assert_close(*slopes)
 
 
@@ -119,14 +122,18 @@ def test_the_hypergradient_of_a_linear_model_equals_finite_differences(member: s
                 ends.append(mean_objective(algorithm, tasks))
             parameter.data[i] += step
             assert float(parameter.grad[i]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-9)
-    assert all(parameter.grad.abs().min() > 0 for parameter in gradient.values())
+    probability, strength = (parameter.grad for parameter in gradient.values())
+    assert probability.abs().min() > 0
+    assert [name for name, slope in zip(STRONGEST, strength) if slope == 0] == ["flip"]  # which has no strength
 
 
-@pytest.mark.parametrize("words", [["algo.gate=straight"], DATASET, ["algo@algo.member=protonet", "algo.copies=2"]])
-def test_it_is_mapped_and_recorded_whatever_its_member(words: list[str]) -> None:
-    values = small("algo=learned_augment", "net.hidden=8", *words)
-    checks.mapping(values)
-    checks.recording(values)
+@pytest.mark.parametrize("words", [["algo.gate=straight"], ["algo@algo.member=protonet", "algo.copies=2"]])
+def test_it_is_mapped_whatever_its_member(words: list[str]) -> None:
+    checks.mapping(small("algo=learned_augment", "net.hidden=8", *words))
+
+
+def test_it_is_recorded_on_whole_training_sets() -> None:
+    checks.recording(small("algo=learned_augment", "net.hidden=8", *DATASET, "algo.batch=5"))
 
 
 def mirrors(seed: int, varied: bool) -> tuple[Problem, Task]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import classification, in_float64, metrics_of, slopes
+from helpers import classification, in_float64, metrics_of, slopes, small
 from torch import Tensor
 
 from metarun import inner
@@ -119,4 +119,4 @@ def test_members_with_an_outer_rule_of_their_own_and_what_is_no_image_are_refuse
     with pytest.raises(UserError, match=r"algo.member=Reptile is not possible: take one that is trained by the loss of its answers"):
         Run(classification("metagan", "algo@algo.member=reptile"))
     with pytest.raises(UserError, match="images, and these examples have shape"):
-        Run(classification("metagan", "data=text", "net=textbag", "algo.hidden=8"))
+        Run(small("algo=metagan", "data=text", "net=textbag"))

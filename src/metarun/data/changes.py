@@ -10,7 +10,11 @@ from torch import Tensor
 
 def warp(x: Tensor, theta: Tensor) -> Tensor:
     """Images moved as ``affine`` says: theta [n, 2, 3]; what lies outside goes on as the border is."""
-    grid = F.affine_grid(theta, list(x.shape), align_corners=False)
+    height, width = x.shape[-2:]
+    across, along = (torch.linspace(-1, 1, n, dtype=x.dtype, device=x.device) * (n - 1) / n for n in (width, height))
+    places = torch.stack([across.expand(height, width), along[:, None].expand(height, width), torch.ones_like(x[0, 0])], -1)
+    # As F.affine_grid, which torch.vmap has no rule for.
+    grid = (places.flatten(0, 1) @ theta.to(x.dtype).transpose(1, 2)).unflatten(1, (height, width))
     return F.grid_sample(x, grid, padding_mode="border", align_corners=False)
 
 

@@ -78,12 +78,12 @@ class Policy(nn.Module):
         return (soft > 0.5).to(soft.dtype) + soft - soft.detach() if self.straight else soft
 
     def table(self) -> dict[str, dict[str, float]]:
-        """By operation its probability, its strength, and the strongest there is."""
-        p, s = self.probability.sigmoid().tolist(), self.strength.sigmoid().tolist()
-        return {
-            name: {"probability": p[i], "strength": s[i] * STRONGEST[name], "strongest": STRONGEST[name]}
-            for i, name in enumerate(self.operations)
-        }
+        """By operation its probability, its strength, and the strongest there is, which a mirror image always has."""
+        found = {}
+        for name, p, s in zip(self.operations, self.probability.sigmoid().tolist(), self.strength.sigmoid().tolist()):
+            most = STRONGEST[name]
+            found[name] = {"probability": p, "strength": most if name == "flip" else s * most, "strongest": most}
+        return found
 
 
 def logit(part: float) -> float:
