@@ -39,12 +39,11 @@ class Around(Algorithm):
 
     def __init__(self, net: nn.Module, problem: Problem, member: Algorithm) -> None:
         super().__init__(net, problem)  # type: ignore[arg-type]  # a Net; mypy sees the module that it was registered as
-        if member.zero_shot or problem.kind.name not in member.kinds:
+        if member.reads == "attributes" or problem.kind.name not in member.kinds:
             raise self.refusal(member, f"a method for {problem.kind.name} from examples")
         self.member = member
         for name in TRAITS:
             setattr(self, name, getattr(member, name))
-        self.query_bytes = member.query_bytes
 
     @staticmethod
     def refusal(member: Algorithm, wanted: str) -> ValueError:

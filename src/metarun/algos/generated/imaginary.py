@@ -106,7 +106,8 @@ class Imaginary(Around):
         return self.member.objective([state.member for state in states], seen, progress)
 
     def footprint(self, task: Task, train: bool) -> Footprint:
-        return Algorithm.footprint(self, task, train)._replace(repeated=0)  # the net sees the support once
+        more = self.member.footprint(task, train).bytes
+        return Algorithm.footprint(self, task, train)._replace(repeated=0, bytes=more)  # the net sees the support once
 
     def follow_net(self) -> None:
         """Nothing: the member's net is the identity."""

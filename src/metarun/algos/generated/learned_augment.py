@@ -49,7 +49,7 @@ class LearnedAugment(Around):
         policy_lr: the policy's learning rate.
     """
 
-    by_minibatch = True
+    reads = "minibatches"
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class LearnedAugment(Around):
 
     def begin(self, context: Context) -> State:
         # What trains by minibatches only looks how the support is made.
-        return self.member.begin(context if self.member.by_minibatch else self.seen(context, 0))
+        return self.member.begin(context if self.member.reads == "minibatches" else self.seen(context, 0))
 
     def step(self, state: State, context: Context, k: int) -> State:
         n = context.support.y.shape[0]
@@ -94,7 +94,7 @@ class LearnedAugment(Around):
         return self.member.step(state, self.seen(context, k + 1, chosen), k)
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
-        context = task.context if self.member.by_minibatch else self.seen(task.context, 0)
+        context = task.context if self.member.reads == "minibatches" else self.seen(task.context, 0)
         return self.member.objective(states, task._replace(context=context), progress)
 
     def footprint(self, task: Task, train: bool) -> Footprint:
