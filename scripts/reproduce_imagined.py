@@ -59,7 +59,6 @@ RUNS = {
         "augment=none": f"{ONESHOT} augment=none",
         "augment=characters": ONESHOT,
         "learned": f"{ONESHOT} augment=none {member('protonet', 'learned_augment')} algo.copies=3",
-        "learned, on augment=characters": f"{ONESHOT} {member('protonet', 'learned_augment')} algo.copies=3",
     },
     "whole": {
         "none": f"{WHOLE} algo.copies=0",
@@ -73,7 +72,6 @@ BASE = {
     "augment": {
         "augment=characters": "augment=none",
         "learned": "augment=none",
-        "learned, on augment=characters": "augment=characters",
     },
     "whole": {"as it begins": "none", "learned": "none"},
 }

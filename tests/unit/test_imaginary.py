@@ -68,7 +68,8 @@ def test_without_imagined_examples_a_run_is_that_of_the_member_bit_for_bit(membe
     mine, its = (np.load(tmp_path / name / "test_scores.npy") for name in ("imaginary", "alone"))
     assert mine.tolist() == its.tolist()
     mine, its = (checkpoint.load(tmp_path / name / "checkpoints" / "last.pt")["algorithm"] for name in ("imaginary", "alone"))
-    assert same({name.removeprefix("member."): weight for name, weight in sorted(mine.items())}, dict(sorted(its.items())))
+    mine = {name.removeprefix("member."): weight for name, weight in mine.items()}
+    assert same(dict(sorted(mine.items())), dict(sorted(its.items())))
 
 
 def test_a_generator_that_imagines_what_it_saw_leaves_prototypes_where_they_are() -> None:

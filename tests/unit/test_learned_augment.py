@@ -58,9 +58,12 @@ def test_a_policy_that_is_never_applied_is_the_member(words: list[str], alone: l
     if not isinstance(tasks.context.shared, Tensor):  # a whole training set lies in memory as bytes, which are fp32 once they are numbers
         learned, member, tasks = learned.double(), member.double(), double(tasks)
     torch.nn.init.constant_(learned.policy.probability, -CERTAIN)
-    mine, its = meta_gradient(learned, tasks, engine()), meta_gradient(member, tasks, engine())
-    assert relative_error(mine[: len(its)], its) < (1e-3 if isinstance(tasks.context.shared, Tensor) else 1e-9)
-    assert mine[len(its) :].abs().max() < 1e-12
+    meta_gradient(learned, tasks, engine())
+    mine = torch.cat([p.grad.flatten() for p in learned.member.parameters() if p.requires_grad])
+    meta_gradient(member, tasks, engine())
+    its = torch.cat([p.grad.flatten() for p in member.parameters() if p.requires_grad])
+    assert relative_error(mine, its) < (1e-3 if isinstance(tasks.context.shared, Tensor) else 1e-9)
+    assert learned.policy.probability.grad.abs().max() < 1e-9
 
 
 @torch.no_grad()
@@ -179,8 +182,8 @@ def test_what_was_learned_is_in_the_summary_by_operation(tmp_path: Path) -> None
     summary = train(classification("learned_augment", "algo.policy_lr=0.5"), tmp_path)
     rows = summary["learned"]
     assert list(rows) == list(STRONGEST)
-    assert all(row["strongest"] == STRONGEST[name] and 0 < row["strength"] < row["strongest"] for name, row in rows.items())
-    assert any(abs(row["probability"] - 0.5) > 0.05 for row in rows.values())
+    assert all(row["strongest"] == STRONGEST[name] and 0 < row["strength"] <= row["strongest"] for name, row in rows.items())
+    assert any(abs(row["probability"] - 0.5) > 0.05 for row in rows.values()), (summary["best_step"], rows)
     assert "learned" not in train(classification("maml"), tmp_path / "maml")
 
 
