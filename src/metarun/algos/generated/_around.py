@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from torch import nn
-
 from metarun.algorithm import Algorithm, Footprint, State
+from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task
 
@@ -37,8 +36,8 @@ class Around(Algorithm):
     kinds = frozenset({"classification"})
     member: Algorithm
 
-    def __init__(self, net: nn.Module, problem: Problem, member: Algorithm) -> None:
-        super().__init__(net, problem)  # type: ignore[arg-type]  # a Net; mypy sees the module that it was registered as
+    def __init__(self, net: Net, problem: Problem, member: Algorithm) -> None:
+        super().__init__(net, problem)
         if member.reads == "attributes" or problem.kind.name not in member.kinds:
             raise self.refusal(member, f"a method for {problem.kind.name} from examples")
         self.member = member

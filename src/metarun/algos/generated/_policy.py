@@ -79,7 +79,7 @@ class Policy(nn.Module):
 
     def table(self) -> dict[str, dict[str, float]]:
         """By operation its probability, its strength, and the strongest there is, which a mirror image always has."""
-        found = {}
+        found: dict[str, dict[str, float]] = {}
         for name, p, s in zip(self.operations, self.probability.sigmoid().tolist(), self.strength.sigmoid().tolist()):
             most = STRONGEST[name]
             found[name] = {"probability": p, "strength": most if name == "flip" else s * most, "strongest": most}
