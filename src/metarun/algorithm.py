@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -15,6 +15,16 @@ from metarun.task import Context, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
 Metrics = dict[str, Tensor]
+
+
+class Changes(Protocol):
+    """Random changes of images that leave their classes as they are."""
+
+    def noise(self, key: Tensor, n: int) -> Tensor:
+        """What n images are changed by, [n, numbers], determined by a key [] int64."""
+
+    def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
+        """Images [n, channels, height, width] in 0..1 changed by ``noise``; same shape and range."""
 
 
 class Footprint(NamedTuple):
@@ -54,6 +64,8 @@ class Algorithm(nn.Module, ABC):
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
             (``example_weights``).
+        players: of a game, the metrics that the groups of meta-parameters (``groups``) descend, one for each group, each holding the
+            others constant; none where all of them descend the objective.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -71,6 +83,7 @@ class Algorithm(nn.Module, ABC):
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
     exports: tuple[str, ...] = ()
+    players: tuple[str, ...] = ()
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -121,9 +134,12 @@ class Algorithm(nn.Module, ABC):
             task: the episode, query included.
             progress: how far meta-training is, 0 .. 1, for schedules.
         """
-        prediction = self.predict(states[-1], task.query.x)
-        loss = self.problem.loss(prediction, task.query.y)
-        return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, task.query.y)}
+        return self.judged(self.predict(states[-1], task.query.x), task.query.y)
+
+    def judged(self, prediction: Any, y: Tensor) -> tuple[Tensor, Metrics]:
+        """The loss of answers to queries with the targets y, and named metrics: the objective, unless that is another one."""
+        loss = self.problem.loss(prediction, y)
+        return loss, {"loss": loss, self.problem.metric: self.problem.score(prediction, y)}
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
@@ -136,6 +152,15 @@ class Algorithm(nn.Module, ABC):
 
     def anneal(self, progress: float) -> None:
         """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
+
+    @property
+    def augmentation(self) -> Changes | None:
+        """How the method changes images, if it has learned that."""
+        return None
+
+    def learned(self) -> dict[str, dict[str, float]]:
+        """What was learned that people can read: rows of a table by name, numbers by column; empty where there is nothing of the kind."""
+        return {}
 
     @classmethod
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -292,7 +292,8 @@ def summary_of(
             "python": platform.python_version(),
         },
     }
-    return _json_able(summary)
+    learned = run.algorithm.learned()
+    return _json_able(summary | ({"learned": learned} if learned else {}))
 
 
 def _json_able(value: Any) -> Any:

@@ -63,8 +63,10 @@ class Run:
         specs: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
         by_minibatch = valid.algo.target.reads == "minibatches"
         self.spec = {part: replace(spec, whole=spec.whole and by_minibatch) for part, spec in specs.items()}
+        self.augment: Augment = valid.augment.build()
+        self.augment.refuse(self.data.kind, self.data.input_shape, self.spec["train"], values["data"]["name"])
         outputs = self.data.kind.outputs(valid.train)
-        shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
+        shape = {"classes": self.data.classes * self.augment.versions, "outputs": outputs, "attributes": self.data.attributes}
         if trained:
             shape |= trained["problem"]
         self.problem = Problem(
@@ -90,11 +92,6 @@ class Run:
                 f"algo={values['algo']['name']} learns one output per class: it is trained for {self.problem.outputs} ways, so "
                 f"episode.eval.way={way} must be {self.problem.outputs} as well"
             )
-        self.augment: Augment = valid.augment.build()
-        if self.augment and len(self.data.input_shape) != 3:
-            raise UserError(f"augment changes images, and data={values['data']['name']} has none: leave it at augment=none")
-        if self.augment and self.spec["train"].whole:
-            raise UserError("augment changes the images of an episode, and a whole training set lies outside it: leave augment=none")
         if root.init_from and not trained:
             log.info(warm_start(self.algorithm, root.init_from))
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)
@@ -138,7 +135,7 @@ class Run:
             return self._episodes[made]
         part = "train" if split == "train" else "eval"
         found = asked.episodes(self.data, split, self.spec[part], self.valid.root.seed, self.device)
-        self._episodes[made] = Augmented(found, self.augment) if split == "train" and self.augment else found
+        self._episodes[made] = Augmented(found, self.augment, self.data.classes) if split == "train" and self.augment else found
         return self._episodes[made]
 
     @property

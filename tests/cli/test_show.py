@@ -77,3 +77,24 @@ def test_an_answered_curve_is_the_learners():
     (line,) = [line for line in figure.axes[0].lines if line.get_label() == "answers"]
     assert len(line.get_xdata()) == figures.CURVE
     assert not line.get_ydata().any()
+
+
+def test_a_learned_augmentation_is_told_and_drawn(metarun):
+    trained = metarun("algo=learned_augment", *TINY, "algo.operations=[rotate,flip]", "hydra.run.dir=run", "--json")
+    assert set(trained.json["learned"]) == {"rotate", "flip"}
+    assert any("strongest" in line for line in trained.out)
+    shown = metarun("show run --what augmentation --json")
+    assert shown.json["picture"] == "run/show/train-augmentation-0.png"
+    assert shown.json["learned"] == trained.json["learned"]
+    assert any(line.split()[:1] == ["rotate"] for line in shown.out)
+
+
+@pytest.mark.parametrize("tasks", ["rotations", "mixup"])
+def test_task_augmentation_is_drawn(tasks):
+    run = Run(small("data=glyphs", f"augment.tasks={tasks}"))
+    image, augmented = (axes.images[0].get_array() for axes in figures.augmentation(run, "train", 0).axes)
+    side, columns = image.shape[1], augmented.shape[1] // image.shape[1]
+    first = [augmented[: image.shape[0] // 3, i * side : (i + 1) * side].filled(0) for i in range(columns)]  # of the first class
+    different = {part.tobytes() for part in first}
+    assert columns == figures.COLUMNS
+    assert len(different) == (4 if tasks == "rotations" else figures.COLUMNS)

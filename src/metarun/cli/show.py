@@ -20,7 +20,7 @@ def parser() -> Parser:
         "show",
         "[RUN] [KEY=VALUE ...]",
         "Draw what a learner gets: support and query of an episode. With a RUN's folder first, an episode of that run's\n"
-        "configuration, and, where it has a checkpoint, what its learner answers after adapting.",
+        "configuration, and, where it has a checkpoint, what its learner answers after adapting, or which augmentation it has learned.",
     )
     parser.option("--what", choices=tuple(DRAWINGS), default="episode", help="what to draw (default: episode)")
     parser.option("--split", choices=SPLITS, help="of which split (default: the first there is; of a RUN, val)")
@@ -37,6 +37,7 @@ def run(options: Namespace) -> dict[str, Any]:
         raise UserError(f"--index {index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
     folder, values = _configuration(options.words)
     from metarun import run
+    from metarun.cli.summary_table import show_learned
     from metarun.drawing import figures
     from metarun.storage import checkpoint
     from metarun.tracking.console import start_logging
@@ -51,8 +52,11 @@ def run(options: Namespace) -> dict[str, Any]:
     path = Path(options.out or (folder / "show" / name if folder else f"outputs/show/{values['name']}-{name}"))
     answered = {"answered": True} if trained and options.what == "episode" else {}
     figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
+    learned = built.algorithm.learned() if trained and options.what == "augmentation" else {}
+    if learned:
+        show_learned(learned)
     print(path)
-    return {"picture": str(path), "answered": bool(answered)}
+    return {"picture": str(path), "answered": bool(answered)} | ({"learned": learned} if learned else {})
 
 
 def _configuration(words: list[str]) -> tuple[Path | None, dict[str, Any]]:

@@ -54,6 +54,8 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         out.print(_suspects(suspects), end="")
         out.print(f" all files: {relative(folder / 'weights.csv')}, pictures: {relative(folder / 'suspects.png')}\n", soft_wrap=True)
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
+    if "learned" in summary:
+        show_learned(summary["learned"])
     facts = [
         norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
         f"best at iteration {summary['best_step']:,} of {summary['iterations']:,}",
@@ -67,6 +69,18 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     if (folder / "tb").is_dir():
         out.print(f" TensorBoard  tensorboard --logdir {relative(outputs_root(folder))}", soft_wrap=True)
     out.print()
+
+
+def show_learned(rows: dict[str, dict[str, float]]) -> None:
+    """What a method has learned that people can read, see ``Algorithm.learned``."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("learned")
+    for column in next(iter(rows.values())):
+        table.add_column(column, justify="right")
+    for name, numbers in rows.items():
+        table.add_row(name, *(f"{number:.3g}" for number in numbers.values()))
+    _console().print(table, end="")
+    print()
 
 
 def _console() -> Console:

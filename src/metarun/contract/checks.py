@@ -4,6 +4,7 @@ They are quick: three tasks of the configuration's own shape, on the CPU."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from itertools import product
 from typing import Any
 
 import torch
@@ -95,13 +96,16 @@ def recording(values: dict[str, Any]) -> str:
 
 
 def gradient(values: dict[str, Any]) -> str:
-    """The meta-gradient is the slope of the mean objective along three random directions, by finite differences in float64."""
+    """The meta-gradient is the slope of the mean objective along three random directions, by finite differences in float64.
+
+    In a game it is, for every player, that of the player's own loss along directions of its own weights.
+    """
     algorithm, tasks = in_float64(values)
     if not algorithm.learns:
         return "not asked: there is nothing to learn"
     found = []
-    for seed in range(3):
-        slope, difference = slopes(algorithm, tasks, seed)
+    for seed, player in product(range(3), range(len(algorithm.players)) if algorithm.players else (None,)):
+        slope, difference = slopes(algorithm, tasks, seed, player=player)
         found.append(f"{slope:.6g} = {difference:.6g}")
         require(
             abs(slope - difference) <= SLOPE * max(abs(slope), abs(difference)),

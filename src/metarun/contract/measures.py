@@ -62,32 +62,34 @@ def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
     return tree_leaves(best_guess(prediction) if isinstance(prediction, Samples) else prediction)
 
 
-def mean_objective(algorithm: Algorithm, tasks: Task) -> float:
-    """The mean meta-training loss over tasks, one by one."""
+def mean_objective(algorithm: Algorithm, tasks: Task, player: str | None = None) -> float:
+    """The mean meta-training loss over tasks, one by one; or, in a game, that of a player."""
     total = 0.0
     for i in range(count(tasks)):
         task = select(tasks, i)
-        loss, _ = algorithm.objective(list(adapt(algorithm, task.context, algorithm.steps(task.context, True))), task, 0.0)
-        total += float(loss.detach())
+        loss, metrics = algorithm.objective(list(adapt(algorithm, task.context, algorithm.steps(task.context, True))), task, 0.0)
+        total += float((metrics[player] if player else loss).detach())
     return total / count(tasks)
 
 
-def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7) -> tuple[float, float]:
+def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7, player: int | None = None) -> tuple[float, float]:
     """How steep the mean objective is along a random direction of length 1: by the meta-gradient, and by finite differences.
 
-    Frozen weights stay. ``step`` is small, as a large one crosses kinks of ReLU and max-pool.
+    Frozen weights stay. ``step`` is small, as a large one crosses kinks of ReLU and max-pool. In a game, ``player`` says whose loss is
+    meant, and whose weights move.
     """
     gradient = meta_gradient(algorithm, tasks, engine())
     parameters = list(algorithm.parameters())
+    moves = {id(p) for p in (parameters if player is None else algorithm.groups()[player]["params"]) if p.requires_grad}
     draw = torch.Generator().manual_seed(seed)
-    direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * p.requires_grad for p in parameters]
+    direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * (id(p) in moves) for p in parameters]
     length = torch.cat([along.flatten() for along in direction]).norm()
     direction = [along / length for along in direction]
     values = []
     for stride in (step, -2 * step):  # there, and from there back to the other side
         for parameter, along in zip(parameters, direction):
             parameter.data.add_(along, alpha=stride)
-        values.append(mean_objective(algorithm, tasks))
+        values.append(mean_objective(algorithm, tasks, None if player is None else algorithm.players[player]))
     for parameter, along in zip(parameters, direction):
         parameter.data.add_(along, alpha=step)
     return float(gradient @ torch.cat([along.flatten() for along in direction])), (values[0] - values[1]) / (2 * step)

@@ -15,8 +15,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
+from metarun import inner
 from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
+from metarun.data.task_augment import APART
 from metarun.drawing import texts, trajectories
 from metarun.drawing.panel import Panel
 from metarun.errors import UserError
@@ -99,27 +101,41 @@ def classes(run: Run, split: str, index: int) -> Figure:
 
 
 def augmentation(run: Run, split: str, index: int) -> Figure:
-    """The support of a training episode (zero-shot: a query of each class), and beside every image what the augmentation makes of it.
+    """The support of a training episode (zero-shot: a query of each class), and beside every image what augmentation makes of it: the one
+    that the learner has learned, or that of the run.
 
     Raises:
-        UserError: the run has no augmentation, or these are not episodes of training.
+        UserError: there is no augmentation that images show, or these are not episodes of training.
     """
-    if not run.augment:
+    learned = run.algorithm.augmentation
+    changes = learned or run.augment
+    if not (learned or run.augment.images or run.augment.tasks in ("rotations", "mixup")):
         raise UserError("augment=none changes no image; choose one, for example augment=characters or augment=photos")
     if split != "train":
         raise UserError(f"--split {split} is not augmented: only training episodes are")
     plain = run.data.episodes(split, run.spec["train"], run.valid.root.seed, run.device)
-    task, spec = select(plain.batch([index]), 0), run.spec["train"]
-    y, shown = torch.arange(spec.way), task.context.support if spec.shot else task.query
-    x = shown.x[torch.searchsorted(shown.y.cpu(), y).to(shown.x.device)]  # the first of each class, as they are grouped
-    copies = x.repeat_interleave(COLUMNS, 0)
-    noise = run.augment.noise(task.context.key, len(copies))
-    blocks = [
-        Panel("image", SUPPORT, Batch(x, y)),
-        Panel("augmented", QUERY, Batch(run.augment(copies, noise), y.repeat_interleave(COLUMNS))),
-    ]
-    title = f"{run.values['data']['name']}, {split} episode {index}, augment={run.values['augment']['name']}"
-    return _images(blocks, [_short(name) for name in names(run, split, task)], title)
+    many = plain.batch([index] * COLUMNS)
+    task, spec = select(many, 0), run.spec["train"]
+
+    def first(task: Task) -> Tensor:
+        """An image of each class, as they are grouped."""
+        shown = task.context.examples() if spec.shot else task.query
+        return shown.x[torch.searchsorted(shown.y.cpu(), y).to(shown.x.device)]
+
+    y, key = torch.arange(spec.way), task.context.key
+    if not learned:  # as many tasks as columns are made of the one
+        keys = inner.fold_in(key, torch.arange(COLUMNS, device=key.device))
+        others = plain.batch([index + APART + i for i in range(COLUMNS)]) if run.augment.tasks == "mixup" else None
+        many = run.augment.task(many._replace(context=many.context._replace(key=keys)), others, run.data.classes)
+    copies = torch.stack([first(select(many, i)) for i in range(COLUMNS)], 1).flatten(0, 1)
+    if learned or run.augment.images:
+        with torch.no_grad():
+            copies = changes(copies, changes.noise(key, len(copies)))
+    blocks = [Panel("image", SUPPORT, Batch(first(task), y)), Panel("augmented", QUERY, Batch(copies, y.repeat_interleave(COLUMNS)))]
+    name = f"algo={run.values['algo']['name']}, as it was learned" if learned else f"augment={run.values['augment']['name']}"
+    return _images(
+        blocks, [_short(name) for name in names(run, split, task)], f"{run.values['data']['name']}, {split} episode {index}, {name}"
+    )
 
 
 def save(figure: Figure, path: Path) -> None:

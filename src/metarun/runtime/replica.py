@@ -121,3 +121,14 @@ def lifted(function: Any) -> tuple[list[Tensor], Callable[[Sequence[Tensor]], An
         return Copier(lambda tensor: by_id[id(tensor)], strict=True).of(function)
 
     return list(found.values()), of
+
+
+class Caller(nn.Module):
+    """A method as a module that calls what it is given with it: ``functional_call`` then puts other weights into the method meanwhile."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.method, *arguments)

@@ -16,6 +16,7 @@ from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.algos.bayes._several import each
 from metarun.nets.base import Net
 from metarun.problem import Gaussian, Problem, Samples
+from metarun.runtime.replica import Caller
 from metarun.task import Context, Task
 
 STRIDE = 0x5851F42D4C957F2D  # between the members' random keys
@@ -117,17 +118,6 @@ class Ensemble(Algorithm):
         seen = list(tasks)
         for member in self.learners:
             member.calibrate(seen)
-
-
-class Caller(nn.Module):
-    """A method as a module that calls what it is given with it: ``functional_call`` then puts other weights into the method meanwhile."""
-
-    def __init__(self, method: nn.Module) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self.method, *arguments)
 
 
 def keyed(context: Context, shift: Tensor) -> Context:

@@ -3,7 +3,6 @@ Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018, arXiv:1711.06025."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import torch
@@ -94,12 +93,11 @@ class Relation(Algorithm):
         pairs = self._shrink(self.conv(self._shrink(pairs)))
         return self.score(pairs.flatten(1)).unflatten(0, (x.shape[0], -1)).squeeze(-1)
 
-    def objective(self, states: Sequence[Classes], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+    def judged(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         if self.loss == "ce":
-            return super().objective(states, task, progress)
-        scores = self.predict(states[-1], task.query.x)
-        loss = inner.label_error(scores, task.query.y)
-        return loss, {"loss": loss, "accuracy": self.problem.score(scores, task.query.y)}
+            return super().judged(prediction, y)
+        loss = inner.label_error(prediction, y)
+        return loss, {"loss": loss, "accuracy": self.problem.score(prediction, y)}
 
     @staticmethod
     def _shrink(x: Tensor) -> Tensor:

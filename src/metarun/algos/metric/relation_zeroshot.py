@@ -3,7 +3,6 @@ Sung, Yang, Zhang, Xiang, Torr, Hospedales 2018, arXiv:1711.06025, section 3.4."
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from metarun.algorithm import Metrics
 from metarun.learners import ZeroShotLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
-from metarun.task import Context, Task
+from metarun.task import Context
 
 
 class ClassHalves(NamedTuple):
@@ -58,9 +57,8 @@ class ZeroShotRelation(ZeroShotLearner):
         pairs = self.of_image(self.net(x))[:, None] + state.hidden
         return self.score(F.relu(pairs)).squeeze(-1)
 
-    def objective(self, states: Sequence[ClassHalves], task: Task, progress: float) -> tuple[Tensor, Metrics]:
+    def judged(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
         if self.loss == "ce":
-            return super().objective(states, task, progress)
-        scores = self.predict(states[-1], task.query.x)
-        loss = inner.label_error(scores, task.query.y)
-        return loss, {"loss": loss, "accuracy": self.problem.score(scores, task.query.y)}
+            return super().judged(prediction, y)
+        loss = inner.label_error(prediction, y)
+        return loss, {"loss": loss, "accuracy": self.problem.score(prediction, y)}

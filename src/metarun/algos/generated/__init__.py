@@ -1,0 +1,1 @@
+"""Learners whose examples are made: imagined, adversarial, or changed as was learned."""
