@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRIC = "stream_accuracy"
+MEASURES = (METRIC, "stream_average", "forgetting", "stream_at_once")
 LINE, ONCE, FIRST, NEWEST, CHANCE = "#2f6690", "#3a7d5d", "#c8553d", "#8a5a9e", "#b9c6d0"
 
 
@@ -121,13 +122,10 @@ class Continual(Protocol):
         matrix = arrays["matrix"]
         accuracy = so_far(matrix)
         points = [((t + 1) * self.classes, statistics(values)) for t, values in enumerate(accuracy.T)]
-        scores = {
-            METRIC: statistics(accuracy[:, -1]),
-            "stream_average": statistics(accuracy.mean(1)),
-            "forgetting": statistics(forgetting(matrix)),
-            "stream_at_once": statistics(arrays["at_once"][:, -1]),
-        }
-        return scores, [{"step": step, "mean": point["mean"], "ci95": point["ci95"]} for step, point in points]
+        found = accuracy[:, -1], accuracy.mean(1), forgetting(matrix), arrays["at_once"][:, -1]
+        return dict(zip(MEASURES, map(statistics, found))), [
+            {"step": step, "mean": point["mean"], "ci95": point["ci95"]} for step, point in points
+        ]
 
     def per_episode(self, arrays: Arrays) -> np.ndarray:
         return so_far(arrays["matrix"])[:, -1]

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 FIRST = (1, 5, 10)  # of the images that are retrieved: the share of them that is right
 TOP, CLASSES = 10, 20  # images of a class, and classes, that the picture shows
 METRIC = "map"
-MEASURES = (METRIC, *(f"precision_at_{k}" for k in FIRST), "class_map", *(f"class_hit_at_{k}" for k in FIRST[1:]), "map_chance")
+OF_IMAGES = (METRIC, *(f"precision_at_{k}" for k in FIRST), "map_chance")
+OF_CLASSES = ("class_map", *(f"class_hit_at_{k}" for k in FIRST[1:]))
 RIGHT, WRONG = "#3a7d5d", "#d1495b"
 
 
@@ -54,7 +55,7 @@ def retrieved(logits: Tensor, y: Tensor, key: Tensor) -> dict[str, Tensor]:
     """
     scores = inner.upcast(logits)
     shuffled = inner.order(key, len(y))
-    order = shuffled[scores[shuffled].argsort(0, descending=True, stable=True)]
+    order = shuffled[scores[shuffled].sort(dim=0, descending=True, stable=True).indices]
     right = y[order] == torch.arange(logits.shape[1], device=y.device)
     own = scores.gather(1, y[:, None])
     above, equal = (scores > own).sum(1), (scores == own).sum(1)
@@ -110,10 +111,10 @@ class Retrieval(Protocol):
         ap, first, rank = arrays["ap"], arrays["first"], arrays["rank"]
         way, n = ap.shape[1], rank.shape[1]
         by_class = (1 / rank).reshape(len(ap), way, -1), *((rank.reshape(len(ap), way, -1) <= k).astype(float) for k in FIRST[1:])
-        found = [ap, *np.moveaxis(first, -1, 0), *(values.mean(-1) for values in by_class), np.full_like(ap, chance(n, n // way))]
         # [episodes, way] each
+        found = [ap, *np.moveaxis(first, -1, 0), np.full_like(ap, chance(n, n // way)), *(values.mean(-1) for values in by_class)]
         values = [each[0] if len(ap) == 1 else each.mean(1) for each in found]
-        return dict(zip(MEASURES, map(statistics, values))), []
+        return dict(zip((*OF_IMAGES, *OF_CLASSES), map(statistics, values))), []
 
     def per_episode(self, arrays: Arrays) -> np.ndarray:
         return arrays["ap"].mean(1)
