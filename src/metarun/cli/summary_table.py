@@ -34,8 +34,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
+    at_once = [name for name in found if name.startswith(continual.AT_ONCE)]
     beside = {name for names in BESIDE.values() for name in names}
-    elsewhere = beside | {*calibration.NAMES, *generalized.MEASURES, *presented, "curve"}
+    elsewhere = beside | {*calibration.NAMES, *generalized.MEASURES, *presented, *at_once, "curve"}
     first = [name for name in found if name not in elsewhere]
     if first or summary["metric"] not in beside:
         out.print(_results(summary, splits, first or [summary["metric"]]), end="")

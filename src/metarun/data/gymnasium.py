@@ -70,7 +70,7 @@ class Stepper:
     running: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def reset(self, params: dict[str, Tensor], keys: Tensor) -> Tensor:
-        own = {name: float(value) for name, value in params.items()}
+        own = {name: _number(float(value)) for name, value in params.items()}
         held = self.running
         if held.get("own") != own:
             for env in held.get("envs", []):
@@ -189,6 +189,11 @@ class Gymnasium(Environment):
 
     def describe(self, split: str) -> str:
         return f"endless settings of {self.simulator.env}, episodes of up to {self.simulator.horizon} actions"
+
+
+def _number(value: float) -> float:
+    """The integer that it is, if it is one, as seeds have to be."""
+    return int(value) if value.is_integer() else value
 
 
 def _setting(text: str) -> tuple[str, Any]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 METRIC = "stream_accuracy"
+AT_ONCE = "at_once_"  # and of how many classes
 MEASURES = (METRIC, "stream_average", "forgetting", "stream_at_once")
 LINE, ONCE, FIRST, NEWEST, CHANCE = "#2f6690", "#3a7d5d", "#c8553d", "#8a5a9e", "#b9c6d0"
 
@@ -123,7 +124,9 @@ class Continual(Protocol):
         accuracy = so_far(matrix)
         points = [((t + 1) * self.classes, statistics(values)) for t, values in enumerate(accuracy.T)]
         found = accuracy[:, -1], accuracy.mean(1), forgetting(matrix), arrays["at_once"][:, -1]
-        return dict(zip(MEASURES, map(statistics, found))), [
+        at_once = zip(prefixes(matrix.shape[1]), arrays["at_once"].T)
+        named = {f"{AT_ONCE}{met * self.classes}": statistics(values) for met, values in at_once}
+        return dict(zip(MEASURES, map(statistics, found))) | named, [
             {"step": step, "mean": point["mean"], "ci95": point["ci95"]} for step, point in points
         ]
 
