@@ -50,9 +50,9 @@ def main() -> None:
         folder = options.runs / name
         summary = finished(words, options.omniglot, folder)
         chosen = best(folder, name)
-        found[name] = {"words": words, "chosen": chosen, "wall_s": summary["wall_s"]} | tested(folder, f"{STREAM} {chosen}")
+        found[name] = {"words": words, "chosen": chosen, "wall_s": summary["wall_s"]} | measured(folder, f"{STREAM} {chosen}")
         if name in ANY:
-            long[name] = tested(folder, f"protocol=continual {LONG} {chosen}")
+            long[name] = measured(folder, f"protocol=continual {LONG} {chosen}")
     text = table(found) + "\n" + longer(long)
     print(text)
     if options.write:
@@ -65,10 +65,10 @@ def best(folder: Path, name: str) -> str:
     if name == "protonet":
         return ""
     words = [f"algo.inner_lr={rate}" for rate in CHOICES]
-    return max(words, key=lambda word: tested(folder, f"protocol=continual {word}", "val")["stream_accuracy"]["mean"])
+    return max(words, key=lambda word: measured(folder, f"protocol=continual {word}", "val")["stream_accuracy"]["mean"])
 
 
-def tested(folder: Path, words: str, split: Literal["test", "val"] = "test") -> dict[str, Any]:
+def measured(folder: Path, words: str, split: Literal["test", "val"] = "test") -> dict[str, Any]:
     """What an evaluation under these words finds, with all its arrays' means, kept in the run's folder."""
     kept = folder / "asked" / f"{split} {words}".replace(" ", "_")
     if not (kept / "summary.json").is_file():

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from reproduce_continual import share, tested
+from reproduce_continual import measured, share
 from reproduce_words import finished, put
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -48,12 +48,12 @@ def main() -> None:
         folder = options.runs / name.replace(" ", "_")
         summary = finished(f"{words.replace('BODY', str(body))} {described}", options.images, folder)
         seconds[name] = summary["wall_s"]
-        development = tested(folder, "protocol=generalized query=20 trainer.val_episodes=20", "val")
+        development = measured(folder, "protocol=generalized query=20 trainer.val_episodes=20", "val")
         penalty = round(development["penalty_best"]["mean"], 2)
         asked = f"{ASKED} protocol.generalized.penalty={penalty}"
-        found[name] = tested(folder, asked) | {"val": summary["val"]["accuracy"], "penalty": penalty}
+        found[name] = measured(folder, asked) | {"val": summary["val"]["accuracy"], "penalty": penalty}
         if name == SHOWN and options.write:
-            tested(folder, f"{asked} logger.pictures=true")
+            measured(folder, f"{asked} logger.pictures=true")
             picture = next(folder.glob("asked/*pictures=true/retrieval.png"))
             shutil.copy(picture, DOCS / "pictures" / "retrieval.png")
     text = table(found, seconds)
@@ -65,8 +65,8 @@ def main() -> None:
 def table(found: dict[str, Any], seconds: dict[str, float]) -> str:
     chance = 100 * next(iter(found.values()))["map_chance"]["mean"]
     text = (
-        "The 20 test classes: accuracy over 20 episodes of 20 images of each, mAP over all of their images (± over classes), seed 0; and the 16 "
-        "development classes, by which checkpoints and settings were chosen.\n\n"
+        "The 20 test classes: accuracy over 20 episodes of 20 images of each, mAP over all of their images (± over classes), seed 0; and "
+        "the 16 development classes, by which checkpoints and settings were chosen.\n\n"
         "| | development, % | accuracy, % | mAP, % | precision at 10, % | image to classes, mAP, % | training |\n"
         "| --- | --- | --- | --- | --- | --- | --- |\n"
     )
@@ -77,8 +77,8 @@ def table(found: dict[str, Any], seconds: dict[str, float]) -> str:
     text += f"The first three begin with the net of `algo=pretrain` ({seconds['BODY']:.0f} s), which told the 64 training classes apart.\n"
     text += verdict(found)
     text += (
-        "\nGeneralised: 84 classes, 64 of them seen in training, in 20 images each that were not; the penalty of seen classes is the best of "
-        "development.\n\n| | unseen, % | seen, % | harmonic mean, % | area, % | penalty |\n| --- | --- | --- | --- | --- | --- |\n"
+        "\nGeneralised: 84 classes, 64 of them seen in training, in 20 images each that were not; the penalty of seen classes is the best "
+        "of development.\n\n| | unseen, % | seen, % | harmonic mean, % | area, % | penalty |\n| --- | --- | --- | --- | --- | --- |\n"
     )
     for name, row in found.items():
         text += f"| {name} | {' | '.join(share(row[measure]) for measure in OF_BOTH)} | {row['penalty']:.2f} |\n"

@@ -65,18 +65,11 @@ def retrieved(logits: Tensor, y: Tensor, key: Tensor) -> dict[str, Tensor]:
     return {name: torch.where(lost, torch.nan, value) for name, value in found.items()} | {"top": order[:TOP].T}
 
 
-class WholeSplit(ClassEpisodes):
-    """All classes of a split, and of each as many images as the smallest has beside its support; the one episode where there is none."""
-
-    @property
-    def length(self) -> int | None:  # type: ignore[override]
-        return None if self.spec.shot else 1
-
-
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Protocol):
     """Mean average precision over the whole order of images (mAP@all), and over that of classes, where one is right.
 
+    An episode has all classes of a split, and of each as many images as the smallest has beside its support.
     ± of a zero-shot method, for which there is only one episode, is over classes; of others over episodes, which differ in their support.
     """
 
@@ -96,7 +89,10 @@ class Retrieval(Protocol):
         left = int(part.counts.min()) - spec.shot
         if left < 1:
             raise UserError(f"shot={spec.shot} leaves no image of some class to be retrieved; choose shot < {part.counts.min()}")
-        return WholeSplit(part, split, replace(spec, way=part.classes, query=left, unlabelled=0, distractors=0), seed, device)
+        shape = replace(spec, way=part.classes, query=left, unlabelled=0, distractors=0)
+        whole = ClassEpisodes(part, split, shape, seed, device)
+        whole.length = None if spec.shot else 1  # without a support, all episodes are the same but for the order of classes
+        return whole
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
         """See ``retrieved``."""
