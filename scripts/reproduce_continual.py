@@ -33,7 +33,6 @@ RUNS = {
     "pretrain": f"{BASE} algo=pretrain episode.train.way=64 episode.train.shot=1 episode.train.query=3",
 }
 CHOICES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of algo.inner_lr at the test
-STREAM = "protocol=[episodes,continual]"
 LONG = "way=100 trainer.test_episodes=10"  # for learners of any number of classes
 ANY = ("protonet", "oml", "pretrain")
 COLOURS = {"protonet": "#3a7d5d", "oml": "#2f6690", "anil": "#8a5a9e", "maml": "#c8553d", "pretrain": "#b08b3e"}
@@ -48,11 +47,12 @@ def main() -> None:
     found, long = {}, {}
     for name, words in RUNS.items():
         folder = options.runs / name
-        summary = finished(words, options.omniglot, folder)
+        seconds = finished(words, options.omniglot, folder)["wall_s"]
         chosen = best(folder, name)
-        found[name] = {"words": words, "chosen": chosen, "wall_s": summary["wall_s"]} | measured(folder, f"{STREAM} {chosen}")
+        # At once with the steps that the learner was trained for, one after the other with those that are best there.
+        found[name] = both(folder, "protocol=continual", chosen) | {"words": words, "chosen": chosen, "seconds": seconds}
         if name in ANY:
-            long[name] = measured(folder, f"protocol=continual {LONG} {chosen}")
+            long[name] = both(folder, f"protocol=continual {LONG}", chosen)
     text = table(found) + "\n" + longer(long)
     print(text)
     if options.write:
@@ -66,6 +66,11 @@ def best(folder: Path, name: str) -> str:
         return ""
     words = [f"algo.inner_lr={rate}" for rate in CHOICES]
     return max(words, key=lambda word: measured(folder, f"protocol=continual {word}", "val")["stream_accuracy"]["mean"])
+
+
+def both(folder: Path, asked: str, chosen: str) -> dict[str, Any]:
+    """The test's scores ``at_once``, under the run's own settings, and in a ``stream``, under the chosen ones."""
+    return {"at_once": measured(folder, asked), "stream": measured(folder, f"{asked} {chosen}".strip())}
 
 
 def measured(folder: Path, words: str, split: Literal["test", "val"] = "test") -> dict[str, Any]:
@@ -83,14 +88,24 @@ def share(value: dict[str, float]) -> str:
     return f"{100 * value['mean']:.1f} ± {100 * value['ci95']:.1f}"
 
 
+def cells(one: dict[str, Any]) -> str:
+    """Accuracy at once, after the stream, and what was forgotten."""
+    stream = one["stream"]
+    return " | ".join(map(share, (one["at_once"]["stream_at_once"], stream["stream_accuracy"], stream["forgetting"])))
+
+
 def table(found: dict[str, Any]) -> str:
-    text = "| | all at once | one after the other | forgetting | at the test | training |\n| --- | --- | --- | --- | --- | --- |\n"
+    text = (
+        "| | all at once | one after the other | forgetting | step size in the stream | training |\n| --- | --- | --- | --- | --- | --- |\n"
+    )
     for name, one in found.items():
-        cells = [share(one[measure]) for measure in ("stream_at_once", "stream_accuracy", "forgetting")]
         rate = f"`{one['chosen']}`" if one["chosen"] else "–"
-        text += f"| `{name}` | {' | '.join(cells)} | {rate} | {one['wall_s']:.0f} s |\n"
-    n, episodes = len(found["protonet"]["curve"]), found["protonet"]["stream_accuracy"]["n"]
-    commands = "\n".join(f"metarun {one['words']}\n    metarun eval RUN {STREAM} {one['chosen']}".rstrip() for one in found.values())
+        text += f"| `{name}` | {cells(one)} | {rate} | {one['seconds']:.0f} s |\n"
+    stream = found["protonet"]["stream"]
+    n, episodes = len(stream["curve"]), stream["stream_accuracy"]["n"]
+    commands = "\n".join(
+        f"metarun {one['words']}\n    metarun eval RUN protocol=continual {one['chosen']}".rstrip() for one in found.values()
+    )
     return (
         f"Accuracy in %, {n} characters never seen, five drawings of each, {episodes} test streams, ± 1.96 standard errors over streams, "
         f"seed 0; chance is {100 / n:.0f} %.\n\n{text}\n```\n{commands}\n```\n"
@@ -100,7 +115,7 @@ def table(found: dict[str, Any]) -> str:
 def longer(found: dict[str, Any]) -> str:
     text = "| | all at once | one after the other | forgetting |\n| --- | --- | --- | --- |\n"
     for name, one in found.items():
-        text += f"| `{name}` | {' | '.join(share(one[measure]) for measure in ('stream_at_once', 'stream_accuracy', 'forgetting'))} |\n"
+        text += f"| `{name}` | {cells(one)} |\n"
     return f"A hundred characters in a row, for learners of any number of classes (`{LONG}`, chance 1 %):\n\n{text}"
 
 
@@ -109,12 +124,12 @@ def picture(found: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(9.6, 4.2), layout="constrained")
     once, stream = figure.subplots(1, 2, sharey=True)
     for name, one in found.items():
-        curve = one["curve"]
+        curve = one["stream"]["curve"]
         met = [point["step"] for point in curve]
         mean, wide = (np.array([point[key] for point in curve]) for key in ("mean", "ci95"))
         stream.plot(met, mean, color=COLOURS[name], label=name)
         stream.fill_between(met, mean - wide, mean + wide, color=COLOURS[name], alpha=0.2, linewidth=0)
-        at = [(int(key.removeprefix(AT_ONCE)), value["mean"]) for key, value in one.items() if key.startswith(AT_ONCE)]
+        at = [(int(key.removeprefix(AT_ONCE)), value["mean"]) for key, value in one["at_once"].items() if key.startswith(AT_ONCE)]
         once.plot(*zip(*at), "o-", color=COLOURS[name], markersize=4, label=name)
     titles = "meta-learning: all of these classes at once", "life-long: one learner, class after class"
     for axes, title in zip((once, stream), titles):

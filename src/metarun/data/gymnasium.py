@@ -19,12 +19,13 @@ from metarun.errors import MissingLibrary, UserError, install, nearest
 from metarun.problem import Control, Kind
 
 VARIED = 36  # stream of draws, apart from those of other data
+OURS = "metarun/CartPole-v1"
 SEEDS = 2**31  # of episodes' first states: gymnasium takes integers from 0 on
 
 
 @cache
 def library() -> Any:
-    """gymnasium, with ``metarun/CartPole-v1``, whose pole has a ``length`` and a ``masspole``.
+    """gymnasium, with ``OURS``, whose pole has a ``length`` and a ``masspole``.
 
     Raises:
         MissingLibrary: it is not installed.
@@ -33,7 +34,8 @@ def library() -> Any:
         gymnasium = importlib.import_module("gymnasium")
     except ImportError:
         raise MissingLibrary(f"data=gymnasium needs gymnasium, which is not installed: {install('gymnasium')}") from None
-    gymnasium.register("metarun/CartPole-v1", entry_point=_cartpole)
+    if OURS not in gymnasium.registry:
+        gymnasium.register(OURS, entry_point=_cartpole)
     return gymnasium
 
 

@@ -47,8 +47,10 @@ def film(run: Run, task: Task, title: str) -> Iterator[Figure]:
     axes = drawn.axes[0]
     ways = [line for line in axes.lines if len(line.get_xdata()) > 1]  # the goal is a single point
     paths = [line.get_xydata() for line in ways]
-    axes.set_xlim(axes.get_xlim())  # of all that will be seen
-    axes.set_ylim(axes.get_ylim())
+    drawn.draw_without_rendering()  # settles the limits, which are to be those of all that will be seen
+    limits = axes.get_xlim(), axes.get_ylim()
+    axes.set_aspect("equal", adjustable="box")
+    axes.set(xlim=limits[0], ylim=limits[1])
     heads = axes.plot(*([[], []] * len(ways)), marker="o", markersize=4, linewidth=0)
     length = max(map(len, paths))
     for shown in sorted({length, *range(1, length, -(-length // FRAMES))}):
