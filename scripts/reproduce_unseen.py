@@ -19,12 +19,11 @@ from reproduce_words import finished, put
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BASE = "experiment=cifar_fs_zeroshot"
 BODY = f"{BASE} algo=pretrain way=5 shot=1 episode.train.query=1"
-MAPS = f"{BASE} init_from=BODY trainer.iterations=400 trainer.val_every=100 optim.lr=0.001"
+MAPS = f"{BASE} init_from=BODY trainer.iterations=300 trainer.val_every=50 optim.lr=0.001"
 ROWS = {
-    "eszsl": f"{BASE} init_from=BODY algo=eszsl augment=none episode.train.query=10",
+    "eszsl": f"{BASE} init_from=BODY algo=eszsl augment=none episode.train.query=10 algo.penalty=10",
     "relation_zeroshot": f"{MAPS} algo=relation_zeroshot",
-    "protonet_zeroshot": MAPS,
-    "protonet_zeroshot from random weights": BASE,
+    "protonet_zeroshot": f"{MAPS} algo.sizes=[] algo.unit=true",
 }
 ASKED = "way=20 query=20 trainer.test_episodes=20 protocol=[episodes,retrieval,generalized]"
 CHANCE, LEAST, AIM = 1 / 20, 2.5, 4.0  # accuracy, and how many times it should be at least and is hoped to be

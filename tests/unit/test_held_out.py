@@ -38,7 +38,7 @@ def test_a_share_of_every_training_class_is_a_split_of_its_own() -> None:
 
 @pytest.mark.parametrize("share", [0.05, 0.9])
 def test_a_share_that_is_nothing_or_leaves_too_little_is_refused(share: float) -> None:
-    with pytest.raises(UserError, match=rf"data.held_out={share} takes \d of the 5 images of class 'c1', and leaves"):
+    with pytest.raises(UserError, match=rf"data.held_out={share} takes \d of the \d+ images of class 'c\d', and leaves"):
         hold_out({"train": numbered([10, 5])}, share)
 
 

@@ -32,9 +32,11 @@ class ESZSL(ZeroShotLearner):
     X: features of training images, as columns; S: attributes of training classes, likewise; Y: 1 for an image's own class, −1 for others.
     Nothing is meta-trained: the net is as it is (another run's, by ``init_from``), and V is solved for before validation.
 
-    Deviations: (1) X Xᵀ, X Y and S Sᵀ are means over images and over classes, so that γ and λ do not depend on how many there are; and they
-    are relative, in units of the mean of the diagonals of these two. (2) The images are those of the queries of ``CALIBRATION_TASKS``
-    training episodes (see ``Trainer``): choose ``episode.train.way`` as large as there are training classes, and these are the paper's.
+    Deviations: (1) Features and attributes are less their means over training images and training classes: what all words have in common
+    would otherwise be most of S, and nothing is told by it. (2) X Xᵀ, X Y and S Sᵀ are means over images and over classes, so that γ and λ
+    do not depend on how many there are; and they are relative, in units of the mean of the diagonals of these two. (3) The images are those
+    of the queries of ``CALIBRATION_TASKS`` training episodes (see ``Trainer``): choose ``episode.train.way`` as large as there are training
+    classes, and these are the paper's.
 
     Args:
         net, problem: the backbone and the data's shape.
@@ -43,12 +45,15 @@ class ESZSL(ZeroShotLearner):
     """
 
     weight: Tensor  # [features, attributes], V
+    image: Tensor  # [features], the mean of training images
+    word: Tensor  # [attributes], the mean of training classes
 
     def __init__(self, net: Net, problem: Problem, *, gamma: Annotated[float, Gt(0)], penalty: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem, sizes=[])
         self.gamma, self.penalty = gamma, penalty
         self.requires_grad_(False)
-        self.register_buffer("weight", torch.zeros(net.features, problem.attributes))
+        for name, shape in (("weight", (net.features, problem.attributes)), ("image", net.features), ("word", problem.attributes)):
+            self.register_buffer(name, torch.zeros(shape))
 
     @torch.no_grad()
     def calibrate(self, tasks: Iterable[Task]) -> None:
@@ -56,23 +61,31 @@ class ESZSL(ZeroShotLearner):
         super().calibrate(held)
         was_training = self.training
         self.eval()
-        sums = [torch.zeros((), dtype=torch.float64)] * 3
-        for task in held:
-            features, known = self.net(task.query.x).double(), task.context.support.x.double()
-            signs = 2.0 * inner.one_hot(task.query.y, len(known)).double() - 1
-            found = features.T @ features / len(features), features.T @ signs @ known / len(features), known.T @ known / len(known)
-            sums = [total.to(part.device) + part / len(held) for total, part in zip(sums, found)]
+        parts = [(self.net(task.query.x).double(), task.query.y, task.context.support.x.double()) for task in held]
         self.train(was_training)
-        images, both, classes = sums
+        image = torch.stack([features.mean(0) for features, _, _ in parts]).mean(0)
+        word = torch.stack([known.mean(0) for _, _, known in parts]).mean(0)
+        found = [moments(features - image, y, known - word) for features, y, known in parts]
+        images, both, classes = (torch.stack(each).mean(0) for each in zip(*found))
         left = torch.linalg.solve(_ridge(images, self.gamma), both)
         self.weight.copy_(torch.linalg.solve(_ridge(classes, self.penalty), left.T).T)
+        self.image.copy_(image)
+        self.word.copy_(word)
 
     def begin(self, context: Context) -> Weights:
         attributes, y = context.support
-        return Weights(self.weight @ inner.class_means(attributes, y, context.classes.shape[0]).T)
+        known = inner.class_means(attributes, y, context.classes.shape[0])
+        return Weights(self.weight @ (known - self.word).T)
 
     def predict(self, state: Weights, x: Tensor) -> Tensor:
-        return inner.upcast(self.net(x)) @ state.of_classes
+        return (inner.upcast(self.net(x)) - self.image) @ state.of_classes
+
+
+def moments(features: Tensor, y: Tensor, known: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """X Xᵀ [d, d], X Y Sᵀ [d, a] and S Sᵀ [a, a], as means, of features [n, d], labels [n] and attributes of classes [z, a]."""
+    n, z = len(features), len(known)
+    signs = 2 * inner.one_hot(y, z).to(features.dtype) - 1
+    return features.T @ features / n, features.T @ signs @ known / n, known.T @ known / z
 
 
 def _ridge(matrix: Tensor, penalty: float) -> Tensor:
