@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import CLASSIFIERS, class_of, classification, double, engine, small
+from helpers import CLASSIFIERS, TRIED, classification, double, engine, small
 from PIL import Image
 
 from metarun.adaptation import adapt
@@ -20,7 +20,7 @@ from metarun.protocols.continual import MEASURES, Continual, forgetting, prefixe
 from metarun.run import Run
 from metarun.task import Batch, Task, select
 
-CONTINUES = [algo for algo in CLASSIFIERS if class_of(algo).continues]
+CONTINUES = [algo for algo in CLASSIFIERS if getattr(TRIED[algo, classification], "continues", False)]
 
 
 def made(algo: str, *words: str) -> tuple[Algorithm, Task]:

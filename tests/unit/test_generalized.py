@@ -12,6 +12,7 @@ from helpers import small
 from PIL import Image
 
 from metarun.cli import summary_table
+from metarun.data.held_out import hold_out
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
 from metarun.protocols.generalized import MEASURES, Generalized, curve, harmonic, measure
@@ -67,12 +68,10 @@ def test_what_is_no_number_is_lost() -> None:
 WORDS = ["algo=protonet_zeroshot", "net=mlp", "net.norm=running", "trainer.iterations=1"]
 
 
-def test_it_asks_for_classes_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_asks_for_classes_of_both_sides() -> None:
     run = Run(small(*WORDS, "protocol=generalized"))
     with pytest.raises(UserError, match=r"in images that training does not see: set data[.]held_out=0[.]2"):
         run.episodes("test", run.protocols[0])
-    from metarun.data.held_out import hold_out
-
     run.data.splits = hold_out(run.data.splits, 0.25)
     episodes = run.episodes("test", run.protocols[0])
     task = select(episodes.batch([0]), 0)
@@ -81,7 +80,8 @@ def test_it_asks_for_classes_of_both_sides(monkeypatch: pytest.MonkeyPatch) -> N
     seen = task.context.classes < 40
     known = torch.cat([run.data.splits["train"].attributes, run.data.splits["test"].attributes])
     assert torch.equal(task.context.support.x, known[task.context.classes])
-    found = Generalized().measure(run.algorithm.eval(), task, scanned=False)
+    with torch.no_grad():
+        found = Generalized().measure(run.algorithm.eval(), task, scanned=False)
     assert torch.equal(found["seen"], seen[task.query.y])
     logits = run.algorithm.predict(run.algorithm.begin(task.context), task.query.x)
     answered = (logits.argmax(1) == task.query.y).numpy()

@@ -82,11 +82,11 @@ def test_who_has_no_scores_to_compare_is_told() -> None:
 @pytest.mark.parametrize(("algo", "n"), [("protonet_zeroshot", 10), ("protonet", 6)])
 def test_a_run_tells_of_it(algo: str, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"algo={algo}", "data=glyphs", "data.train_classes=8", "data.val_classes=6", "data.test_classes=10", "data.drawers=4"]
-    values = small(*words, "net.hidden=8", "net.norm=running", "protocol=[episodes,retrieval]", "trainer.iterations=1")
+    values = small(*words, "net=mlp", "net.sizes=[8]", "protocol=[episodes,retrieval]", "trainer.iterations=1")
     train(values, tmp_path / "run")
     folder = tmp_path / "eval"
     folder.mkdir()
-    logged = small(*words, "net.hidden=8", "net.norm=running", "protocol=retrieval", "logger.pictures=true")
+    logged = small(*words, "net=mlp", "net.sizes=[8]", "protocol=retrieval", "logger.pictures=true")
     summary = evaluate(logged, tmp_path / "run", "best", folder)
     assert (summary["metric"], summary["higher_is_better"]) == ("map", True)
     assert {*OF_IMAGES, *OF_CLASSES} <= set(summary["test"])
