@@ -10,6 +10,7 @@ import torch
 
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys, trajectory_keys
+from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Simulator
 from metarun.task import Batch, Context, Task
 

@@ -83,7 +83,7 @@ class Generalized(Protocol):
     penalty: float = 0.0
 
     def asks(self, algorithm: Algorithm) -> bool:
-        return algorithm.zero_shot
+        return algorithm.reads == "attributes"
 
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return METRIC, True
