@@ -30,9 +30,9 @@ RUNS = {
     "oml": f"{BASE} algo=oml",
     "anil": f"{BASE} algo=anil",
     "maml": f"{BASE} algo=maml",
-    "pretrain": f"{BASE} algo=pretrain episode.train.way=64 episode.train.shot=1 episode.train.query=3",
+    "pretrain": f"{BASE} algo=pretrain episode.train.way=64 episode.train.shot=1 episode.train.query=1",
 }
-CHOICES = (0.003, 0.01, 0.03, 0.1, 0.3)  # of algo.inner_lr at the test
+CHOICES = (0.003, 0.01, 0.03, 0.1)  # of algo.inner_lr at the test
 LONG = "way=100 trainer.test_episodes=10"  # for learners of any number of classes
 ANY = ("protonet", "oml", "pretrain")
 COLOURS = {"protonet": "#3a7d5d", "oml": "#2f6690", "anil": "#8a5a9e", "maml": "#c8553d", "pretrain": "#b08b3e"}
