@@ -45,7 +45,7 @@ def film(run: Run, task: Task, title: str) -> Iterator[Figure]:
     """``figure`` from the first action on, as the trajectories grow; the same figure again and again, to be drawn at once."""
     drawn = figure(run, task, title)
     axes = drawn.axes[0]
-    ways = [line for line in axes.lines if len(line.get_xdata()) > 1]  # the goal is a single point
+    ways = [line for line in axes.lines if len(line.get_xydata()) > 1]  # the goal is a single point
     paths = [line.get_xydata() for line in ways]
     drawn.draw_without_rendering()  # settles the limits, which are to be those of all that will be seen
     limits = axes.get_xlim(), axes.get_ylim()
