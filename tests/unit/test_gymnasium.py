@@ -101,7 +101,7 @@ def test_actions_of_numbers_are_clipped_and_choices_begin_where_they_do() -> Non
         (["data.env=CartPole-v1"], r"data.env=CartPole-v1 cannot be made of {'length': .*unexpected keyword"),
         (["data.vary=[]"], r"data.vary=\[\] leaves one task alone"),
         (["data.low=[1]"], r"2 names of what varies \(length, masspole\) need as many least and largest values"),
-        (["data.settings=[gravity]"], "data.settings has 'gravity', which should be NAME=VALUE"),
+        (["data.settings=[gravity]"], "data.settings has 'gravity', which should be NAME:VALUE"),
         (["data.env=Blackjack-v1", "data.vary=[natural]", "data.low=[0]", "data.high=[1]"], "observations of Tuple"),
     ],
 )
@@ -117,5 +117,5 @@ def test_further_settings_reach_the_environment() -> None:
     run = Run(small(*WORDS, *words, "algo=random"))
     found = engine("loop").evaluate(run.algorithm.eval(), run.episodes("test").batch(range(2)), LAST)
     assert (found["score"] <= 0).all()  # 0 while the pole stands, -1 when it falls
-    run = Run(small(*WORDS, "data.settings=[sutton_barto_reward=true]", "algo=random"))
+    run = Run(small(*WORDS, "data.settings=[sutton_barto_reward:true]", "algo=random"))
     assert run.data.simulator.settings == (("sutton_barto_reward", True),)

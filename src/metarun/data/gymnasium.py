@@ -139,7 +139,7 @@ class Gymnasium(Environment):
         env: its id.
         vary: names of keyword arguments of ``gymnasium.make`` that tell tasks from each other.
         low, high: between which each of them is uniform.
-        settings: further keyword arguments, ``NAME=VALUE``.
+        settings: further keyword arguments, ``NAME:VALUE``.
         horizon: actions of an episode, if it does not end earlier.
 
     Raises:
@@ -199,8 +199,8 @@ def _number(value: float) -> float:
 
 
 def _setting(text: str) -> tuple[str, Any]:
-    """``NAME=VALUE``; the value as in a YAML."""
-    name, equals, value = text.partition("=")
-    if not equals or not name.isidentifier():
-        raise UserError(f"data.settings has '{text}', which should be NAME=VALUE, as gravity=-5")
+    """``NAME:VALUE``; the value as in a YAML."""
+    name, colon, value = text.partition(":")
+    if not colon or not name.isidentifier():
+        raise UserError(f"data.settings has '{text}', which should be NAME:VALUE, as gravity:-5")
     return name, yaml.safe_load(value)
