@@ -30,7 +30,7 @@ def read_word_vectors(path: Path, classes: Collection[str]) -> dict[str, np.ndar
     found: dict[str, np.ndarray] = {}
     for word, vector in _arrays(path) if path.suffix.lower() == ".npz" else _lines(path, words):
         found.setdefault(plain(word), vector)
-    result = {}
+    result: dict[str, np.ndarray] = {}
     for name, words_of in wanted.items():
         parts = [words_of] if words_of in found else words_of.split("_")
         if missing := [part for part in parts if part not in found]:

@@ -114,10 +114,10 @@ class Generalized(Protocol):
         return rows(asked(algorithm, context, query.x, [algorithm.steps(context, False)], noted, scanned=scanned), -1)
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
-        def found(*parts: np.ndarray) -> np.ndarray:
-            return measure(*parts, self.penalty)
+        def under_penalty(margin: np.ndarray, right: np.ndarray, seen: np.ndarray) -> np.ndarray:
+            return measure(margin, right, seen, self.penalty)
 
-        return pooled(found, MEASURES, arrays["margin"], arrays["right"], arrays["seen"]), []
+        return pooled(under_penalty, MEASURES, arrays["margin"], arrays["right"], arrays["seen"]), []
 
     def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure]:
         """The curve of both accuracies, with the answers as they are."""
