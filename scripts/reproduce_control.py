@@ -1,6 +1,6 @@
-"""The tables of docs/control.md: bandits, the grid and 2-D navigation, each with what knows nothing below and what knows all above.
+"""The tables of docs/control.md: bandits, the grid, 2-D navigation, CartPole, each with what knows nothing below and what knows all above.
 
-python scripts/reproduce_control.py [--runs outputs/control] [--write]
+python scripts/reproduce_control.py [--runs outputs/control] [--only TABLE] [--write]
 
 Every row is a run of metarun; finished ones are not repeated. --write: the tables go to docs/control.md.
 """
@@ -33,6 +33,7 @@ SHORT, CAREFUL = (
     "trainer.iterations=80 trainer.val_every=10 optim.lr=0.002 trainer.meta_batch=40",
 )
 ESTIMATORS = {"naive": SHORT, "promp": SHORT, "dice": CAREFUL}  # and what each is trained with
+POLE = "experiment=cartpole_maml"
 PULLS = (1, 10, 30, 100)
 
 Summary = dict[str, Any]
@@ -41,9 +42,12 @@ Summary = dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("outputs/control"), help="folder of the runs; finished ones are not repeated")
+    parser.add_argument("--only", default="", metavar="TABLE", help="bandits, gridnav, navigation or cartpole")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/control.md")
     options = parser.parse_args()
-    for name, table in {"bandits": bandits, "gridnav": grid, "navigation": navigation}.items():
+    for name, table in {"bandits": bandits, "gridnav": grid, "navigation": navigation, "cartpole": cartpole}.items():
+        if options.only not in name:
+            continue
         text = table(options.runs)
         print(text, flush=True)
         if options.write:
@@ -92,6 +96,17 @@ def navigation(runs: Path) -> str:
         summary = finished(words, runs / f"navigation-{estimator}")
         before, after = summary["test"]["curve"][:2]
         text += row(f"`metarun {words}`", mean(before), mean(after), f"{summary['best_step']}", f"{summary['wall_s']:.0f}")
+    return text + bounds(summary, 3)
+
+
+def cartpole(runs: Path) -> str:
+    """Returns by inner steps, of random pushes, and of a policy with none and with some."""
+    text = head("command", "0 steps", "1 step", "3 steps", "seconds")
+    rows = {f"{POLE} algo=random shot=0": "random", POLE: "maml_rl"}
+    for words, name in rows.items():
+        summary = finished(words, runs / f"cartpole-{name}")
+        curve = {point["step"]: mean(point) for point in summary["test"]["curve"] or [summary["test"]["return"] | {"step": 0}]}
+        text += row(f"`metarun {words}`", *(curve.get(step, "–") for step in (0, 1, 3)), f"{summary['wall_s']:.0f}")
     return text + bounds(summary, 3)
 
 

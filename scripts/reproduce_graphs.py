@@ -45,6 +45,7 @@ MEMORY = {f"T = {steps}": f"{BRIEF} algo.train_steps={steps}" for steps in (10, 
 FEW = {
     "nearest means": "experiment=graph_classes data.root=cora_ml.npz net.sizes=[]",
     "ProtoNet": "experiment=graph_classes data.root=cora_ml.npz",
+    "MAML": "experiment=graph_classes data.root=cora_ml.npz algo=maml",
 }
 HIGHER, ACCURACY = 0.05, (0.825, 0.845)  # what Meta-Self has to add to the error of random flips, and between what the GCN has to be
 

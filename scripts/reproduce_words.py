@@ -71,16 +71,16 @@ def main() -> None:
     for name, text in tables.items():
         print(f"\n{text}")
         if options.write:
-            put(name, text)
+            put(PAGE, name, text)
 
 
-def put(name: str, text: str) -> None:
-    """Into the page, between the marks of that name."""
+def put(path: Path, name: str, text: str) -> None:
+    """Into a page, between the marks of that name."""
     marks = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    page = PAGE.read_text(encoding="utf-8")
+    page = path.read_text(encoding="utf-8")
     if not marks.search(page):
-        sys.exit(f"{PAGE.name} has no place for the table '{name}'")
-    PAGE.write_text(marks.sub(lambda found: found[1] + text + found[2], page), encoding="utf-8")
+        sys.exit(f"{path.name} has no place for the table '{name}'")
+    path.write_text(marks.sub(lambda found: found[1] + text + found[2], page), encoding="utf-8")
 
 
 def table(runs: Path, root: str, rows: list[Row], heads: list[str], measures: list[str]) -> str:

@@ -61,6 +61,7 @@ class Algorithm(nn.Module, ABC):
             take each image through it once, however many episodes it is in.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
+        continues: one learner can meet tasks one after the other, by ``carry_on`` (see ``protocols.continual``).
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
             (``example_weights``).
@@ -81,6 +82,7 @@ class Algorithm(nn.Module, ABC):
     pairwise: bool = False
     encodes: bool = False
     keeps: Literal["auto", "states"] = "auto"
+    continues: bool = False
     attacks: bool = False
     exports: tuple[str, ...] = ()
     players: tuple[str, ...] = ()
@@ -110,6 +112,16 @@ class Algorithm(nn.Module, ABC):
         With ``unrolls`` > 1 k may be a tensor [] int64, which counts since the task began and decides nothing but numbers.
         """
         return state
+
+    def carry_on(self, before: State, fresh: State, context: Context) -> State:
+        """The state in which a learner begins a task after others, with what it learned of them: for methods that say ``continues``.
+
+        Args:
+            before: the state after the last task.
+            fresh: what ``begin`` made of the new task's context, in form the same.
+            context: of the new task; its support has examples of some of the classes alone, the others being those of other tasks.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no way to go on from one task to the next")
 
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:

@@ -229,10 +229,10 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: S
             raise UserError(f"protocol={asked.name} is not possible with algo={run.values['algo']['name']}: it needs {asked.needs}")
         found = named | {"curve": curve} | found
         for part in asked.parts if tracker.draws else ():
-            if drawn := part.figure(arrays, run.title):
+            for name, drawn in part.pictures(arrays, run.title, episodes):
                 from metarun.drawing import figures  # and with it matplotlib
 
-                figures.save(drawn[1], folder / drawn[0])
+                figures.save(drawn, folder / name)
     return found
 
 

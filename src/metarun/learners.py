@@ -103,6 +103,8 @@ class InnerLoop(StepLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
+    continues = True
+
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.mode: inner.Mode = "none" if first_order else mode
@@ -110,6 +112,9 @@ class InnerLoop(StepLearner):
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))
+
+    def carry_on(self, before: State, fresh: State, context: Context) -> State:
+        return fresh._replace(fast=before.fast)
 
     def gradient(self, state: State, context: Context) -> dict[str, Tensor]:
         """The direction of an inner step, upwards: a tree like ``state.fast``."""
@@ -207,6 +212,12 @@ class PrototypeLearner(Algorithm):
     kinds = frozenset({"classification"})
     pairwise = True
     encodes = True
+    continues = True
+
+    def carry_on(self, before: Prototypes, fresh: Prototypes, context: Context) -> Prototypes:
+        """Prototypes of the classes that have come now; those of others stay."""
+        come = inner.one_hot(context.support.y, context.classes.shape[0]).any(0)
+        return fresh._replace(means=torch.where(come[:, None], fresh.means, before.means))
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         return -inner.squared_distances(inner.upcast(self.net(x, state.support_x)), inner.upcast(state.means))

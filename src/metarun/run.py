@@ -82,6 +82,7 @@ class Run:
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
         self.algorithm = build_algorithm(valid, self.problem, trained).to(self.device)
+        self.algorithm.batchable &= self.data.batchable
         if not trained and (examples := self.data.examples()) is not None:
             for module in self.algorithm.modules():
                 if isinstance(module, Net):

@@ -64,6 +64,17 @@ def test_prototypes_lie_on_the_unit_sphere_and_answers_are_distances_to_them() -
     torch.testing.assert_close(answers(algorithm, task), -(torch.cdist(images, prototypes) ** 2).detach())
 
 
+def test_with_unit_images_lie_on_the_sphere_and_scores_on_one_scale() -> None:
+    algorithm, task = made("protonet_zeroshot", "algo.unit=true")
+    prototypes = algorithm.begin(task.context).prototypes
+    images = normalize(algorithm.of_image(algorithm.net(task.query.x)), dim=-1)
+    torch.testing.assert_close(answers(algorithm, task), -(5 * torch.cdist(images, prototypes) ** 2).detach())
+    before = answers(algorithm, task)
+    algorithm.of_image.weight.data.mul_(3)
+    algorithm.of_image.bias.data.mul_(3)
+    torch.testing.assert_close(answers(algorithm, task), before)
+
+
 def test_without_hidden_layers_prototypes_are_linear_in_the_attributes() -> None:
     algorithm, task = made("protonet_zeroshot", "algo.sizes=[]")
     torch.testing.assert_close(algorithm.begin(task.context).prototypes, normalize(algorithm.of_class(task.context.support.x), dim=-1))

@@ -26,7 +26,9 @@ def parser() -> Parser:
     parser.option("--split", choices=SPLITS, help="of which split (default: the first there is; of a RUN, val)")
     parser.option("--index", metavar="N", default="0", help="number of the episode, or of the sheet of classes (default: 0)")
     parser.option("--checkpoint", choices=("best", "last"), default="best", help="of a RUN: best on development tasks (default), or last")
-    parser.option("--out", metavar="FILE.png", help="where to (default: below outputs/show, or RUN/show)")
+    parser.option(
+        "--out", metavar="FILE.png", help="where to (default: below outputs/show, or RUN/show); FILE.gif: trajectories on a plane as a film"
+    )
     return parser
 
 
@@ -51,7 +53,10 @@ def run(options: Namespace) -> dict[str, Any]:
     name = f"{split}-{DRAWINGS[options.what]}{index}.png"
     path = Path(options.out or (folder / "show" / name if folder else f"outputs/show/{values['name']}-{name}"))
     answered = {"answered": True} if trained and options.what == "episode" else {}
-    figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
+    if options.what == "episode" and path.suffix.lower() == ".gif":
+        figures.film(built, split, int(index), path)
+    else:
+        figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
     learned = built.algorithm.learned() if trained and options.what == "augmentation" else {}
     if learned:
         show_learned(learned)

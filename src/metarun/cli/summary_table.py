@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, presentations, weights
+from metarun.protocols import calibration, continual, generalized, presentations, retrieval, weights
 from metarun.protocols.verification import MEASURES
 from metarun.storage.foreign import printable
 from metarun.storage.run_folder import outputs_root, relative
@@ -23,7 +23,14 @@ BESIDE = {
     "same class or not, over the pairs of query and class of all episodes": MEASURES,
     "how sure, over the answers of all episodes": calibration.SHOWN,
     "what training examples were worth: are the corrupt ones told by their weight?": weights.MEASURES,
+    "from a class to images: mean average precision, and precision among the first": retrieval.OF_IMAGES,
+    "from an image to classes": retrieval.OF_CLASSES,
+    "classes seen and unseen in training together: harmonic mean, accuracies": generalized.MEASURES[:3],
+    "and for all penalties of the seen ones": generalized.MEASURES[5:],
+    "one task after the other": continual.MEASURES,
 }
+
+OVER = {"continual": "classes met", "rewards": "action"}  # by protocol: what its curve goes over, if not inner steps
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
@@ -32,10 +39,12 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
-    first = [name for name in found if name not in (*MEASURES, *weights.MEASURES, *calibration.NAMES, *presented, "curve")] or [
-        summary["metric"]
-    ]
-    out.print(_results(summary, splits, first), end="")
+    at_once = [name for name in found if name.startswith(continual.AT_ONCE)]
+    beside = {name for names in BESIDE.values() for name in names}
+    elsewhere = beside | {*calibration.NAMES, *generalized.MEASURES, *presented, *at_once, "curve"}
+    first = [name for name in found if name not in elsewhere]
+    if first or summary["metric"] not in beside:
+        out.print(_results(summary, splits, first or [summary["metric"]]), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:
             out.print(f" {words}")
@@ -48,7 +57,8 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print()
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
-        out.print(Padding(_curve(curve), (0, 0, 0, 1)))
+        over = next((OVER[name] for name in summary.get("protocol", []) if name in OVER), "inner step")
+        out.print(Padding(_curve(curve, over), (0, 0, 0, 1)))
         out.print()
     if suspects := summary.get("suspects"):
         out.print(_suspects(suspects), end="")
@@ -127,12 +137,12 @@ def _suspects(suspects: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _curve(curve: list[dict[str, Any]]) -> Table:
-    """The adaptation curve; a long one is thinned to about seven points, which fit 80 columns."""
+def _curve(curve: list[dict[str, Any]], over: str) -> Table:
+    """The adaptation curve, over inner steps or what else; a long one is thinned to about seven points, which fit 80 columns."""
     stride = -(-(len(curve) - 1) // 6)
     shown = [point for i, point in enumerate(curve) if i % stride == 0 or point is curve[-1]]
     table = Table(box=None, pad_edge=False, padding=(0, 1))
-    table.add_column("inner step", style="bold")
+    table.add_column(over, style="bold")
     for point in shown:
         table.add_column(str(point["step"]), justify="right")
     table.add_row("test mean", *(_number(point["mean"]) for point in shown))

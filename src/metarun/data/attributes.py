@@ -1,4 +1,4 @@
-"""What is known of classes without their pictures: a table of numbers, one line per class."""
+"""What is known of classes without their pictures: a table of numbers, one line per class, or vectors of the words of their names."""
 
 from __future__ import annotations
 
@@ -8,10 +8,33 @@ from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from metarun.data.episodes import Split
+from metarun.data.word_vectors import SUFFIXES, read_word_vectors
 from metarun.errors import UserError, nearest
 
 LINE = "give one line per class, its name and then its numbers, as in spaniel,1,0,0.5"
+
+
+def described(splits: dict[str, Split], file: str | Path | None) -> dict[str, Split]:
+    """Splits whose classes have the attributes of a file, see ``read_attributes`` and ``read_word_vectors``; None leaves them as they are.
+
+    Raises:
+        UserError: there is no such file, it is not as described there, or lacks a class.
+    """
+    if file is None:
+        return splits
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise UserError(
+            f"data.attributes={file} is no file; give a table of classes and numbers (.csv) or word vectors ({', '.join(SUFFIXES)})"
+        )
+    names = [name for split in splits.values() for name in split.names]
+    found = (read_word_vectors if path.suffix.lower() in SUFFIXES else read_attributes)(path, names)
+    return {
+        name: split._replace(attributes=torch.from_numpy(np.stack([found[one] for one in split.names]))) for name, split in splits.items()
+    }
 
 
 def read_attributes(path: Path, classes: Collection[str]) -> dict[str, np.ndarray]:

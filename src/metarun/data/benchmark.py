@@ -20,10 +20,12 @@ import torch
 from annotated_types import Ge, Le
 
 from metarun.data.archive import Archive, contents, damaged, fetch, places
+from metarun.data.attributes import described
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images, fingerprint, room
 from metarun.data.episodes import Split
 from metarun.data.folder import decode
+from metarun.data.held_out import hold_out
 from metarun.data.picture import Reader, UnreadableError, search, suffixes
 from metarun.errors import UserError
 
@@ -44,6 +46,7 @@ class Benchmark(ImageDataset):
         root: the folder.
         size: height and width, pixels: the shorter side is resized to it, the longer one cropped about the centre.
         download: fetch ``source`` into the user's cache when nothing is there.
+        attributes, held_out: as of ``Folder``.
 
     Raises:
         UserError: nothing there, a class missing or in two places, or a file that cannot be read.
@@ -57,7 +60,7 @@ class Benchmark(ImageDataset):
     source: ClassVar[Archive | None] = None
     folders: ClassVar[tuple[str, ...]] = ()  # where files lie in $METARUN_DATA and the cache, if not in one named like the benchmark
 
-    def __init__(self, root: str | None, size: int, download: bool = False) -> None:
+    def __init__(self, root: str | None, size: int, download: bool = False, attributes: str | None = None, held_out: float = 0.0) -> None:
         place, files = self._locate(root, download)
         images, counts, shown = self.pool(place, files, size)
         if missing := [label for label in self.rank() if not counts.get(label)]:
@@ -73,7 +76,7 @@ class Benchmark(ImageDataset):
             part = torch.from_numpy(images[row : row + count.sum()])
             splits[split] = Split(part, count.cumsum() - count, count, [shown[label] for label in labels])
             row += count.sum()
-        super().__init__(splits)
+        super().__init__(hold_out(described(splits, attributes), held_out))
 
     @classmethod
     @cache

@@ -4,9 +4,10 @@ Read from the official archive in its binary form, or from class folders."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Ge, Lt
 from PIL import Image
 
 from metarun.data.archive import Archive, contents, damaged
@@ -29,8 +30,17 @@ class Cifar100(Benchmark):
     )
     wants = "put cifar-100-binary.tar.gz from https://www.cs.toronto.edu/~kriz/cifar.html, or a folder of its 100 classes, into data.root"
 
-    def __init__(self, seed: int, *, root: str | None, size: Size, download: bool) -> None:
-        super().__init__(root, size, download)
+    def __init__(
+        self,
+        seed: int,
+        *,
+        root: str | None,
+        size: Size,
+        download: bool,
+        attributes: str | None = None,
+        held_out: Annotated[float, Ge(0), Lt(1)] = 0.0,
+    ) -> None:
+        super().__init__(root, size, download, attributes, held_out)
 
     def label(self, file: str) -> str | None:
         folder = Path(file).parent.name

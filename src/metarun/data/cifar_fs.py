@@ -27,7 +27,7 @@ class CifarFS(Cifar100):
 
     Args:
         seed: unused; the split is given.
-        root, size, download: see ``Benchmark``.
+        root, size, download, attributes, held_out: see ``Benchmark``.
     """
 
     name = "cifar_fs"

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys, trajectory_keys
+from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Simulator
 from metarun.task import Batch, Context, Task
 
 Drawn = dict[str, np.ndarray]  # what tells one environment from another, by name, [B, …] float64
+
+
+def uniformly(names: Sequence[str], low: Sequence[float], high: Sequence[float]) -> Callable[[np.ndarray], Drawn]:
+    """What makes of numbers [B, names] in [0, 1) numbers by name, [B] each, uniform between ``low`` and ``high``.
+
+    Raises:
+        UserError: not as many of each, or a range that is none.
+    """
+    if not len(names) == len(low) == len(high):
+        raise UserError(f"{len(names)} names of what varies ({', '.join(names)}) need as many least and largest values; give all of them")
+    for name, least, most in zip(names, low, high):
+        if least > most:
+            raise UserError(f"{name} is to vary between {least:g} and {most:g}, of which the first is larger; exchange them")
+    return lambda uniform: {name: a + (b - a) * column for name, a, b, column in zip(names, low, high, uniform.T)}
 
 
 class Environment(Dataset):

@@ -29,7 +29,7 @@ class FC100(Cifar100):
 
     Args:
         seed: unused; the split is given.
-        root, size, download: see ``Benchmark``.
+        root, size, download, attributes, held_out: see ``Benchmark``.
     """
 
     name = "fc100"

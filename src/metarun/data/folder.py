@@ -12,13 +12,14 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge, Le, Lt
 from PIL import Image, ImageOps
 
-from metarun.data.attributes import read_attributes
+from metarun.data.attributes import described
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
 from metarun.data.episodes import CLASSES, Episodes, Split, draws, episode_keys
+from metarun.data.held_out import hold_out
 from metarun.data.leakage import Origin, digest, refuse_copies, refuse_shared
 from metarun.data.picture import Reader, UnreadableError, reasons, search, subfolders, tell, upright
 from metarun.errors import UserError
@@ -44,7 +45,7 @@ class Folder(ImageDataset):
     """Any pictures sorted into folders. A class is a folder with pictures in it, at any depth; its name is its path below the root.
 
     What is passed over is named with the reason, see ``search``; ``decode`` says how a picture is read. Copies of a picture are refused
-    between splits, see ``refuse_copies``. A file ``attributes.csv`` in the root tells the classes' attributes, see ``read_attributes``.
+    between splits, see ``refuse_copies``. A file ``attributes.csv`` in the root tells the classes' attributes, unless another is named.
 
     Args:
         seed: the run's; unused, so that all runs share one division into splits.
@@ -55,6 +56,8 @@ class Folder(ImageDataset):
         val_fraction, test_fraction: share of the classes, at least one class unless 0, where the root is not divided already.
         split_seed: shuffles the class names before that division.
         min_images: fewest readable pictures of a class.
+        attributes: a file that tells the classes' attributes, see ``attributes.described``.
+        held_out: share of the pictures of every training class that training does not see, see ``hold_out``.
 
     Raises:
         UserError: the folder is not as described, or a class or split has too little in it.
@@ -72,6 +75,8 @@ class Folder(ImageDataset):
         test_fraction: Annotated[float, Ge(0), Le(1)],
         split_seed: int,
         min_images: Annotated[int, Ge(2)],
+        attributes: str | None = None,
+        held_out: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
         if root is None:
             raise UserError(f"data=folder needs data.root=FOLDER, where {LAYOUT}")
@@ -108,17 +113,16 @@ class Folder(ImageDataset):
         )
         refuse_copies(origins, notes["digests"])
 
-        table = base / "attributes.csv"
-        known = read_attributes(table, [name for classes in readable.values() for name in classes]) if table.is_file() else {}
         counts = {split: np.array([len(paths) for paths in classes.values()], np.int64) for split, classes in readable.items()}
         edges = np.cumsum([0, *(count.sum() for count in counts.values())])
         result = {}
         for (split, classes), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
-            attributes = torch.from_numpy(np.stack([known[name] for name in classes])) if known else torch.empty(0, 0)
             starts = counts[split].cumsum() - counts[split]
             names = [path.relative_to(base).as_posix() for paths in classes.values() for path in paths]
-            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes, files=names)
-        super().__init__(result)
+            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), files=names)
+        own = base / "attributes.csv"
+        result = described(result, attributes if attributes or not own.is_file() else own)
+        super().__init__(hold_out(result, held_out))
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
         if split in ("train", "val", "test") and split not in self.splits:

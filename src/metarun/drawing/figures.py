@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 from torch import Tensor
 
 from metarun import inner
@@ -23,7 +24,7 @@ from metarun.drawing import texts, trajectories
 from metarun.drawing.panel import Panel
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
-from metarun.problem import Gaussian, Samples, best_guess, spread
+from metarun.problem import EpisodeSpec, Gaussian, Samples, best_guess, spread
 from metarun.run import Run
 from metarun.runtime.fonts import families, legible
 from metarun.storage.files import replace_file
@@ -32,6 +33,7 @@ from metarun.task import Batch, Task, select
 COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
 INCH = 0.5  # side of an image
 CURVE = 500  # points that show the curve behind a regression task
+FRAME, LAST_FRAME = 60, 2000  # of a film, milliseconds
 GAP = 0.12  # between images, as a fraction of their side
 SUPPORT, QUERY, RIGHT, WRONG, ORACLE, SAMPLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e", "#3d8f86"
 LINES = 20  # samples of an answer that are drawn at most
@@ -43,12 +45,7 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
     Raises:
         UserError: there is no such episode, or its examples are neither images nor texts nor points of one coordinate, nor act on a plane.
     """
-    episodes = run.episodes(split)
-    if episodes.length is not None and index >= episodes.length:
-        raise UserError(f"--index {index} is not possible: these data have {episodes.length} {split} episodes, 0 to {episodes.length - 1}")
-    task = select(episodes.batch([index]), 0)
-    spec = run.spec["train" if split == "train" else "eval"]
-    where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
+    task, spec, where = _asked(run, split, index)
     reader = run.valid.data.target.reader(**run.valid.data.values)
     wording = reader.wording if reader else None
     if wording or is_image(task.query.x.shape[1:]):
@@ -70,12 +67,41 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
         curve = select(further.batch([index]), 0).query
         fitted = _answers(run, task, curve.x) if answered else None
         return _points(task, curve, fitted, further.oracle(index, curve.x), f"{int(task.context.seen.sum())}-shot regression:  {where}")
-    if run.problem.simulator and run.problem.input_shape == (2,):
+    if _on_a_plane(run):
         return trajectories.figure(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
     raise UserError(
         "only grey or colour images, texts and curves of one variable are drawn, and trajectories on a plane; "
         f"these examples have shape {list(run.problem.input_shape)}"
     )
+
+
+def film(run: Run, split: str, index: int, path: Path) -> None:
+    """Write the trajectories of an episode of a split as a GIF in which they grow.
+
+    Raises:
+        UserError: there is no such episode, or nothing in it acts on a plane.
+    """
+    if not _on_a_plane(run):
+        raise UserError(f"--out {path.name} is to be a film, which trajectories on a plane make; give a name that ends with .png")
+    task, spec, where = _asked(run, split, index)
+    grown = trajectories.film(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
+    frames = [Image.fromarray(pixels(figure)) for figure in grown]
+    times = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
+    replace_file(path, lambda handle: frames[0].save(handle, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0))
+
+
+def _asked(run: Run, split: str, index: int) -> tuple[Task, EpisodeSpec, str]:
+    """An episode, its shape, and how a title says which it is."""
+    episodes = run.episodes(split)
+    if episodes.length is not None and index >= episodes.length:
+        raise UserError(f"--index {index} is not possible: these data have {episodes.length} {split} episodes, 0 to {episodes.length - 1}")
+    where = f"{run.values['data']['name']}, {split} episode {index}, seed {run.valid.root.seed}"
+    return select(episodes.batch([index]), 0), run.spec["train" if split == "train" else "eval"], where
+
+
+def _on_a_plane(run: Run) -> bool:
+    """Whether something acts, and what is seen of it is a place."""
+    return run.problem.simulator is not None and run.problem.input_shape == (2,)
 
 
 def classes(run: Run, split: str, index: int) -> Figure:

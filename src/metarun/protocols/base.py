@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
@@ -96,6 +96,11 @@ class Protocol(ABC):
     def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure] | None:
         """A picture and its file name, for the run's folder."""
         return None
+
+    def pictures(self, arrays: Arrays, title: str, episodes: Episodes) -> Iterator[tuple[str, Figure]]:
+        """All pictures, with file names; for one that shows the data, the episodes that were asked."""
+        if drawn := self.figure(arrays, title):
+            yield drawn
 
     def on_development(self) -> Protocol:
         """As validation asks, which may find out more than a test."""

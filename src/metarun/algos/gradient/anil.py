@@ -47,7 +47,7 @@ class ANIL(HeadLearner):
     def __init__(self, net: Net, problem: Problem, *, head_at_test: bool, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.head_at_test = self.fixed_way = self.label_dependent = head_at_test or not problem.kind.labelled
-        self.pairwise = not self.head_at_test
+        self.pairwise, self.continues = not self.head_at_test, self.head_at_test
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:
         if self.training or self.head_at_test:

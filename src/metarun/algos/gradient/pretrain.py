@@ -48,6 +48,7 @@ class Pretrain(GradientLearner):
 
     fixed_way = False
     label_dependent = False
+    continues = True
 
     def __init__(
         self,
@@ -93,6 +94,9 @@ class Pretrain(GradientLearner):
             grads = self.support_gradient(state.fast, context, "none")
         shrunk = inner.sgd(state.fast, state.fast, self.inner_lr * self.decay) if self.decay else state.fast
         return state._replace(fast=inner.sgd(shrunk, grads, self.inner_lr))
+
+    def carry_on(self, before: Adapted | AdaptedHead, fresh: Adapted | AdaptedHead, context: Context) -> Adapted | AdaptedHead:
+        return fresh._replace(fast=before.fast)
 
     def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
         """Mean loss of an adapted head on features [n, features]; pure, as ``inner.gradient`` asks."""

@@ -33,6 +33,7 @@ class ProtoMAML(InnerLoop):
     kinds = frozenset({"classification"})
     fixed_way = False
     label_dependent = False
+    continues = False  # the head is made of the support's classes, all of them
 
     def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
