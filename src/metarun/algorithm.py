@@ -52,6 +52,7 @@ class Algorithm(nn.Module, ABC):
             which a task holds places in what all tasks share.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
+        searches: the method chooses between the alternatives of a net, which must have some (``Net.architecture``).
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
@@ -71,6 +72,7 @@ class Algorithm(nn.Module, ABC):
     encodes: bool = False
     by_minibatch: bool = False
     keeps: Literal["auto", "states"] = "auto"
+    searches: bool = False
     attacks: bool = False
     query_bytes: int = 0
     batchable: bool = True
@@ -139,6 +141,10 @@ class Algorithm(nn.Module, ABC):
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What another run begins with: of a trained learner's ``state_dict``, the net's weights by their names in the net."""
         return {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
+
+    def found(self) -> dict[str, Any]:
+        """What meta-training has found beside weights, plain values by name, for the summary: by default of the net's form."""
+        return self.net.found()
 
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""

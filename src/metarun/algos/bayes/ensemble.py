@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.algos.bayes._several import each
+from metarun.learners import Caller
 from metarun.nets.base import Net
 from metarun.problem import Gaussian, Problem, Samples
 from metarun.task import Context, Task
@@ -117,17 +118,6 @@ class Ensemble(Algorithm):
         seen = list(tasks)
         for member in self.learners:
             member.calibrate(seen)
-
-
-class Caller(nn.Module):
-    """A method as a module that calls what it is given with it: ``functional_call`` then puts other weights into the method meanwhile."""
-
-    def __init__(self, method: nn.Module) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return function(self.method, *arguments)
 
 
 def keyed(context: Context, shift: Tensor) -> Context:

@@ -1,0 +1,64 @@
+"""What learned rates, momentum and decays gain against fixed ones that were tuned: the table of docs/search.md.
+
+python scripts/reproduce_hyperparameters.py [--runs outputs/hyperparameters] [--write]
+
+Every row is a run of metarun, judged on development tasks; finished runs are not repeated. --write puts the table into the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+from typing import Any
+
+from reproduce_search import finished
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
+TABLE = re.compile(r"(<!-- hyperparameters: .*? -->\n).*?(<!-- /hyperparameters -->)", re.DOTALL)
+# Ordinary training of a small net on 25 images, 50 steps of SGD with momentum; tasks are judged by 75 further images.
+SAME = "algo=hyperparameters data=glyphs net=mlp net.sizes=[64] net.norm=none way=5 shot=5 trainer.val_episodes=500 trainer.test_episodes=1"
+FIXED = f"{SAME} trainer.iterations=0"
+RATES, MOMENTA, DECAYS = (0.003, 0.01, 0.03, 0.1, 0.3), (0.5, 0.9), (0.0001, 0.01, 0.03, 0.1)
+LEARNED = {
+    "learned from these on, unrolled": "optim.lr=0.1 trainer.iterations=300 trainer.val_every=100",
+    "decays alone, by conjugate gradient": "algo.gradient=cg optim.lr=0.1 trainer.iterations=300 trainer.val_every=100",
+    "decays alone, by a Neumann series": "algo.gradient=neumann optim.lr=0.1 trainer.iterations=300 trainer.val_every=100",
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("outputs/hyperparameters"), help="folder of the runs")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/search.md")
+    options = parser.parse_args()
+    text = table(options.runs)
+    print(text)
+    if options.write:
+        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+def table(runs: Path) -> str:
+    """Losses and accuracies on development tasks, in Markdown, with the commands."""
+    grid = [f"algo.rate={r} algo.momentum={m} algo.decay={d}" for r, m, d in itertools.product(RATES, MOMENTA, DECAYS)]
+    fixed = {words: finished(f"{FIXED} {words}", runs / re.sub(r"[^\d.]+", "-", f"fixed-{words}").strip("-")) for words in grid}
+    best = min(fixed, key=lambda words: loss(fixed[words]))
+    rows = {f"fixed, the best of {len(grid)}: `{best}`": fixed[best]}
+    words = {name: f"{SAME} {best} {more}" for name, more in LEARNED.items()}
+    rows |= {name: finished(line, runs / re.sub(r"[^a-z]+", "-", name)) for name, line in words.items()}
+    text = "| rates, momentum, decays | loss | accuracy |\n| --- | --- | --- |\n"
+    for name, summary in rows.items():
+        stats = summary["val"]["loss"], {key: 100 * value for key, value in summary["val"]["accuracy"].items()}
+        text += f"| {name} | {stats[0]['mean']:.3f} ± {stats[0]['ci95']:.3f} | {stats[1]['mean']:.1f} ± {stats[1]['ci95']:.1f} |\n"
+    lines = [f"{FIXED} algo.rate=RATE algo.momentum=MOMENTUM algo.decay=DECAY", *words.values()]
+    return f"{text}\n```\n" + "".join(f"metarun {line}\n" for line in lines) + "```\n"
+
+
+def loss(summary: dict[str, Any]) -> float:
+    """On development tasks."""
+    return float(summary["val"]["loss"]["mean"])
+
+
+if __name__ == "__main__":
+    main()
