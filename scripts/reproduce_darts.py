@@ -36,8 +36,8 @@ PICTURE = PAGE.parent / "pictures" / "darts.png"
 TABLE = re.compile(r"(<!-- darts: .*? -->\n).*?(<!-- /darts -->)", re.DOTALL)
 SPACE = Search((len(OPERATIONS),) * len(EDGES))
 # What all trainings have in common.
-SAME = "data=omniglot data.split=small net=cell net.hidden=8 net.norm=group way=20 episode.train.query=6 optim.lr=0.005 trainer.meta_batch=1"
-SAME += " trainer.val_every=1000 trainer.val_episodes=200 trainer.test_episodes=1 engine.threads=1"
+SAME = "data=omniglot data.split=small net=cell net.hidden=8 net.norm=group way=20 episode.train.query=6 optim.lr=0.005"
+SAME += " trainer.meta_batch=1 trainer.val_every=1000 trainer.val_episodes=200 trainer.test_episodes=1 engine.threads=1"
 TRAINING = f"algo=protonet {SAME} trainer.iterations=150"
 DARTS = {
     "DARTS, first order": f"algo=darts algo.rate=0.03 {SAME} trainer.iterations=300",
@@ -149,11 +149,11 @@ def table(lab: Lab, curves: dict[str, list[Point]], random: list[float]) -> str:
     for name, points in curves.items():
         last = points[-1]
         run = lab.worth(last.genotype, 1)
-        stat, skips = run.summary["val"]["accuracy"], last.genotype.split("-").count("skip")
-        error = 100 * stat["ci95"]
-        text += f"| {name} | {last.seconds:.0f} | `{last.genotype}` | {skips} | {run.summary['parameters']:,} | {run.accuracy:.1f} ± {error:.1f} |\n"
-    spread = statistics.stdev(random)
-    text += f"| the {len(random)} cells of random search, mean ± standard deviation | | | | | {statistics.mean(random):.1f} ± {spread:.1f} |\n"
+        error, skips = 100 * run.summary["val"]["accuracy"]["ci95"], last.genotype.split("-").count("skip")
+        row = [name, f"{last.seconds:.0f}", f"`{last.genotype}`", str(skips), f"{run.summary['parameters']:,}"]
+        text += f"| {' | '.join(row)} | {run.accuracy:.1f} ± {error:.1f} |\n"
+    mean = f"{statistics.mean(random):.1f} ± {statistics.stdev(random):.1f}"
+    text += f"| the {len(random)} cells of random search, mean ± standard deviation | | | | | {mean} |\n"
     text += f"| the best of them by this training | | | | | {max(random):.1f} |\n"
     return f"{text}\n```\n" + "".join(f"metarun {words}\n" for words in (f"{TRAINING} net.genotype=CELL seed=1", *DARTS.values())) + "```\n"
 

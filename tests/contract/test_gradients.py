@@ -44,11 +44,7 @@ def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: 
 
 @pytest.mark.parametrize(
     ("algo", "net"),
-    [
-        pytest.param(algo, net, marks=pytest.mark.slow if net in DEEP else [])
-        for algo in LEARNING_CLASSIFIERS
-        for net in nets_for(algo)
-    ],
+    [pytest.param(algo, net, marks=pytest.mark.slow if net in DEEP else []) for algo in LEARNING_CLASSIFIERS for net in nets_for(algo)],
 )
 def test_chunks_change_nothing(algo: str, net: str) -> None:
     algorithm, tasks = in_float64(small("way=2", "query=1", f"algo={algo}", f"net={net}"), tasks=3)

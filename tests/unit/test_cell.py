@@ -39,7 +39,8 @@ def by_hand(net: Cell, x: Tensor, share: Any) -> Tensor:
     """The net in torch's functions; ``share(edge, name)`` is the part that an operation has in an edge."""
     weights = net.state_dict()
     for i in range(2):
-        x = F.max_pool2d(F.relu(normed(weights, f"stages.{i}.block.norm", F.conv2d(x, weights[f"stages.{i}.block.conv.weight"], padding=1))), 2)
+        x = F.conv2d(x, weights[f"stages.{i}.block.conv.weight"], padding=1)
+        x = F.max_pool2d(F.relu(normed(weights, f"stages.{i}.block.norm", x)), 2)
         nodes = [x]
         for end in (1, 2, 3):
             total = torch.zeros_like(x)

@@ -64,9 +64,7 @@ class Edge(nn.Module):
 class Stage(nn.Module):
     """A block of Conv-4, which halves the map, and cells: node 0 is the input, every other the sum of its edges, the last the output."""
 
-    def __init__(
-        self, channels_in: int, channels: int, cells: int, edges: Sequence[Sequence[str]], down: str, norm: NormKind
-    ) -> None:
+    def __init__(self, channels_in: int, channels: int, cells: int, edges: Sequence[Sequence[str]], down: str, norm: NormKind) -> None:
         super().__init__()
         self.block = Block(channels_in, channels, down, norm)
         self.cells = nn.ModuleList(nn.ModuleList(Edge(names, channels, norm) for names in edges) for _ in range(cells))
@@ -124,7 +122,7 @@ class Cell(Net):
         super().__init__()
         channels, *sides = image_shape(input_shape, "cell")
         self.norm, self.flatten, self.modulated = norm, flatten, "last"
-        self.operations = tuple(operations)
+        self.operations, self.genotype = tuple(operations), genotype
         edges: list[Sequence[str]] = [list(operations)] * len(EDGES)
         if genotype is None:
             self.mixture = nn.Parameter(torch.zeros(len(EDGES) * len(operations)))
