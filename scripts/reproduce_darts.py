@@ -37,11 +37,11 @@ TABLE = re.compile(r"(<!-- darts: .*? -->\n).*?(<!-- /darts -->)", re.DOTALL)
 SPACE = Search((len(OPERATIONS),) * len(EDGES))
 # What all trainings have in common.
 SAME = "data=omniglot data.split=small net=cell net.hidden=8 net.norm=group way=20 episode.train.query=6 optim.lr=0.005"
-SAME += " trainer.meta_batch=1 trainer.val_every=1000 trainer.val_episodes=200 trainer.test_episodes=1 engine.threads=1"
-TRAINING = f"algo=protonet {SAME} trainer.iterations=150"
+SAME += " trainer.meta_batch=1 trainer.val_every=1000 trainer.test_episodes=1 engine.threads=1"
+TRAINING = f"algo=protonet {SAME} trainer.iterations=150 trainer.val_episodes=200"
 DARTS = {
-    "DARTS, first order": f"algo=darts algo.rate=0.03 {SAME} trainer.iterations=300",
-    "DARTS, second order": f"algo=darts algo.rate=0.03 algo.virtual_lr=0.01 {SAME} trainer.iterations=300",
+    "DARTS, first order": f"algo=darts algo.rate=0.03 {SAME} trainer.iterations=300 trainer.val_episodes=20",
+    "DARTS, second order": f"algo=darts algo.rate=0.03 algo.virtual_lr=0.01 {SAME} trainer.iterations=300 trainer.val_episodes=20",
 }
 TRIED = 20  # candidates of a search
 SEARCHERS: dict[str, tuple[type[Searcher], dict[str, Any]]] = {

@@ -51,7 +51,9 @@ def table(runs: Path) -> str:
     for name, summary in rows.items():
         stats = summary["val"]["loss"], {key: 100 * value for key, value in summary["val"]["accuracy"].items()}
         text += f"| {name} | {stats[0]['mean']:.3f} ± {stats[0]['ci95']:.3f} | {stats[1]['mean']:.1f} ± {stats[1]['ci95']:.1f} |\n"
-    lines = [f"{FIXED} algo.rate=RATE algo.momentum=MOMENTUM algo.decay=DECAY", *words.values()]
+    axes = {"rate": RATES, "momentum": MOMENTA, "decay": DECAYS}
+    swept = " ".join(f"algo.{key}={','.join(map(str, axis))}" for key, axis in axes.items())
+    lines = [f"-m {FIXED} {swept}", *words.values()]
     return f"{text}\n```\n" + "".join(f"metarun {line}\n" for line in lines) + "```\n"
 
 
