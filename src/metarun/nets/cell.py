@@ -4,6 +4,7 @@ The space of NAS-Bench-201 (Dong & Yang 2020, arXiv:2001.00326), relaxed as by D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from metarun.nets.norm import Norm, NormKind
 Operation = Literal["none", "skip", "conv1", "conv3", "pool"]
 OPERATIONS: tuple[Operation, ...] = ("none", "skip", "conv1", "conv3", "pool")
 KERNELS = {"conv1": 1, "conv3": 3}
+NODES = 4
 EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))  # from node to node, in the order of a genotype's words
 
 
@@ -45,20 +47,29 @@ class Edge(nn.Module):
 
     def forward(self, x: Tensor, n_support: int | None, shares: Tensor | None) -> Tensor:
         """Σ_o share_o · o(x); ``shares`` [operations], or None where there is one operation only."""
-        total = torch.zeros_like(x)
-        for i, name in enumerate(self.operations):
-            if name != "none":
-                out = self.operate(name, x, n_support)
-                total = total + (out if shares is None else shares[i].to(out.dtype) * out)
-        return total
+        made = [(i, self.operate(name, x, n_support)) for i, name in enumerate(self.operations) if name != "none"]
+        return added([out if shares is None else shares[i].to(out.dtype) * out for i, out in made], x)
 
     def operate(self, name: str, x: Tensor, n_support: int | None) -> Tensor:
         """What the operation of that name makes of x."""
         if name == "skip":
             return x
         if name == "pool":
-            return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+            return neighbourhood_sum(x) / neighbourhood_sum(torch.ones_like(x[:1, :1]))
         return conv_norm(self.convs[name], self.norms[name], F.relu(x), n_support)  # type: ignore[arg-type]  # a ModuleDict forgets of what
+
+
+def added(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """The sum of the parts; zeros where there is none."""
+    return reduce(torch.add, parts) if parts else torch.zeros_like(like)
+
+
+def neighbourhood_sum(x: Tensor) -> Tensor:
+    """The sum over 3x3 places around each of x [n, channels, h, w], 0 beyond the borders; by shifts, whose derivatives are shifts, too."""
+    rows, columns = F.pad(x, [0, 0, 1, 1]), x.shape[-1]
+    x = rows[..., :-2, :] + rows[..., 1:-1, :] + rows[..., 2:, :]
+    x = F.pad(x, [1, 1])
+    return x[..., :columns] + x[..., 1 : columns + 1] + x[..., 2:]
 
 
 class Stage(nn.Module):
@@ -73,9 +84,10 @@ class Stage(nn.Module):
         """[n, channels_in, h, w] -> [n, channels, h/2, w/2]; ``shares`` [edges, operations] as of ``Edge``."""
         x = self.block(x, n_support)
         for cell in self.cells:
-            nodes = [x, *[torch.zeros_like(x)] * max(end for _, end in EDGES)]
-            for i, ((start, end), edge) in enumerate(zip(EDGES, cell)):  # type: ignore[arg-type]
-                nodes[end] = nodes[end] + edge(nodes[start], n_support, None if shares is None else shares[i])
+            nodes = [x]
+            for node in range(1, NODES):
+                into = [(i, start, cell[i]) for i, (start, end) in enumerate(EDGES) if end == node]  # type: ignore[index]
+                nodes.append(added([edge(nodes[start], n_support, None if shares is None else shares[i]) for i, start, edge in into], x))
             x = nodes[-1]
         return x
 
