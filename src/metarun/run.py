@@ -204,13 +204,13 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
 
 
 def _build(valid: Valid, problem: Problem) -> Algorithm:
-    net = _net(valid, problem.input_shape)
-    if valid.algo.target.searches and not net.architecture:
-        raise UserError(
-            f"algo={valid.algo.target.__name__.lower()} chooses between the alternatives of a net, and this one has none: use net=cell "
-            "with net.genotype=null"
-        )
     try:
+        net = _net(valid, problem.input_shape)
+        if valid.algo.target.searches and not net.architecture:
+            raise UserError(
+                f"algo={valid.algo.target.__name__.lower()} chooses between the alternatives of a net, and this one has none: use net=cell "
+                "with net.genotype=null"
+            )
         algorithm: Algorithm = valid.algo.build(net, problem)
         return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
