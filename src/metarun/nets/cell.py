@@ -4,7 +4,7 @@ The space of NAS-Bench-201 (Dong & Yang 2020, arXiv:2001.00326), relaxed as by D
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import reduce
+from functools import cached_property, reduce
 from math import prod
 from typing import Annotated, Any, Literal
 
@@ -17,7 +17,6 @@ from metarun.errors import nearest
 from metarun.nets.base import Net, image_shape
 from metarun.nets.conv import Conv
 from metarun.nets.conv4 import Block
-from metarun.nets.fusion import conv_norm
 from metarun.nets.norm import Norm, NormKind
 
 Operation = Literal["none", "skip", "conv1", "conv3", "pool"]
@@ -45,18 +44,34 @@ class Edge(nn.Module):
         self.convs = nn.ModuleDict({name: Conv(channels, channels, kernel, bias=norm == "none") for name, kernel in kernels.items()})
         self.norms = nn.ModuleDict({name: Norm(channels, norm) for name in kernels})
 
-    def forward(self, x: Tensor, n_support: int | None, shares: Tensor | None) -> Tensor:
+    def forward(self, node: Node, n_support: int | None, shares: Tensor | None) -> Tensor:
         """Σ_o share_o · o(x); ``shares`` [operations], or None where there is one operation only."""
-        made = [(i, self.operate(name, x, n_support)) for i, name in enumerate(self.operations) if name != "none"]
-        return added([out if shares is None else shares[i].to(out.dtype) * out for i, out in made], x)
+        made = {i: self.operate(name, node, n_support) for i, name in enumerate(self.operations) if name != "none"}
+        return added([out if shares is None else shares[i].to(out.dtype) * out for i, out in made.items()], node.x)
 
-    def operate(self, name: str, x: Tensor, n_support: int | None) -> Tensor:
-        """What the operation of that name makes of x."""
-        if name == "skip":
-            return x
-        if name == "pool":
-            return neighbourhood_sum(x) / neighbourhood_sum(torch.ones_like(x[:1, :1]))
-        return conv_norm(self.convs[name], self.norms[name], F.relu(x), n_support)  # type: ignore[arg-type]  # a ModuleDict forgets of what
+    def operate(self, name: str, node: Node, n_support: int | None) -> Tensor:
+        """What the operation of that name makes of a node."""
+        if name in ("skip", "pool"):
+            return node.x if name == "skip" else node.pooled
+        made: Tensor = self.norms[name](self.convs[name](node.rectified), n_support)
+        return made
+
+
+class Node:
+    """A map x [n, channels, h, w], and what edges from it have in common, each made when it is first asked for."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    @cached_property
+    def rectified(self) -> Tensor:
+        """ReLU of x."""
+        return F.relu(self.x)
+
+    @cached_property
+    def pooled(self) -> Tensor:
+        """The mean of 3x3 places."""
+        return neighbourhood_sum(self.x) / neighbourhood_sum(torch.ones_like(self.x[:1, :1]))
 
 
 def added(parts: Sequence[Tensor], like: Tensor) -> Tensor:
@@ -84,11 +99,12 @@ class Stage(nn.Module):
         """[n, channels_in, h, w] -> [n, channels, h/2, w/2]; ``shares`` [edges, operations] as of ``Edge``."""
         x = self.block(x, n_support)
         for cell in self.cells:
-            nodes = [x]
+            nodes = [Node(x)]
             for node in range(1, NODES):
                 into = [(i, start, cell[i]) for i, (start, end) in enumerate(EDGES) if end == node]  # type: ignore[index]
-                nodes.append(added([edge(nodes[start], n_support, None if shares is None else shares[i]) for i, start, edge in into], x))
-            x = nodes[-1]
+                parts = [edge(nodes[start], n_support, None if shares is None else shares[i]) for i, start, edge in into]
+                nodes.append(Node(added(parts, x)))
+            x = nodes[-1].x
         return x
 
 

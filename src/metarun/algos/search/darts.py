@@ -19,7 +19,7 @@ from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Batch, Context, Task
 
-LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "query_bytes", "batchable")
+LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "pairwise", "query_bytes", "batchable")
 BETAS = (0.5, 0.999)  # of Adam for α (section 3.1)
 
 
