@@ -104,6 +104,8 @@ def small(*words: str) -> dict[str, Any]:
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
+    if not any(word.startswith("net.operations=") for word in words):
+        values["net"] = changed(values["net"], operations=["none", "skip", "conv3"])
     values["algo"] = changed(values["algo"], inner_steps=2, test_steps=3, cg_steps=2)
     return values
 

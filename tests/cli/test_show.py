@@ -70,7 +70,7 @@ def test_a_cell_is_drawn_with_the_operations_of_its_edges(genotype):
     graph, *shares = figure.axes
     labels = [text.get_text() for text in graph.texts if text.get_text() and not text.get_text().isdecimal()]
     assert labels == (["skip"] * 6 if genotype == "null" else genotype.split("-"))  # of equal weights the first but none
-    assert [len(axes.texts) for axes in shares] == ([30] if genotype == "null" else [])
+    assert [len(axes.texts) for axes in shares] == ([18] if genotype == "null" else [])
     assert figures.pixels(figure).dtype == "uint8"
 
 

@@ -167,12 +167,13 @@ def test_what_cannot_be_searched_is_refused(words: list[str], line: str) -> None
 
 def test_a_search_from_end_to_end(tmp_path: Path) -> None:
     """What was found is in the summary, its course in the log, and another method trains it, better than guessing by far."""
-    words = ["net.hidden=8", "net.down=stride", "query=4", "trainer.iterations=60", "trainer.val_every=60", "optim.lr=0.01"]
-    summary = train(small("algo=darts", *words), tmp_path / "searched")
+    words = ["net.hidden=8", "net.down=stride", "query=4", "trainer.val_every=60", "optim.lr=0.01"]
+    summary = train(small("algo=darts", *words, "trainer.iterations=20"), tmp_path / "searched")
     names = summary["found"]["genotype"].split("-")
     assert (len(names), names.count("skip"), "none" in names) == (6, summary["found"]["skips"], False)
     told = [line for line in metrics_of(tmp_path / "searched") if line["split"] == "train"]
-    assert 0 < told[-1]["entropy"] < told[0]["entropy"] < math.log(5)
+    assert 0 < told[-1]["entropy"] < told[0]["entropy"] < math.log(3)
     assert 0 <= told[-1]["skips"] <= 6
-    retrained = train(small("algo=protonet", "net=cell", f"net.genotype={tmp_path}/searched", *words), tmp_path / "retrained")
+    words = [*words, "trainer.iterations=60", "net=cell", f"net.genotype={tmp_path}/searched"]
+    retrained = train(small("algo=protonet", *words), tmp_path / "retrained")
     assert retrained["test"]["accuracy"]["mean"] > 1 / 3 + 0.2

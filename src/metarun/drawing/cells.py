@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from metarun.nets.cell import EDGES, OPERATIONS, Cell, derived
 
-COLOURS = dict(zip(OPERATIONS, ("#bbbbbb", "#7fb69a", "#8a5a9e", "#c8553d", "#2f6690")))
+COLOURS: dict[str, str] = dict(zip(OPERATIONS, ("#bbbbbb", "#7fb69a", "#8a5a9e", "#c8553d", "#2f6690")))
 PLACES = ((0.0, 0.0), (1.0, 0.75), (1.0, -0.75), (2.0, 0.0))  # of the nodes
 ALONG = {(0, 3): 0.3}  # where along an edge its label is, if not in the middle: two edges cross there
 

@@ -93,7 +93,7 @@ class Darts(Algorithm):
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """``states`` are not used: whose weights they are made of, w's or α's, is not to be told any more."""
         named = dict(self.learner.named_parameters())
-        weights = {name: p for name, p in named.items() if p is not self.mixture and p.requires_grad}
+        weights: dict[str, Tensor] = {name: p for name, p in named.items() if p is not self.mixture and p.requires_grad}
         (place,) = (name for name, p in named.items() if p is self.mixture)
 
         def gone_through(learner: Algorithm, task: Task) -> tuple[Tensor, Metrics]:
