@@ -35,7 +35,7 @@ SEARCHERS = {
 }
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 EVALUATIONS = (100, 300)
-TPE, STUDIES = "TPE, by Optuna", 40  # what its row is called, and how many searches it has, as one takes a second
+TPE, STUDIES = "TPE, by Optuna", 20  # what its row is called, and how many searches it has, as one takes a second
 TABLE = re.compile(r"(<!-- nas: .*? -->\n).*?(<!-- /nas -->)", re.DOTALL)
 
 
