@@ -177,6 +177,8 @@ def draw(curves: dict[str, list[Point]], mean: float) -> None:
             axes.plot(seconds, values, "o", markersize=9, color=colour, label=name)
     axes.axhline(mean, color="#999999", linestyle=":", label=f"mean of {TRIED} random cells")
     axes.set(xscale="log", xlabel="CPU seconds of search", ylabel="accuracy on development tasks, %", title="20-way 1-shot Omniglot")
+    axes.set_xticks([3, 5, 10, 20, 40, 60], ["3", "5", "10", "20", "40", "60"], minor=False)
+    axes.set_xticks([], minor=True)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(PICTURE, dpi=130)

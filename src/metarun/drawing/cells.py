@@ -11,7 +11,7 @@ from metarun.nets.cell import EDGES, OPERATIONS, Cell, derived
 
 COLOURS: dict[str, str] = dict(zip(OPERATIONS, ("#bbbbbb", "#7fb69a", "#8a5a9e", "#c8553d", "#2f6690")))
 PLACES = ((0.0, 0.0), (1.0, 0.75), (1.0, -0.75), (2.0, 0.0))  # of the nodes
-ALONG = {(0, 3): 0.3}  # where along an edge its label is, if not in the middle: two edges cross there
+ALONG = {(0, 3): 0.3, (1, 2): 0.25}  # where along an edge its label is, if not in the middle: two edges cross there
 
 
 def figure(net: Cell, title: str) -> Figure:
