@@ -100,10 +100,12 @@ def small(*words: str) -> dict[str, Any]:
     """
     defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
     defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2", "engine.chunk=20"]
-    values = resolve(compose([*defaults, *words]))
+    values = resolve(compose([*defaults, *alternatives(words), *words]))
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
+    if not any(word.startswith("net.operations=") for word in words):
+        values["net"] = changed(values["net"], operations=["none", "skip", "conv3"])
     values["algo"] = changed(values["algo"], inner_steps=2, test_steps=3, cg_steps=2)
     return values
 
@@ -111,6 +113,12 @@ def small(*words: str) -> dict[str, Any]:
 def changed(section: dict[str, Any], **values: Any) -> dict[str, Any]:
     """A section with these values wherever it has such keys, in a member of an ensemble as well."""
     return {key: changed(value, **values) if isinstance(value, dict) else values.get(key, value) for key, value in section.items()}
+
+
+def alternatives(words: Sequence[str]) -> list[str]:
+    """For a method that chooses between the alternatives of a net: such a net, unless the words say another."""
+    algo = next((word.removeprefix("algo=") for word in words if word.startswith("algo=")), "maml")
+    return ["net=cell"] if class_of(algo).searches and not any(word.startswith("net=") for word in words) else []
 
 
 Builder = Callable[..., dict[str, Any]]
@@ -209,6 +217,7 @@ def class_of(algo: str) -> type[Algorithm]:
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
 DEEP = {net for net in NETS if deep(net)}
+MIXTURES = {net for net in NETS if Run(small(f"net={net}")).algorithm.net.architecture}
 # By the name of the kind of problem.
 BUILDERS: dict[str, Builder] = {build.__name__: build for build in (classification, regression, control, bandits, search)}
 BUILDERS["node classification"] = nodes
@@ -233,10 +242,15 @@ def suits(algo: str, norm: str) -> bool:
     return norm not in ("support", "running") or accepts(classification(algo, f"net.norm={norm}"))
 
 
+def nets_for(algo: str) -> list[str]:
+    """The nets that a method goes with."""
+    return [net for net in NETS if net in MIXTURES or not class_of(algo).searches]
+
+
 def with_nets(algos: list[str]) -> list[Any]:
     """(algo, net, norm), all that go together; `make test` tries the handful ``QUICK``, `make test-all` the others too."""
-    together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if suits(algo, pair[1])]
-    return [pytest.param(*each, marks=[] if each[1:] in QUICK else pytest.mark.slow) for each in together]
+    together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if pair[0] in nets_for(algo) and suits(algo, pair[1])]
+    return [pytest.param(*each, marks=[] if each[1:] in QUICK or class_of(each[0]).searches else pytest.mark.slow) for each in together]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

@@ -62,6 +62,7 @@ class Algorithm(nn.Module, ABC):
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         continues: one learner can meet tasks one after the other, by ``carry_on`` (see ``protocols.continual``).
+        searches: the method chooses between the alternatives of a net, which must have some (``Net.architecture``).
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
             (``example_weights``).
@@ -83,6 +84,7 @@ class Algorithm(nn.Module, ABC):
     encodes: bool = False
     keeps: Literal["auto", "states"] = "auto"
     continues: bool = False
+    searches: bool = False
     attacks: bool = False
     exports: tuple[str, ...] = ()
     players: tuple[str, ...] = ()
@@ -178,6 +180,10 @@ class Algorithm(nn.Module, ABC):
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What another run begins with: of a trained learner's ``state_dict``, the net's weights by their names in the net."""
         return {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
+
+    def found(self) -> dict[str, Any]:
+        """What meta-training has found beside weights, plain values by name, for the summary: by default of the net's form."""
+        return self.net.found()
 
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""

@@ -58,6 +58,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
+    values = run.values
     splits = {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes}
     noted = "" if world.rank else inputs.note(values, splits)
     log.debug(provenance.line(__version__))
@@ -145,6 +146,7 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
         return run, run.episodes(split)
 
     run, episodes = world.together(build)
+    values = run.values
     progress = Progress.of(state["progress"])
     started = time.monotonic()
     tracker = _tracker(run, None)
@@ -267,6 +269,7 @@ def summary_of(
         "query": spec.query,
         "seed": run.valid.root.seed,
         "parameters": sum(p.numel() for p in run.algorithm.parameters()),
+        "found": run.algorithm.found(),
         "best_step": progress.best_step,
         "iterations": progress.iteration,
         "task": run.problem.kind.describe(spec),

@@ -243,3 +243,14 @@ class ZeroShotLearner(Algorithm):
             )
         super().__init__(net, problem)
         self.encoder = MLP((problem.attributes,), sizes=sizes, activation="relu", norm="none")
+
+
+class Caller(nn.Module):
+    """A method as a module that calls what it is given with it: ``functional_call`` then puts other weights into the method meanwhile."""
+
+    def __init__(self, method: nn.Module) -> None:
+        super().__init__()
+        self.method = method
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        return function(self.method, *arguments)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.algorithm import Algorithm
 from metarun.config import schema
@@ -47,13 +48,17 @@ class Run:
         trained: for evaluation, a checkpoint to take the weights from; the data need no training split then.
         world: the processes that share the work; None for this one alone.
 
+    Attributes:
+        values: the config, in which nothing hangs on other runs any more (see ``settled``).
+
     Raises:
         UserError: the config is not valid, or data, episodes and checkpoint do not fit.
     """
 
     def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None) -> None:
         keep_freed_memory()
-        self.values, self.valid = values, schema.validate(values)
+        self.values = values = settled(values)
+        self.valid = schema.validate(values)
         valid, root = self.valid, self.valid.root
         _refuse_other_kinds(values, valid)
         self.world = world or World()
@@ -158,6 +163,20 @@ class Run:
             replace_file(path, lambda handle: handle.write(data))
 
 
+def settled(values: dict[str, Any]) -> dict[str, Any]:
+    """A config with what its net has of other runs written out (``Net.settled``).
+
+    Raises:
+        UserError: the config is not valid, or there is no such run.
+    """
+    net = schema.validate(values).net
+    try:
+        found = net.target.settled(net.values, backbone_of)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+    return values if found == net.values else values | {"net": values["net"] | found}
+
+
 def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:
     """The net and algorithm that a config names, with the weights of a checkpoint if there is one; needs no data.
 
@@ -184,7 +203,13 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
 
 def _build(valid: Valid, problem: Problem) -> Algorithm:
     try:
-        algorithm: Algorithm = valid.algo.build(_net(valid, problem.input_shape), problem)
+        net = _net(valid, problem.input_shape)
+        if valid.algo.target.searches and not net.architecture:
+            raise UserError(
+                f"algo={valid.algo.target.__name__.lower()} chooses between the alternatives of a net, and this one has none: use net=cell "
+                "with net.genotype=null"
+            )
+        algorithm: Algorithm = valid.algo.build(net, problem)
         return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
@@ -233,15 +258,23 @@ def warm_start(algorithm: Algorithm, source: str) -> str:
     Raises:
         UserError: no such run, no checkpoint that can be read, or nothing in it that fits.
     """
+    line = warmstart.take(algorithm.net, backbone_of("init_from", source), source)
+    algorithm.follow_net()
+    return line
+
+
+def backbone_of(key: str, source: str) -> dict[str, Tensor]:
+    """The weights of the backbone of the run ``source``, its best checkpoint, by their names in the net; ``key`` is what names the run.
+
+    Raises:
+        UserError: no such run, or no checkpoint that can be read.
+    """
     try:
         folder = Path(source).expanduser()
         method = schema.target_of(read_config(folder), "algo")
-        trained = checkpoint.load(folder / "checkpoints" / "best.pt")
+        return method.backbone(checkpoint.load(folder / "checkpoints" / "best.pt")["algorithm"])
     except (UserError, RunError) as error:
-        raise UserError(f"init_from={source} is not possible: {error}") from None
-    line = warmstart.take(algorithm.net, method.backbone(trained["algorithm"]), source)
-    algorithm.follow_net()
-    return line
+        raise UserError(f"{key}={source} is not possible: {error}") from None
 
 
 def _refuse_other_kinds(values: dict[str, Any], valid: Valid) -> None:

@@ -40,7 +40,8 @@ def test_sheets_together_show_every_class_once():
     ("words", "line"),
     [
         ([*CLASSES, "--index", "1"], "--index 1 is not possible: the 6 train classes fill sheets 0 to 0"),
-        (["--what", "class", *TINY], "--what takes one of episode, classes, augmentation; did you mean 'classes'?"),
+        (["--what", "class", *TINY], "--what takes one of episode, classes, augmentation, cell; did you mean 'classes'?"),
+        (["--what", "cell", *TINY], "net=conv4 has no cells to show; choose net=cell, or leave --what out for an episode"),
         (["--what", "classes", "data=sinusoid", "net=mlp", "way=1"], "data=sinusoid has no classes of images to show; leave --what out"),
     ],
 )
@@ -60,6 +61,16 @@ def test_an_answered_episode_counts_as_the_engine_does(algo):
     frames = [patch.get_edgecolor() for axes in figure.axes for patch in axes.patches]
     assert len(frames) == 12
     assert len(set(frames)) == 2  # right and wrong ones
+    assert figures.pixels(figure).dtype == "uint8"
+
+
+@pytest.mark.parametrize("genotype", ["null", "conv3-skip-none-conv1-conv3-pool"])
+def test_a_cell_is_drawn_with_the_operations_of_its_edges(genotype):
+    figure = figures.cell(Run(small("net=cell", f"net.genotype={genotype}")), "train", 0)
+    graph, *shares = figure.axes
+    labels = [text.get_text() for text in graph.texts if text.get_text() and not text.get_text().isdecimal()]
+    assert labels == (["skip"] * 6 if genotype == "null" else genotype.split("-"))  # of equal weights the first but none
+    assert [len(axes.texts) for axes in shares] == ([18] if genotype == "null" else [])
     assert figures.pixels(figure).dtype == "uint8"
 
 

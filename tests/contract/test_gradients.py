@@ -9,13 +9,13 @@ import pytest
 from helpers import (
     DEEP,
     LEARNING_CLASSIFIERS,
-    NETS,
     NETS_WITH_NORMS,
     PROBLEMS,
     Builder,
     engine,
     in_float64,
     meta_gradient,
+    nets_for,
     relative_error,
     small,
     with_nets,
@@ -42,8 +42,10 @@ def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: 
         assert relative_error(meta_gradient(algorithm, tasks, engine("vmap")), loop) < 1e-9
 
 
-@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
-@pytest.mark.parametrize("net", [pytest.param(net, marks=pytest.mark.slow if net in DEEP else []) for net in NETS])
+@pytest.mark.parametrize(
+    ("algo", "net"),
+    [pytest.param(algo, net, marks=pytest.mark.slow if net in DEEP else []) for algo in LEARNING_CLASSIFIERS for net in nets_for(algo)],
+)
 def test_chunks_change_nothing(algo: str, net: str) -> None:
     algorithm, tasks = in_float64(small("way=2", "query=1", f"algo={algo}", f"net={net}"), tasks=3)
     whole = meta_gradient(algorithm, tasks, engine("vmap"))

@@ -1,4 +1,4 @@
-"""``metarun show``: a picture of an episode, of the classes of a split, or of what augmentation does; of a RUN, with its answers."""
+"""``metarun show``: a picture of an episode, of a split's classes, of augmentation, of a net's cell; of a RUN, with its answers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from metarun.cli.parser import Parser, overrides
 from metarun.errors import UserError
 
 WORDS = "run or overrides"
-DRAWINGS = {"episode": "", "classes": "classes-", "augmentation": "augmentation-"}  # and how their files' names begin
+DRAWINGS = {"episode": "", "classes": "classes-", "augmentation": "augmentation-", "cell": "cell-"}  # and how their files' names begin
 SPLITS = ("train", "val", "test")
 
 

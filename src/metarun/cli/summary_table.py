@@ -75,6 +75,8 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         + f", {summary['peak_memory_mb']:,.0f} MB at most",
     ]
     out.print(f" {facts[0]}   {facts[1]}\n {facts[2]}   {facts[3]}", style="dim")
+    if summary["found"]:
+        out.print(f" found: {', '.join(f'{name} {value}' for name, value in summary['found'].items())}", soft_wrap=True)
     out.print(f"\n run folder   {relative(folder)}", soft_wrap=True)
     if (folder / "tb").is_dir():
         out.print(f" TensorBoard  tensorboard --logdir {relative(outputs_root(folder))}", soft_wrap=True)

@@ -20,10 +20,11 @@ from metarun import inner
 from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
 from metarun.data.task_augment import APART
-from metarun.drawing import texts, trajectories
+from metarun.drawing import cells, texts, trajectories
 from metarun.drawing.panel import Panel
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
+from metarun.nets.cell import Cell
 from metarun.problem import EpisodeSpec, Gaussian, Samples, best_guess, spread
 from metarun.run import Run
 from metarun.runtime.fonts import families, legible
@@ -162,6 +163,17 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     return _images(
         blocks, [_short(name) for name in names(run, split, task)], f"{run.values['data']['name']}, {split} episode {index}, {name}"
     )
+
+
+def cell(run: Run, split: str, index: int) -> Figure:
+    """The cell of the run's net, which neither split nor index change.
+
+    Raises:
+        UserError: the net has none.
+    """
+    if not isinstance(run.algorithm.net, Cell):
+        raise UserError(f"net={run.values['net']['name']} has no cells to show; choose net=cell, or leave --what out for an episode")
+    return cells.figure(run.algorithm.net, f"the cell of {run.values['algo']['name']} on {run.values['data']['name']}")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -53,8 +53,10 @@ class Net(nn.Module, ABC):
         map_shape: channels, height and width of the map that a feature vector is the flattened form of; (features, 1, 1) if it is none.
         norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
         modulated: the submodule, a ``Norm`` or a linear layer, whose output a task may scale and shift before its activation (CAVIA).
+        architecture: the parameter that weighs alternatives of which one will be chosen (DARTS), by its name; "" where there is none.
     """
 
+    architecture: str = ""
     features: int
     map_shape: tuple[int, int, int]
     norm: NormKind
@@ -95,6 +97,24 @@ class Net(nn.Module, ABC):
 
         For what is counted rather than learned, such as how rare words are.
         """
+
+    def monitored(self) -> dict[str, Tensor]:
+        """Numbers [] of the net's own to be logged along with training, by name."""
+        return {}
+
+    def found(self) -> dict[str, Any]:
+        """What training has found of the net's form, plain values by name, for the summary of a run."""
+        return {}
+
+    @classmethod
+    def settled(cls, settings: Mapping[str, Any], weights_of: Callable[[str, str], dict[str, Tensor]]) -> dict[str, Any]:
+        """The settings with whatever another run found written out in place of its folder, on which nothing hangs from then on.
+
+        Args:
+            settings: the constructor's keyword arguments.
+            weights_of: (key, folder) to the weights of that run's net; the key that names the folder is for messages.
+        """
+        return dict(settings)
 
     def draw(self, key: Tensor) -> dict[str, Tensor]:
         """See ``draw``: random weights of this net, by parameter name."""

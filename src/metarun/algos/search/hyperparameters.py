@@ -117,8 +117,11 @@ class Hyperparameters(FromScratch):
         slope = torch.func.grad(query_loss)(fast)
         if self.by == "cg":
             return inner.conjugate_gradient(hessian, slope, self.terms)
-        term = total = slope
-        for _ in range(self.terms):
+
+        def further(series: tuple[Fast, Fast], _: Any) -> tuple[Fast, Fast]:
+            term, total = series
             term = inner.sgd(term, hessian(term), self.rate)
-            total = tree_map(torch.add, total, term)
+            return term, tree_map(torch.add, total, term)
+
+        _, total = inner.loop(further, (slope, slope), self.terms)
         return tree_map(lambda s: self.rate * s, total)
