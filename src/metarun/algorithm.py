@@ -4,7 +4,8 @@ An algorithm knows neither engine, trainer, device, logger nor config."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -50,9 +51,12 @@ class Algorithm(nn.Module, ABC):
             take each image through it once, however many episodes it is in.
         by_minibatch: the support is read through ``Context.examples`` alone, some at a time: it may then be a whole training set, of
             which a task holds places in what all tasks share.
+        fits_any_net: what is learned depends on neither the net nor the number of classes: a trained learner can be tested with others.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
+        rivals: methods of old for the same tasks, by name with the numbers, such as rates, among which development tasks choose: see
+            ``protocols.rivals``, and ``rival``.
         query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
@@ -70,8 +74,10 @@ class Algorithm(nn.Module, ABC):
     pairwise: bool = False
     encodes: bool = False
     by_minibatch: bool = False
+    fits_any_net: bool = False
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
+    rivals: Mapping[str, Sequence[float]] = MappingProxyType({})
     query_bytes: int = 0
     batchable: bool = True
 
@@ -128,6 +134,18 @@ class Algorithm(nn.Module, ABC):
         support, query, more = task.context.support.y.shape[0], task.query.y.shape[0], task.context.unlabelled.shape[0]
         return Footprint(support + query + more, support if train else 0, query * self.query_bytes)
 
+    def rival(self, name: str, number: float) -> Algorithm:
+        """The method ``name`` of ``rivals`` with this number, for the same problem.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        raise KeyError(name)
+
+    def told(self) -> list[str]:
+        """What was learned, where people can read it: lines of words or formulas for the summary of a run."""
+        return []
+
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
         return [{"params": list(self.parameters())}]
@@ -139,6 +157,11 @@ class Algorithm(nn.Module, ABC):
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What another run begins with: of a trained learner's ``state_dict``, the net's weights by their names in the net."""
         return {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
+
+    @classmethod
+    def lasting(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a trained learner's ``state_dict``, what another one of this class is built of: by default all; the rest begins anew."""
+        return weights
 
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""

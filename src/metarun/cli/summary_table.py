@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, presentations
+from metarun.protocols import calibration, presentations, rivals
 from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
 
@@ -29,7 +29,8 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
-    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, "curve")] or [summary["metric"]]
+    beaten = [name for name in found if name.startswith(rivals.OF)]
+    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, *beaten, "curve")] or [summary["metric"]]
     out.print(_results(summary, splits, first), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:
@@ -37,6 +38,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
             out.print(_results(summary, splits, measured), end="")
     if presented:
         out.print(_presentations(summary["test"] or summary["val"], presented), end="")
+    if beaten:
+        out.print(" rivals, each with the best of its rates on development tasks; and how far it is from the first row, episode by episode")
+        out.print(_rivals(summary["test"] or summary["val"], beaten), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes", style="dim")
     for split in (name for name in splits if name in summary["same_classes"]):
         out.print(f" {split}: the same {summary['way']} classes in every episode; ± does not say how others would fare", style="dim")
@@ -44,6 +48,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
         out.print(Padding(_curve(curve), (0, 0, 0, 1)))
+        out.print()
+    if learned := summary.get("learned"):
+        out.print(*(f" {line}" for line in learned), sep="\n", soft_wrap=True)
         out.print()
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
     facts = [
@@ -94,6 +101,17 @@ def _presentations(result: dict[str, Any], names: list[str]) -> Table:
     return table
 
 
+def _rivals(result: dict[str, Any], names: list[str]) -> Table:
+    """Methods of old on the same episodes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in ("rival", "rate", "score", "difference"):
+        table.add_column(column, justify="left" if column == "rival" else "right")
+    for name in names:
+        apart = {"mean": result[name]["difference"], "ci95": result[name]["difference_ci95"]}
+        table.add_row(name.removeprefix(rivals.OF), f"{result[name]['rate']:g}", _mean_ci(result[name]), _mean_ci(apart))
+    return table
+
+
 def _curve(curve: list[dict[str, Any]]) -> Table:
     """The adaptation curve; a long one is thinned to about seven points, which fit 80 columns."""
     stride = -(-(len(curve) - 1) // 6)
@@ -103,6 +121,8 @@ def _curve(curve: list[dict[str, Any]]) -> Table:
     for point in shown:
         table.add_column(str(point["step"]), justify="right")
     table.add_row("test mean", *(_number(point["mean"]) for point in shown))
+    for name in curve[0].get("rivals", {}):
+        table.add_row(name, *(_number(point["rivals"][name]["mean"]) for point in shown))
     return table
 
 
