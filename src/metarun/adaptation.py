@@ -77,8 +77,10 @@ def walked(
     return state, tree_map(lambda *rows: torch.stack(rows), *noted) if noted else ()
 
 
-def asked(algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[Any], Any], *, scanned: bool) -> Any:
-    """What ``read`` makes of the answers to x after the ``points`` inner steps, ascending numbers, stacked.
+def asked(
+    algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[int], read: Callable[[State, Any], Any], *, scanned: bool
+) -> Any:
+    """What ``read`` makes of the states after the ``points`` inner steps, ascending numbers, and of their answers to x, stacked.
 
     Where every step is a point, that is one loop; otherwise a loop from each point to the next, so that nothing is asked between them.
     """
@@ -86,12 +88,12 @@ def asked(algorithm: Algorithm, context: Context, x: Tensor, points: Sequence[in
     answer = algorithm.answers(held[0], x)
     steps = points[-1]
     if steps and [*points] == [*range(steps + 1)]:
-        first = read(answer(held[0]))
-        _, later = walked(algorithm, context, held.pop(), steps, 0, lambda state: read(answer(state)), scanned=scanned)
+        first = read(held[0], answer(held[0]))
+        _, later = walked(algorithm, context, held.pop(), steps, 0, lambda state: read(state, answer(state)), scanned=scanned)
         return tree_map(lambda one, rest: torch.cat([one[None], rest]), first, later)
     done, noted = 0, []
     for point in points:
         held = [walked(algorithm, context, held.pop(), point - done, done, scanned=scanned)[0]]
-        noted.append(read(answer(held[0])))
+        noted.append(read(held[0], answer(held[0])))
         done = point
     return tree_map(lambda *rows: torch.stack(rows), *noted)

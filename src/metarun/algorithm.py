@@ -58,6 +58,8 @@ class Algorithm(nn.Module, ABC):
         rivals: methods of old for the same tasks, by name with the numbers, such as rates, among which development tasks choose: see
             ``protocols.rivals``, and ``rival``.
         query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
+        exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
+            (``example_weights``).
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -79,6 +81,7 @@ class Algorithm(nn.Module, ABC):
     attacks: bool = False
     rivals: Mapping[str, Sequence[float]] = MappingProxyType({})
     query_bytes: int = 0
+    exports: tuple[str, ...] = ()
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -116,6 +119,10 @@ class Algorithm(nn.Module, ABC):
     def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
         """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
         return lambda state: self.predict(state, x)
+
+    def example_weights(self, state: State) -> Tensor:
+        """What the examples of the support were worth to the learner, [n] >= 0, 1 where they count as ever; of methods that weigh them."""
+        raise NotImplementedError(f"{type(self).__name__} does not weigh its examples")
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.

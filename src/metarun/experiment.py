@@ -24,6 +24,7 @@ from metarun.data.episodes import Episodes
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
+from metarun.predict import audit
 from metarun.protocols.base import Arrays, Protocol, Scores, statistics
 from metarun.run import Run
 from metarun.runtime.distributed import World
@@ -97,10 +98,27 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         speed = progress.tasks_per_s(trainer.meta_batch)
         found = {"val": val_episodes, "test": test_episodes}
         summary = summary_of(run, progress, found, val=progress.best, test=result, looks=looks, tasks_per_s=round(speed, 3))
+        if audit.possible(run):
+            summary |= _audit(run, tracker, folder)
         run.write(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
         return summary
     finally:
         tracker.close()
+
+
+def _audit(run: Run, tracker: Tracker, folder: Path) -> dict[str, Any]:
+    """Judge every file of the user's folder: keeps ``weights.csv`` and the sheet ``suspects.png``, and returns the most suspicious."""
+    with StopFlag() as stop:
+
+        def after_block(done: int, n: int) -> None:
+            tracker.show("weigh files", done, n, {})
+            stop.check(run.engine.world)
+
+        data, judged = audit.suspects(run, after_block)
+    run.write(folder / "weights.csv", audit.table(judged))
+    if run.world.rank == 0:
+        audit.sheet(folder / "suspects.png", run.title, data, judged)
+    return {"suspects": audit.listed(judged)}
 
 
 def _hparams(values: dict[str, Any]) -> dict[str, Any]:

@@ -68,10 +68,11 @@ class Task(NamedTuple):
     context: Context
     query: Batch  # n = way * query
     start: Start | tuple[()] = ()
+    corrupt: Tensor | tuple[()] = ()  # [n] bool, which examples of the support are, for whoever judges a learner; () where none are
 
 
 # Where the axis of stacked tasks is, for torch.vmap.
-AXES = Task(Context(Batch(0, 0), 0, 0, 0, None), Batch(0, 0), 0)  # type: ignore[arg-type]
+AXES = Task(Context(Batch(0, 0), 0, 0, 0, None), Batch(0, 0), 0, 0)  # type: ignore[arg-type]
 
 
 def own(task: Task) -> Task:

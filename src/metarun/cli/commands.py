@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from metarun.errors import UserError, nearest
 
-COMMANDS = ("check", "show", "list", "eval", "resume", "compare", "predict")
+COMMANDS = ("check", "show", "list", "eval", "resume", "compare", "predict", "export")
 # What people try, and what it is here.
 MEANT: Mapping[str, str] = {
     "help": "metarun --help",

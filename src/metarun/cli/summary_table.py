@@ -9,17 +9,20 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, presentations, rivals
+from metarun.protocols import calibration, presentations, rivals, weights
 from metarun.protocols.verification import MEASURES
+from metarun.storage.foreign import printable
 from metarun.storage.run_folder import outputs_root, relative
 
 # Further tables of a run: what is said above one, and the scores in it; the summary has them all.
 BESIDE = {
     "same class or not, over the pairs of query and class of all episodes": MEASURES,
     "how sure, over the answers of all episodes": calibration.SHOWN,
+    "what training examples were worth: are the corrupt ones told by their weight?": weights.MEASURES,
 }
 
 
@@ -30,7 +33,8 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
     beaten = [name for name in found if name.startswith(rivals.OF)]
-    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, *beaten, "curve")] or [summary["metric"]]
+    apart = {*MEASURES, *weights.MEASURES, *calibration.NAMES, *presented, *beaten, "curve"}
+    first = [name for name in found if name not in apart] or [summary["metric"]]
     out.print(_results(summary, splits, first), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:
@@ -50,8 +54,11 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         out.print(Padding(_curve(curve), (0, 0, 0, 1)))
         out.print()
     if learned := summary.get("learned"):
-        out.print(*(f" {line}" for line in learned), sep="\n", soft_wrap=True)
+        out.print(*(f" {escape(line)}" for line in learned), sep="\n", soft_wrap=True)
         out.print()
+    if suspects := summary.get("suspects"):
+        out.print(_suspects(suspects), end="")
+        out.print(f" all files: {relative(folder / 'weights.csv')}, pictures: {relative(folder / 'suspects.png')}\n", soft_wrap=True)
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
     facts = [
         norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
@@ -109,6 +116,17 @@ def _rivals(result: dict[str, Any], names: list[str]) -> Table:
     for name in names:
         apart = {"mean": result[name]["difference"], "ci95": result[name]["difference_ci95"]}
         table.add_row(name.removeprefix(rivals.OF), f"{result[name]['rate']:g}", _mean_ci(result[name]), _mean_ci(apart))
+    return table
+
+
+def _suspects(suspects: list[dict[str, Any]]) -> Table:
+    """The files of the user's folder that weigh least, which may be mislabelled."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for name in ("most suspicious file", "class", "looks like"):
+        table.add_column(name, overflow="fold")
+    table.add_column("weight", justify="right")
+    for one in suspects:
+        table.add_row(*(escape(printable(one[name])) for name in ("file", "class", "looks_like")), _number(one["weight"]))
     return table
 
 

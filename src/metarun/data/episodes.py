@@ -84,6 +84,7 @@ class Split(NamedTuple):
     names: list[str]  # [classes], for reports and pictures
     attributes: Tensor = torch.empty(0, 0)  # [classes, attributes] float32, what is known of a class without its images; [0, 0]: nothing
     groups: np.ndarray | None = None  # [classes] int64; an episode takes all its classes from one group. None: from all classes
+    files: list[str] | None = None  # [n], where the images come from, for reports; None: from no files of the user's
 
     @property
     def classes(self) -> int:
@@ -277,6 +278,7 @@ class ClassEpisodes(Episodes):
         last = rows.shape[-1] - self.spec.clean
         support, query, clean = np.split(rows, [last - self.spec.query, last], axis=-1)
         support_y = self.support_y.expand(n, -1)
+        corrupt: Tensor | tuple[()] = ()
         if self.uneven:
             there = support < (self.data.starts + self.data.counts)[classes][..., None]
             support_y = torch.from_numpy(there.nonzero()[1].reshape(n, -1)).to(device)
@@ -284,6 +286,7 @@ class ClassEpisodes(Episodes):
         elif self.spec.shot:
             support, moved = self.corruption(keys, support.reshape(n, -1))
             support_y = (support_y + torch.from_numpy(moved).to(device)) % self.spec.way
+            corrupt = self.corruption.marks(support, moved, device)
         extras = {"unlabelled": gather(self.unlabelled(keys, classes, rows))} if self.spec.unlabelled else {}
         if self.spec.clean:
             extras |= {"clean_x": gather(clean), "clean_y": self.clean_y.expand(n, -1)}
@@ -293,7 +296,7 @@ class ClassEpisodes(Episodes):
             support_x = gather(support) if self.spec.shot else self.attributes[known]
         shared = self.images if self.spec.whole else ()
         context = Context(Batch(support_x, support_y), known, task_keys(keys).to(device), extras, shared)
-        return Task(context, Batch(gather(query), self.query_y.expand(n, -1)))
+        return Task(context, Batch(gather(query), self.query_y.expand(n, -1)), corrupt=corrupt)
 
     def identity(self, indices: Sequence[int]) -> bytes:
         keys, classes, rows = self.indices(indices)
@@ -337,6 +340,10 @@ class Corrupted:
             else:
                 np.put_along_axis(moved, places, 1 + (uniform * (self.way - 1)).astype(np.int64), -1)
         return found, moved
+
+    def marks(self, rows: np.ndarray, moved: np.ndarray, device: torch.device) -> Tensor | tuple[()]:
+        """Which of the support are corrupt, [B, m] bool, of what came of a call; () where nothing is."""
+        return torch.from_numpy(rows >= self.images if self.noisy else moved != 0).to(device) if self.wrong else ()
 
 
 def noise_like(images: Tensor, n: int, seed: int) -> Tensor:

@@ -116,7 +116,8 @@ class Folder(ImageDataset):
         for (split, classes), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
             attributes = torch.from_numpy(np.stack([known[name] for name in classes])) if known else torch.empty(0, 0)
             starts = counts[split].cumsum() - counts[split]
-            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes)
+            names = [path.relative_to(base).as_posix() for paths in classes.values() for path in paths]
+            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes, files=names)
         super().__init__(result)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:

@@ -32,6 +32,7 @@ class Answer:
     image: np.ndarray  # [channels, height, width] or bytes of a text [length], uint8, as the net sees it
     probabilities: dict[str, float]  # by class
     truth: str | None  # the class its folder is named after, if there is one
+    note: str = ""  # what is said of it in place of the probability
 
     @property
     def guess(self) -> str:
@@ -97,9 +98,9 @@ def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer
     pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
     pen.rectangle((x, y + TILE + 5, x + max(1, round(answer.confidence * (TILE - 1))), y + TILE + 8), color)
     _write(pen, (x, y + TILE + 11), answer.guess, color if color == WRONG else TEXT, 13, TILE)
-    _write(pen, (x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, 11, TILE)
+    _write(pen, (x, y + TILE + 27), answer.note or f"{100 * answer.confidence:.0f} %", FAINT, 11, TILE)
     if color == WRONG:
-        _write(pen, (x, y + TILE + 41), str(answer.truth), FAINT, 11, TILE, before="is ")
+        _write(pen, (x, y + TILE + 41), str(answer.truth), FAINT, 11, TILE, before="in ")
 
 
 def _heading(pen: ImageDraw.ImageDraw, y: int, text: str) -> None:

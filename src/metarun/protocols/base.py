@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.adaptation import asked
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes
 from metarun.problem import EpisodeSpec, Problem
@@ -121,7 +121,8 @@ class Protocol(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AfterAdaptation(Protocol):
-    """One that lets the learner adapt as always, and looks at its answers to the query; several share one adaptation and its answers."""
+    """One that lets the learner adapt as always, and looks at its answers to the query, or at what it
+    is by then; several share one adaptation and its answers."""
 
     def points(self, steps: int, examples: int) -> Sequence[int]:
         """The inner steps, ascending, after which the learner answers, ``steps`` the last of them; by default after no other."""
@@ -135,13 +136,18 @@ class AfterAdaptation(Protocol):
         """What to note of the last answers alone."""
         return {}
 
+    def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """What to note of the last state itself."""
+        return {}
+
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
         """What was read, with a leading axis of points, ``step`` [points] among them; and what was noted of the last answers."""
         context, query, problem = task.context, task.query, algorithm.problem
         points = self.points(algorithm.steps(context, False), context.support.y.shape[0])
 
-        def noted(prediction: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-            return self.read(problem, prediction, query), self.last(problem, prediction, query)
+        def noted(state: State, prediction: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+            last = self.last(problem, prediction, query) | self.learned(algorithm, state, task)
+            return self.read(problem, prediction, query), last
 
         read, last = asked(algorithm, context, query.x, points, noted, scanned=scanned)
         # What is noted is little: it costs less at every point than another prediction after the last.
@@ -169,6 +175,9 @@ class Together(AfterAdaptation):
 
     def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
         return {name: value for part in self.these for name, value in part.last(problem, prediction, query).items()}
+
+    def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        return {name: value for part in self.these for name, value in part.learned(algorithm, state, task).items()}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         found = [part.summarise(problem, arrays) for part in self.these]

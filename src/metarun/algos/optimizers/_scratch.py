@@ -62,10 +62,14 @@ class FromScratch(GradientLearner):
             }
         return {f"{part}.{name}": w for part in ("net", "head") for name, w in draw(getattr(self, part), key + len(part)).items()}
 
+    def places(self, context: Context, k: int | Tensor) -> Tensor | slice:
+        """Which examples of the support the minibatch of step k has."""
+        n = context.support.y.shape[0]
+        return inner.minibatch(context.key, n, self.batch, k) if 0 < self.batch < n else slice(None)
+
     def examples(self, context: Context, k: int | Tensor) -> Batch:
         """The minibatch of step k."""
-        n = context.support.y.shape[0]
-        return context.examples(inner.minibatch(context.key, n, self.batch, k) if 0 < self.batch < n else slice(None))
+        return context.examples(self.places(context, k))
 
     def norms_by(self, context: Context) -> Tensor:
         """The support as nets see it that normalise queries by it; for others it does not matter, and nothing is fetched."""

@@ -1,0 +1,163 @@
+"""Which files of a folder are mislabelled? A weight for each of them, from learners that weigh their training data.
+Each learner trains on a part of the folder; between them they see every file several times (``data.covering``)."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from metarun.algorithm import Algorithm, State
+from metarun.data.base import ImageDataset
+from metarun.data.covering import Covering, joined
+from metarun.data.episodes import Split
+from metarun.errors import UserError
+from metarun.inner import upcast
+from metarun.predict.contact_sheet import Answer, draw
+from metarun.problem import Problem, best_guess
+from metarun.protocols.base import AfterAdaptation, Arrays, Scores
+from metarun.run import Run
+from metarun.storage.files import replace_file
+from metarun.task import Task
+
+TIMES = 3  # learners that see a file, at least
+LISTED = 10  # suspects that a run prints
+SHOWN, BESIDE = 48, 24  # suspects on the sheet, and classes of which there are trusted pictures above them
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(AfterAdaptation):
+    """What a learner makes of every example that it was trained on."""
+
+    name = "audit"
+
+    def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """``rows`` [n] of the data, ``weights`` [n] and ``probabilities`` [n, way], of the task's ``classes`` [way]."""
+        context = task.context
+        logits = upcast(best_guess(algorithm.predict(state, context.examples().x)))
+        found = {"rows": context.support.x, "classes": context.classes, "probabilities": logits.softmax(-1)}
+        return found | {"weights": algorithm.example_weights(state)}
+
+    def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
+        return {}, []
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One file, and what learners made of it."""
+
+    file: str  # its path below the root
+    label: str  # the class it lies in
+    weight: float  # mean over the learners; 1: it counts like any other
+    looks_like: str  # the most probable of the classes that it was beside
+    probability: float  # of that class, 0..1, in the mean over the learners that knew it
+    row: int  # in the data
+
+
+def possible(run: Run) -> bool:
+    """Whether a run's method and data are such that its files can be judged."""
+    data = run.data
+    there = isinstance(data, ImageDataset) and any(split.files for split in data.splits.values())
+    return there and "weights" in run.algorithm.exports and run.spec["eval"].whole
+
+
+def covering(run: Run) -> Covering:
+    """The training sets by which all the data of a run are judged.
+
+    Raises:
+        UserError: there are no training sets of images.
+    """
+    if not isinstance(run.data, ImageDataset) or not run.spec["eval"].whole:
+        raise UserError(f"weights are of examples of whole training sets: {run.title} has none; train with episode=dataset")
+    return Covering(joined(run.data.splits.values()), run.spec["eval"], run.valid.root.seed, run.device, TIMES)
+
+
+def judge(run: Run, asked: AfterAdaptation, after_block: Callable[[int, int], None]) -> tuple[Split, Arrays]:
+    """The data, all splits as one, and what is noted of the learner of every training set; ``after_block`` hears how many are done."""
+    episodes = covering(run)
+    n = episodes.length or 0
+    return episodes.data, run.engine.score(run.algorithm, episodes, n, asked, lambda done: after_block(done, n))
+
+
+def over_learners(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
+    """Of values [...] of the ``rows`` [...] of n examples, the mean for each example [n]; NaN where there is none."""
+    rows = rows.astype(np.int64).ravel()
+    counts = np.bincount(rows, minlength=n)
+    with np.errstate(invalid="ignore"):
+        found: np.ndarray = np.bincount(rows, values.ravel(), minlength=n) / counts
+    return found
+
+
+def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n: None) -> tuple[Split, list[Judged]]:
+    """The data of a run, and all its files, the most suspicious first: those of the smallest weight."""
+    data, arrays = judge(run, Audit("last"), after_block)
+    n = len(data.images)
+    weights = over_learners(arrays["weights"], arrays["rows"], n)
+    # Pairs of an example and a class that it was beside, as one number each: of these the most probable.
+    pairs = (arrays["rows"][..., None] * data.classes + arrays["classes"][:, None]).astype(np.int64)
+    known, where = np.unique(pairs, return_inverse=True)
+    means = over_learners(arrays["probabilities"], where, len(known))
+    rows, classes = np.divmod(known, data.classes)
+    order = np.lexsort((-means, rows))
+    best = order[np.unique(rows[order], return_index=True)[1]]
+    labels = np.repeat(np.arange(data.classes), data.counts)
+    found = [
+        Judged(_name(data, i, labels[i]), data.names[labels[i]], float(weights[i]), data.names[classes[at]], float(means[at]), i)
+        for i, at in enumerate(best)
+    ]
+    return data, sorted(found, key=lambda judged: judged.weight)
+
+
+def _name(data: Split, row: int, label: int) -> str:
+    """What a row of the data is called: its file, or the class and a number."""
+    return data.files[row] if data.files else f"{data.names[label]}/{row - int(data.starts[label]):04d}"
+
+
+def table(judged: Sequence[Judged]) -> bytes:
+    """A CSV of all files, the most suspicious first."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(["file", "class", "weight", "looks_like", "probability"])
+    for one in judged:
+        writer.writerow([one.file, one.label, f"{one.weight:.6f}", one.looks_like, f"{one.probability:.6f}"])
+    return out.getvalue().encode(errors="surrogateescape")
+
+
+def sheet(path: Path, title: str, data: Split, judged: Sequence[Judged]) -> None:
+    """A picture of the most suspicious files, beside pictures of their classes that weigh much."""
+    shown = judged[:SHOWN]
+    classes = list(dict.fromkeys(one.label for one in shown))[:BESIDE]
+    trusted = [(one.label, data.images[one.row].cpu().numpy()) for one in reversed(judged) if one.label in classes]
+    answers = [
+        Answer(one.file, data.images[one.row].cpu().numpy(), {one.looks_like: one.probability}, one.label, f"weight {one.weight:.2f}")
+        for one in shown
+    ]
+    lines = [
+        title,
+        f"the {len(shown)} most suspicious of {len(judged):,} files; above them, of their classes, the pictures that weigh most",
+    ]
+    draw(path, lines, sorted(trusted, key=lambda one: classes.index(one[0])), answers, "file")
+
+
+def export(run: Run, out: Path, picture: Path | None) -> dict[str, Any]:
+    """Write a weight for every file to ``out``, a CSV, and the sheet, if one is wanted; returns what was written.
+
+    Raises:
+        UserError: see ``covering``.
+    """
+    data, judged = suspects(run)
+    replace_file(out, lambda handle: handle.write(table(judged)))
+    if picture:
+        sheet(picture, run.title, data, judged)
+    return {"weights": str(out), "files": len(judged), "sheet": picture and str(picture), "suspects": listed(judged)}
+
+
+def listed(judged: Sequence[Judged]) -> list[dict[str, Any]]:
+    """The most suspicious, for a summary."""
+    return [{"file": one.file, "class": one.label, "weight": round(one.weight, 4), "looks_like": one.looks_like} for one in judged[:LISTED]]
