@@ -59,7 +59,7 @@ class Algorithm(nn.Module, ABC):
             ``protocols.rivals``, and ``rival``.
         query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
-            (``example_weights``).
+            (``example_weights``); ``optimizer``, of a learned rule.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 

@@ -38,6 +38,7 @@ class LearnedOptimizer(ByRule):
     """
 
     every_state = True
+    exports = ("optimizer",)
     rivals: Mapping[str, Sequence[float]] = {
         "sgd": decades(-3, 1),
         "momentum": decades(-4, 0),
