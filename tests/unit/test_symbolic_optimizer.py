@@ -98,7 +98,7 @@ def test_programs_beside_each_other_are_programs_alone() -> None:
 
 
 def test_formulas_say_what_the_interpreter_does() -> None:
-    """Evaluated, they give the next weight and memories; but where an operation is guarded, as a division by zero, on which they are silent."""
+    """Evaluated, they give the next weight and memories; on guards, as against division by zero, they are silent."""
     gradient, weight, memories = random(1, seed=1), random(1, seed=2), random(programs.MEMORIES, 1, seed=3)
     compared = 0
     for rule in descendants(30):
@@ -185,14 +185,13 @@ def test_without_a_search_its_constants_are_learned_by_their_gradient() -> None:
 
 
 def test_what_cannot_be_searched_is_refused() -> None:
+    run = Run(small("algo=maml", "optim=ageing"))
     with pytest.raises(UserError, match=r"optim=ageing searches programs, and this method has none"):
-        run = Run(small("algo=maml", "optim=ageing"))
         AgeingEvolution(2, 1, 1).train_on(run.engine, run.algorithm, run.episodes("train"), None, 0.0)  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"algo\.instructions=5 is too few: the longest seed has 13"):
         Run(quadratics("algo=symbolic_optimizer", "algo.instructions=5"))
     with pytest.raises(UserError, match=r"algo\.seeds has 'adom': choose one or more of sgd, momentum"):
         Run(quadratics("algo=symbolic_optimizer", "algo.seeds=[adom]"))
-    values = quadratics(*SEARCH, "optim.sample=13")
+    run = Run(quadratics(*SEARCH, "optim.sample=13"))
     with pytest.raises(UserError, match=r"optim\.sample=13 and optim\.children=4 go up to optim\.population=12"):
-        run = Run(values)
         run.valid.optim.build(run.algorithm.groups())
