@@ -2,10 +2,10 @@
 
 python scripts/bench_optimizers.py [--rounds 7] [--write]
 
-The loop is what users of higher or learn2learn write: a functional net, torch.autograd.grad for the slope, torch's own LSTM cells or modules
-for the rule, one task after the other, the sum of the losses back through all steps. Before anything is timed both must find the same
-meta-gradient. Both take turns in one process with one thread; a round is one meta-update. Peak memory is that of a process of its own
-for each horizon. --write: the table goes to docs/optimizers.md. Ends with an error if the speed-up is below 5, or memory grows.
+The loop is what users of higher or learn2learn write: a functional net, torch.autograd.grad for the slope, torch's own cells or modules for
+the rule, one task after the other, the sum of the losses back through all steps. Before anything is timed both must find the same
+meta-gradient. Both take turns in one process with one thread; a round is one meta-update. Peak memory is that of a process of its own for
+each horizon. --write: the table goes to docs/optimizers.md. Ends with an error if the speed-up is below 5, or memory grows.
 """
 
 from __future__ import annotations

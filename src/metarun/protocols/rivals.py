@@ -108,6 +108,7 @@ class Rivals(Protocol):
             apart = statistics(arrays["score"][:, -1] - theirs[:, -1])
             found[f"{OF}{name}"] = statistics(theirs[:, -1]) | {
                 "rate": rate,
+                "loss": float(arrays[f"{name} loss"][:, -1].mean()),
                 "difference": apart["mean"],
                 "difference_ci95": apart["ci95"],
             }

@@ -27,7 +27,7 @@ def decades(low: int, high: int) -> list[float]:
 class LearnedOptimizer(ByRule):
     """A rule with meta-parameters, which are all that is learned:
 
-        min  mean over tasks of Σ_k f(θ_k),   f the loss of the query
+        min  mean over tasks of Σ_k f(θ_k),   f the loss of the query      (the last f alone, unless ``every_state``)
 
     The sum is cut after every ``inner_steps`` steps, and goes on in the next meta-update from where it was: ``horizon`` steps in all.
 
@@ -56,7 +56,8 @@ class LearnedOptimizer(ByRule):
         self.inner_steps, self.unrolls = inner_steps, horizon // inner_steps
 
     def objective(self, states: Sequence[Training], task: Task, progress: float) -> tuple[Tensor, Metrics]:
-        answers = [self.predict(state, task.query.x) for state in states[1:]]
+        judged = states[1:] if self.every_state else states[-1:]
+        answers = [self.predict(state, task.query.x) for state in judged]
         losses = torch.stack([self.problem.loss(answer, task.query.y) for answer in answers])
         return losses.sum(), {"loss": losses[-1], self.problem.metric: self.problem.score(answers[-1], task.query.y)}
 
