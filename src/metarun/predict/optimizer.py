@@ -41,7 +41,7 @@ def export(run: Run, out: Path, picture: Path | None) -> dict[str, Any]:
     return {"optimizer": str(out), "method": run.values["algo"]["name"], "numbers": sum(w.numel() for w in weights.values())}
 
 
-def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> LearnedOptimizer:
+def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> Optimizer:
     """A learned optimizer for the parameters of any net, as those of ``torch.optim``.
 
     Args:
@@ -52,10 +52,10 @@ def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> Learn
     Raises:
         UserError: no such file, or no such optimizer in it.
     """
-    return LearnedOptimizer(params, _read(Path(file)), lr)
+    return Optimizer(params, _read(Path(file)), lr)
 
 
-class LearnedOptimizer(torch.optim.Optimizer):
+class Optimizer(torch.optim.Optimizer):
     """A rule of metarun's at work on parameters, each by itself.
 
     Args:

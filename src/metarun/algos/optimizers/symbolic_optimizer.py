@@ -65,10 +65,11 @@ class SymbolicOptimizer(LearnedOptimizer, Evolvable):
             wrong = f"algo.seeds has '{min(unknown)}'" if rates and seeds else "algo.seeds and algo.rates have none"
             raise ValueError(f"{wrong}: choose one or more of {', '.join(programs.SEEDS)}, and one or more rates")
         super().__init__(net, problem, **settings)
-        self.beginnings = [programs.seed(name, rate, instructions) for name in seeds for rate in rates]
-        self.register_buffer("program", self.beginnings[0].program.clone())
+        self.instructions, self.beginnings = instructions, [(name, rate) for name in seeds for rate in rates]
+        first = self.seeds()[0]
+        self.register_buffer("program", first["program"])
         self.program: Tensor
-        self.logits = nn.Parameter(self.beginnings[0].logits.clone())
+        self.logits = nn.Parameter(first["logits"])
 
     def remember(self, fast: Fast) -> Running:
         weights = flat(fast)
@@ -90,7 +91,7 @@ class SymbolicOptimizer(LearnedOptimizer, Evolvable):
         return shaped(weights - registers[programs.UPDATE], fast), memory._replace(memories=memories)
 
     def seeds(self) -> list[Word]:
-        return [rule._asdict() for rule in self.beginnings]
+        return [programs.seed(name, rate, self.instructions)._asdict() for name, rate in self.beginnings]
 
     def child(self, parent: Word, key: Tensor) -> Word:
         return programs.mutated(Rule(**parent), inner.uniform(key, (7,)).tolist())._asdict()
