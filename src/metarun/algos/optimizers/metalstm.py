@@ -82,8 +82,7 @@ class MetaLSTM(GradientLearner):
 
     def examples(self, context: Context, k: int | Tensor) -> Batch:
         """Minibatch k of the support."""
-        n = context.support.y.shape[0]
-        return context.examples(inner.minibatch(context.key, n, self.batch, k) if 0 < self.batch < n else slice(None))
+        return context.examples(inner.places(context.key, context.support.y.shape[0], self.batch, k))
 
     def slope(self, fast: Fast, examples: Batch) -> tuple[Tensor, Tensor]:
         """The loss [] of examples and its gradient [coordinates], as constants."""
