@@ -63,7 +63,7 @@ def test_a_grid_asks_for_the_last_score_of_every_pair() -> None:
 
 
 def test_all_stand_in_one_curve_and_a_trained_run_can_be_asked_later(tmp_path: Path) -> None:
-    words = ["protocol=rivals", "protocol.rivals.only=[sgd,adam]", "protocol.rivals.sparse=3"]
+    words = ["protocol=rivals", "protocol.rivals.only=[sgd,adam]", "protocol.rivals.sparse=3", "logger.pictures=true"]
     values = quadratics(*words)
     summary = train(values, tmp_path / "run")
     test = summary["test"]

@@ -59,10 +59,11 @@ def formulas(rule: Rule) -> list[str]:
     update = registers[UPDATE]
     needed, lines = _memories(update, written), []
     for new in needed:  # grows on the way
-        lines.append(f"{new} = {_printed(written[new], values)}")
+        lines.append(f"{new} = {_text(_simplest(written[new], values))}")
         needed += [one for one in _memories(written[new], written) if one not in needed]
-    text = _printed(update, values)
-    return [*sorted(lines), "w' = w" if update == 0 else f"w' = w - {f'({text})' if update.is_Add else text}"]
+    update = _simplest(update, values)
+    taken_off = f"({_text(update)})" if update.is_Add or str(update).startswith("-") else _text(update)
+    return [*sorted(lines), "w' = w" if update == 0 else f"w' = w - {taken_off}"]
 
 
 def _memories(formula: Expr, written: dict[Symbol, Expr]) -> list[Symbol]:
@@ -71,10 +72,14 @@ def _memories(formula: Expr, written: dict[Symbol, Expr]) -> list[Symbol]:
     return [new for new in written if str(new).rstrip("'") in names]
 
 
-def _printed(formula: Expr, values: Mapping[Symbol, float]) -> str:
+def _simplest(formula: Expr, values: Mapping[Symbol, float]) -> Expr:
     formula = formula.subs(values)
-    if sympy.count_ops(formula) < LONG:
-        formula = min((formula, sympy.simplify(formula), sympy.expand(formula)), key=sympy.count_ops)
+    if sympy.count_ops(formula) >= LONG:
+        return formula
+    return min((formula, sympy.simplify(formula), sympy.expand(formula)), key=sympy.count_ops)
+
+
+def _text(formula: Expr) -> str:
     text: str = sympy.sstr(formula.xreplace({number: _rounded(float(number)) for number in formula.atoms(sympy.Float)}), full_prec=False)
     return text
 
