@@ -38,8 +38,8 @@ FASTER = 5.0
 GROWTH = 1.1  # of the peak memory from the shortest to the longest horizon, at most
 HORIZONS = (20, 100, 500, 2500)
 WORKS = {
-    "quadratics, LSTM 20-20, 128 tasks of 20 steps": "experiment=quadratics_lstm",
-    "glyphs, MLP 144-32-10, MLP optimizer, 8 tasks of 20 steps": "experiment=glyphs_optimizer",
+    "quadratics, LSTM 20-20, 124 tasks of 20 steps": "experiment=quadratics_lstm",
+    "glyphs, MLP 144-32-10, MLP optimizer, 4 tasks of 20 steps": "experiment=glyphs_optimizer",
 }
 PLAIN = ["device=cpu", "logger=quiet"]
 
@@ -143,7 +143,7 @@ def perceptron(learner: Any) -> Callable[..., Any]:
             plain = [v * root for v in (g, *unbiased)]
             sized = [by_size(v.flatten()).view(v.shape) for v in (w, g, *unbiased, root)]
             direction, size = learner.mlp(torch.stack([*plain, *sized], -1)).unbind(-1)
-            moved[name] = w - learner.scale * direction * size.exp()
+            moved[name] = w - learner.scale * (direction + plain[1] * learner.nominal) * size.exp()
             kept.append((means, square))
         return moved, kept
 

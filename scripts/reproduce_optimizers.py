@@ -25,8 +25,8 @@ from metarun.session.python import evaluate
 matplotlib.use("agg")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 PICTURES = PAGE.parent / "pictures"
-RIVALS = "protocol=rivals protocol.rivals.only=[momentum,adam]"
-IMAGES = "experiment=glyphs_optimizer protocol=rivals"
+RIVALS = "protocol=rivals protocol.rivals.only=[momentum,adam] protocol.rivals.sparse=2"
+IMAGES = "experiment=glyphs_optimizer protocol=rivals protocol.rivals.sparse=2"
 SYMBOLIC = "experiment=quadratics_symbolic protocol=rivals"
 # What the optimizer was not trained on: name, and words of `metarun eval`.
 TRANSFERS = {

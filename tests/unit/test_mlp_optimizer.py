@@ -40,16 +40,18 @@ def by_hand(algorithm: Any, weights: list[np.ndarray], slopes: list[list[np.ndar
             for n, (matrix, bias) in enumerate(layers):
                 x = x @ matrix.T + bias
                 x = np.maximum(x, 0) if n < len(layers) - 1 else x
-            update = (x[:, 0] * np.exp(x[:, 1])).reshape(g.shape)
+            adam = (unbiased[0] * root).ravel() if algorithm.nominal else 0.0
+            update = ((x[:, 0] + adam) * np.exp(x[:, 1])).reshape(g.shape)
             if algorithm.normalise:
                 update = update / np.sqrt((update**2).mean() + 1e-16)
             weights[i] = weights[i] - algorithm.scale * update
     return weights
 
 
+@pytest.mark.parametrize("nominal", [False, True])
 @pytest.mark.parametrize("normalise", [False, True])
-def test_it_is_what_numpy_makes_of_the_equations(normalise: bool) -> None:
-    algorithm, _ = built(f"algo.normalise={str(normalise).lower()}")
+def test_it_is_what_numpy_makes_of_the_equations(normalise: bool, nominal: bool) -> None:
+    algorithm, _ = built(f"algo.normalise={str(normalise).lower()}", f"algo.nominal={str(nominal).lower()}")
     shapes = {"a": (3, 4), "b": (4,)}
     fast = {name: random(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
     slopes = [{name: random(*shape, seed=10 * t + i) for i, (name, shape) in enumerate(shapes.items())} for t in range(5)]
@@ -87,12 +89,25 @@ def test_permuted_coordinates_have_permuted_updates() -> None:
     assert not torch.allclose(plain["w"], fast["w"])
 
 
-def test_a_last_layer_of_zeros_leaves_the_weights_where_they_are() -> None:
-    algorithm, task = built()
+def silenced(*words: str) -> list[Any]:
+    """States of training with a last layer of zeros."""
+    algorithm, task = built(*words)
     for p in algorithm.mlp[-1].parameters():
         nn.init.zeros_(p)
-    first, *_, last = adapt(algorithm, task.context, 4)
+    return list(adapt(algorithm, task.context, 6))
+
+
+def test_a_last_layer_of_zeros_leaves_the_weights_where_they_are() -> None:
+    first, *_, last = silenced("algo.nominal=false")
     assert same(last.fast, first.fast)
+
+
+def test_or_it_is_adam() -> None:
+    run = Run(regression("supervised", "net.sizes=[5]", "net.activation=tanh", "algo.rule=adam", "algo.rate=0.1", "algo.test_steps=6"))
+    task = double(select(run.episodes("train").batch([1]), 0))
+    for mine, theirs in zip(silenced("algo.scale=0.1"), adapt(run.algorithm.double(), task.context, 6), strict=True):
+        for name, w in theirs.fast.items():
+            torch.testing.assert_close(mine.fast[name], w, rtol=1e-5, atol=1e-5)
 
 
 def test_numbers_stay_numbers_without_a_gradient() -> None:

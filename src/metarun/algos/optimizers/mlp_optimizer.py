@@ -1,5 +1,5 @@
 """A small multilayer perceptron, the same for every coordinate, turns a gradient and its running means into an update.
-After Celo2: Moudgil, Knyazev, Belilovsky 2026, arXiv:2602.19142; the form is Metz et al. 2022, arXiv:2203.11860."""
+After Celo2 (Moudgil, Knyazev, Belilovsky 2026, arXiv:2602.19142), with the nominal term of Harrison et al. 2022, arXiv:2209.11208."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from metarun.runtime.private import tree_map
 DECAYS = (0.9, 0.99, 0.999)  # of the running means of gradients
 SQUARES = 0.999  # of that of their squares
 SEEN = 6 + 1 + len(DECAYS)  # numbers that the net sees of a coordinate
+NOMINAL = 1  # where among these Adam's step stands
 TINY = 1e-16  # below which a mean square is none
 
 
@@ -38,27 +39,36 @@ class MLPOptimizer(LearnedOptimizer):
 
         m_j ← β_j m_j + (1 − β_j) g  for β = .9, .99, .999,   v ← .999 v + .001 g²,   hats: without their bias towards 0, as Adam's
         (d, s) = MLP_ω(g/√v̂, m̂_j/√v̂; θ, g, m̂_j, 1/√v̂, each over its root mean square in the tensor)
-        u = d exp(s),   θ ← θ − scale · u,   or u over its root mean square in the tensor where ``normalise`` is set
+        u = (m̂_1/√v̂ + d) exp(s),   θ ← θ − scale · u,   or u over its root mean square in the tensor where ``normalise`` is set
 
-    Nothing of it depends on the size of the loss, or on what the net is.
+    m̂_1/√v̂, Adam's step, is the ``nominal`` term: training begins near Adam at the rate ``scale``. Nothing of the rule depends on the
+    size of the loss, or on what the net is.
 
     Deviations from Celo2: (1) Neither orthogonalisation nor Adam for biases: its ``celo2-base``. (2) g/√v̂ and m̂_j/√v̂ are seen as they
     are, too: they tell noise from a slope, so that steps can shrink without a schedule. (3) ``normalise`` is off, as a step of one
     length cannot end, where Celo2 has a schedule by hand. (4) Trained by back-propagation unless ``optim.gradient=pes``, which is
-    Celo2's. (5) No factored second moments, no adaptive clipping.
+    Celo2's. (5) No factored second moments, no adaptive clipping. (6) The nominal term, which Celo2 lacks.
 
     Args:
         net, problem, settings: as of ``LearnedOptimizer``.
         hidden: units of each of the two hidden layers.
         scale: of the updates.
-        normalise: see above.
+        normalise, nominal: see above.
     """
 
     def __init__(
-        self, net: Net, problem: Problem, *, hidden: Annotated[int, Ge(1)], scale: Annotated[float, Gt(0)], normalise: bool, **settings: Any
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        hidden: Annotated[int, Ge(1)],
+        scale: Annotated[float, Gt(0)],
+        normalise: bool,
+        nominal: bool,
+        **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
-        self.scale, self.normalise = scale, normalise
+        self.scale, self.normalise, self.nominal = scale, normalise, nominal
         self.mlp = nn.Sequential(
             nn.Linear(SEEN, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
         )  # fmt: skip
@@ -79,7 +89,10 @@ class MLPOptimizer(LearnedOptimizer):
         gradients = tree_map(mean, memory.gradients, grads)
         squares = tree_map(lambda old, g: SQUARES * old + (1 - SQUARES) * g * g, memory.squares, grads)
         seen = [self.seen(*leaves, k) for leaves in zip(fast.values(), grads.values(), gradients.values(), squares.values())]
-        direction, size = self.mlp(torch.cat(seen)).unbind(-1)
+        numbers = torch.cat(seen)
+        direction, size = self.mlp(numbers).unbind(-1)
+        if self.nominal:
+            direction = direction + numbers[:, NOMINAL]
         updates = (direction * size.exp()).split([w.numel() for w in fast.values()])
         moved = {
             name: w - self.scale * (by_size(update) if self.normalise else update).view(w.shape)
