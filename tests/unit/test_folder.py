@@ -58,6 +58,8 @@ def test_divides_classes(root):
     assert [len(names[split]) for split in ("train", "val", "test")] == [4, 2, 2]
     assert sorted(itertools.chain(*names.values())) == [f"c{i}" for i in range(8)]
     assert data.input_shape == (1, 8, 8)
+    for part in data.splits.values():  # every image knows its file
+        assert part.files == [f"{name}/{j}.png" for name in part.names for j in range(3)]
     assert data.classes == 4
     for part in data.splits.values():
         for name, start, count in zip(part.names, part.starts, part.counts, strict=True):

@@ -45,12 +45,8 @@ class Weighted(FromScratch):
         net, problem, settings: as of ``FromScratch``.
         rule: ``sgd``, ``momentum`` (.9), ``nesterov`` (.9), ``rmsprop`` (.99) or ``adam`` (.9, .999).
         rate: learning rate.
-
-    Attributes:
-        mode: how the gradient of a step is differentiated, see ``inner.gradient``; ``none`` where nothing goes back through steps.
     """
 
-    mode: inner.Mode = "none"
     kinds = frozenset({"classification"})
     exports = ("weights",)
 
@@ -83,9 +79,7 @@ class Weighted(FromScratch):
         places = self.places(context, k)
         batch = context.examples(places)
         weights, own = self.weigh(state, batch, context, k)
-        through = self.mode != "none"
-        grads = inner.gradient(self.weighted_loss, state.fast if through else inner.constant(state.fast), weights, *batch, mode=self.mode)
-        grads = grads if through else inner.constant(grads)
+        grads = inner.constant(inner.gradient(self.weighted_loss, inner.constant(state.fast), weights, *batch, mode="none"))
         fast, memory = RULES[self.rule].step(state.fast, grads, state.memory, k, self.rate)
         total, visits = (self._noted(sums, places, new) for sums, new in ((state.total, weights), (state.visits, torch.ones_like(weights))))
         return state._replace(fast=fast, memory=memory, total=total, visits=visits, own=own)

@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.algos.optimizers._scratch import Fast
-from metarun.algos.weights._weighing import Training, Weighted
+from metarun.algos.weights._weighing import Training, Weighted, to_mean_one
 from metarun.nets.base import Net, draw
 from metarun.problem import Problem
 from metarun.runtime.private import tree_map
@@ -36,15 +36,19 @@ class MetaWeight(Weighted):
         θ ← rule(θ, ∇_θ (1/n) Σ_i V(ℓ_i; Θ) ℓ_i(θ))                with the new Θ            (equation 5)
 
     V's input is a constant: its gradient in θ does not count. Θ begins at random in every task and is learned along with θ; there is
-    nothing to meta-learn across tasks, and a run goes straight to its test. A constant V is plain training at rate · V.
+    nothing to meta-learn across tasks, and a run goes straight to its test. A constant V is plain training (at rate · V, if it is not
+    ``normalised``).
 
-    Deviation: the rate stays as it is; the paper divides it by 10 twice.
+    Deviations: (1) the rate stays as it is; the paper divides it by 10 twice. (2) With ``normalised`` a minibatch's values are divided by
+    their mean, in both places: Θ then learns which examples count for more, not that larger steps lower the loss, by which V soon is 1 for
+    all. Without, it is the paper's.
 
     Args:
         net, problem, settings: as of ``Weighted``.
         hidden: units of the weighting net.
         meta_rate: of Adam.
         meta_decay: weight decay of Θ, an L2 penalty as in torch's Adam.
+        normalised: see above.
     """
 
     def __init__(
@@ -55,10 +59,11 @@ class MetaWeight(Weighted):
         hidden: Annotated[int, Ge(1)],
         meta_rate: Annotated[float, Gt(0)],
         meta_decay: Annotated[float, Ge(0)],
+        normalised: bool,
         **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
-        self.meta_rate, self.meta_decay = meta_rate, meta_decay
+        self.meta_rate, self.meta_decay, self.normalised = meta_rate, meta_decay, normalised
         self.weigher = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 1), nn.Sigmoid()).requires_grad_(False)
 
     def ready(self, context: Context) -> WeightNet:
@@ -66,9 +71,9 @@ class MetaWeight(Weighted):
         return WeightNet(weights, inner.no_moments(weights))
 
     def values(self, weights: Fast, losses: Tensor) -> Tensor:
-        """V [n] of losses [n], 0..1."""
+        """The weights [n] of examples with these losses [n]."""
         found: Tensor = functional_call(self.weigher, weights, (losses[:, None],))
-        return found[:, 0]
+        return to_mean_one(found[:, 0]) if self.normalised else found[:, 0]
 
     def ahead_by(self, weights: Fast, losses: Tensor, fast: Fast, batch: Batch, clean: Batch) -> Tensor:
         """The loss on clean examples after a step by this weighting net; pure, differentiable in its ``weights``."""

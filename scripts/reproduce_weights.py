@@ -1,0 +1,261 @@
+"""The tables of docs/learned-data.md on weighted training data: imbalance, flipped labels, and files in wrong folders.
+
+python scripts/reproduce_weights.py [--omniglot FOLDER] [--cifar FOLDER] [--runs outputs/weights] [--only TABLE] [--write]
+
+Every row is a run of metarun; a finished one is not repeated. --write puts the tables into the page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from reproduce_search import finished
+from torch import Tensor
+
+from metarun.adaptation import asked
+from metarun.algorithm import Algorithm, State
+from metarun.config.compose import compose, resolve
+from metarun.config.stored import read_config
+from metarun.data.episodes import draws, episode_keys
+from metarun.inner import upcast
+from metarun.predict import audit
+from metarun.problem import best_guess
+from metarun.protocols.base import AfterAdaptation, Arrays, Scores, statistics
+from metarun.protocols.episodes import OfEpisodes
+from metarun.protocols.weights import auroc
+from metarun.run import Run
+from metarun.task import Task
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "learned-data.md"
+PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
+PLANTED, LOOKED_AT = 0.05, 50  # of the files, renamed into a wrong class; and how many of the most suspicious are judged
+
+# By table: what a row is called, and its words.
+ALONE = "algo=supervised episode.corrupt=none episode.rate=0"
+ROWS = {
+    "imbalance": {
+        "plain training": "algo=supervised algo.test_steps=2000",
+        "random weights": "algo=random_weights algo.test_steps=2000",
+        "hard mining": "algo=hard_mining algo.test_steps=2000 algo.batch=500",
+        "class ratio": "algo=ratio algo.test_steps=2000",
+        "Meta-Weight-Net": "algo=metaweight",
+        "L2RW": "algo=l2rw",
+        "the 10 clean examples alone": f"{ALONE} shot=5",
+        "as many images of both classes": f"{ALONE} shot=2500",
+    },
+    "flips": {
+        "plain training": "algo=supervised",
+        "random weights": "algo=random_weights",
+        "Meta-Weight-Net": "algo=metaweight",
+        "L2RW": "algo=l2rw",
+        "the 200 clean examples alone": f"{ALONE} shot=20",
+        "no label flipped": ALONE,
+    },
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--omniglot", type=Path, help="folder of the Omniglot archives")
+    parser.add_argument("--cifar", type=Path, help="folder of cifar_fs.zip")
+    parser.add_argument("--runs", type=Path, default=Path("outputs/weights"), help="folder of the runs")
+    parser.add_argument("--only", choices=[*ROWS, *FOLDERS], help="one of the tables")
+    parser.add_argument("--write", action="store_true", help="put the tables into docs/learned-data.md")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    tables: dict[str, Callable[[], str]] = {name: partial(table, name, options.runs) for name in ROWS}
+    for name, folder in FOLDERS.items():
+        if source := getattr(options, name):
+            tables[name] = partial(wrong_folders, folder, source, options.runs / name)
+    for name in [options.only] if options.only else tables:
+        text = tables[name]()
+        print(text, flush=True)
+        if options.write:
+            marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+            page = PAGE.read_text(encoding="utf-8")
+            before, after = marked.search(page).groups()  # type: ignore[union-attr]
+            PAGE.write_text(marked.sub(lambda _: before + text + after, page), encoding="utf-8")  # noqa: B023
+
+
+# Training sets of invented characters.
+
+
+def table(name: str, runs: Path) -> str:
+    """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
+    words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
+    folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
+    found = {row: finished(line, folders[row], "engine.threads=1") for row, line in words.items()}
+    errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
+    text = "| training | error, % | less that of L2RW | AUROC of clean against flipped |\n| --- | --- | --- | --- |\n"
+    for row, error in errors.items():
+        less = "–" if row == "L2RW" else shown(error - errors["L2RW"])
+        area = (found[row]["test"] or {}).get("weights_auroc")
+        told = f"{area['mean']:.3f} ± {area['ci95']:.3f}" if area else "–"
+        text += f"| {row} | {shown(error)} | {less} | {told} |\n"
+        if row == "plain training" and name == "flips":
+            stopped, steps = early(folders[row])
+            label = f"plain training, stopped by the clean examples, after {min(steps)} to {max(steps)} steps"
+            text += f"| {label} | {shown(stopped)} | {shown(stopped - errors['L2RW'])} | – |\n"
+    if name == "imbalance":  # where nothing is wrong there is nothing to be told from
+        text = "\n".join(line.rpartition(" | ")[0] + " |" for line in text.splitlines()) + "\n"
+    commands = "\n".join(f"metarun {line}" for line in words.values())
+    return f"{text}\n```\n{commands}\n```\n"
+
+
+def shown(values: np.ndarray) -> str:
+    """Mean ± 1.96 standard errors."""
+    found = statistics(values)
+    return f"{found['mean']:.2f} ± {found['ci95']:.2f}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnClean(OfEpisodes):
+    """As ``protocol=episodes``, and beside it the accuracy on the clean examples after the same steps."""
+
+    def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
+        clean, query, score = task.context.clean, task.query, algorithm.problem.score
+        points = self.points(algorithm.steps(task.context, False), task.context.support.y.shape[0])
+
+        def read(state: State, answer: Tensor) -> dict[str, Tensor]:
+            n = query.y.shape[0]
+            return {"score": score(answer[:n], query.y), "clean": score(answer[n:], clean.y)}
+
+        return asked(algorithm, task.context, torch.cat([query.x, clean.x]), points, read, scanned=scanned)  # type: ignore[no-any-return]
+
+
+EVERY = 20  # steps between those among which the clean examples choose
+
+
+@dataclass(frozen=True, kw_only=True)
+class Often(OnClean):
+    """After every ``EVERY`` steps."""
+
+    def points(self, steps: int, examples: int) -> Sequence[int]:
+        return range(0, steps + 1, EVERY)
+
+
+def early(folder: Path) -> tuple[np.ndarray, list[int]]:
+    """Test errors [training sets] in percent of a run after the steps at which the clean examples are answered best, and these steps."""
+    run = Run(read_config(folder))
+    arrays = run.engine.score(
+        run.algorithm, run.episodes("test"), run.valid.trainer.values["test_episodes"], Often("all"), lambda done: None
+    )
+    best = arrays["clean"].argmax(1)
+    return 100 - 100 * np.take_along_axis(arrays["score"], best[:, None], 1)[:, 0], [EVERY * int(i) for i in best]
+
+
+# Files in wrong folders.
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder of real pictures in which some lie in a wrong class."""
+
+    archive: str
+    member: re.Pattern[str]  # of the archive: class and name
+    words: str
+
+
+FOLDERS = {
+    "omniglot": Folder(
+        "images_background_small1.zip",
+        re.compile(r"images_background_small1/([^/]+/[^/]+)/([^/.]+\.png)"),
+        "data.size=28 data.channels=1 data.invert=true way=20",
+    ),
+    "cifar": Folder(
+        "cifar_fs.zip",
+        re.compile(r"cifar_fs/train/([^/]+)/([^/.]+\.png)"),
+        "way=16 shot=80 query=5 episode.clean=10 algo.batch=100 algo.test_steps=400",
+    ),
+}
+
+
+def planted(folder: Folder, source: Path, root: Path) -> set[str]:
+    """Unpack the pictures below ``root``, ``PLANTED`` of them in a class folder drawn at random; their paths below the root."""
+    noted = root.with_suffix(".json")
+    if noted.is_file():
+        return set(json.loads(noted.read_text(encoding="utf-8")))
+    with zipfile.ZipFile(source / folder.archive) as packed:
+        found = {
+            (match[1].replace("/", "-"), match[2]): name for name in sorted(packed.namelist()) if (match := folder.member.fullmatch(name))
+        }
+        classes = sorted({label for label, _ in found})
+        keys = episode_keys(0, "planted", range(len(found)))
+        order, other = (draws(keys, stream, ()) for stream in (0, 1))
+        chosen = set(np.argsort(order)[: round(PLANTED * len(found))].tolist())
+        wrong = []
+        for i, ((label, file), name) in enumerate(found.items()):
+            if i in chosen:
+                label = classes[(classes.index(label) + 1 + int(other[i] * (len(classes) - 1))) % len(classes)]
+                file = f"planted-{file}"
+                wrong.append(f"{label}/{file}")
+            path = root / label / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(packed.read(name))
+    noted.write_text(json.dumps(wrong), encoding="utf-8")
+    return set(wrong)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses(AfterAdaptation):
+    """The loss of every example under a net that was trained on it."""
+
+    name = "losses"
+
+    def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        x, y = task.context.examples()
+        logits = upcast(best_guess(algorithm.predict(state, x)))
+        return {"rows": task.context.support.x, "loss": torch.nn.functional.cross_entropy(logits, y, reduction="none")}
+
+    def summarise(self, problem: Any, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
+        return {}, []
+
+
+def wrong_folders(folder: Folder, source: Path, runs: Path, rows: Sequence[str] = ("metaweight", "l2rw")) -> str:
+    """Precision among the most suspicious files, and AUROC, of weights and of the rivals that learn none."""
+    root = runs / "photos"
+    wrong = planted(folder, source, root)
+    base = f"experiment=mislabelled data.root=PHOTOS {folder.words}"
+    text = f"| the most suspicious files by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
+    commands = ""
+    for algo in rows:
+        words = f"{base} algo={algo}"
+        finished(words, runs / algo, f"data.root={root}", "engine.threads=1")
+        with (runs / algo / "weights.csv").open(encoding="utf-8", newline="") as file:
+            listed = [(row["file"], float(row["weight"])) for row in csv.DictReader(file)]
+        text += judged(f"weight, `algo={algo}`", [name for name, _ in listed], np.array([weight for _, weight in listed]), wrong)
+        commands += f"metarun {words}\n"
+    run = Run(resolve(compose([*base.replace("PHOTOS", str(root)).split(), "algo=supervised", "algo.rule=momentum", *PLAIN])))
+    data, arrays = audit.judge(run, Losses("last"), lambda done, n: None)
+    losses = audit.over_learners(arrays["loss"], arrays["rows"], len(data.images))
+    text += judged("loss of a plain net", data.files or [], -losses, wrong)
+    images = data.images.flatten(1).double()
+    labels = torch.from_numpy(np.repeat(np.arange(data.classes), data.counts))
+    member = torch.nn.functional.one_hot(labels).double()
+    counts = member.sum(0)[labels][:, None]
+    others = ((member.T @ images)[labels] - images) / (counts - 1)
+    text += judged("distance to the mean of its class, pixels", data.files or [], -(images - others).norm(dim=1).numpy(), wrong)
+    text += f"| chance | {len(wrong) / len(data.images):.2f} | .500 |\n"
+    return f"{text}\n{len(data.images):,} files, {len(wrong)} of them in a wrong class.\n\n```\n{commands}```\n"
+
+
+def judged(row: str, files: Sequence[str], weights: np.ndarray, wrong: set[str]) -> str:
+    """A row: of files with weights [n], the lower the more suspicious."""
+    marks = np.array([name in wrong for name in files])
+    first = np.argsort(weights, kind="stable")[:LOOKED_AT]
+    return f"| {row} | {marks[first].mean():.2f} | {auroc(weights, marks):.3f} |\n"
+
+
+if __name__ == "__main__":
+    main()
