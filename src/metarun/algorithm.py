@@ -38,26 +38,24 @@ class Algorithm(nn.Module, ABC):
         kinds: names of the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
-        zero_shot: the support is an attribute vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
+        reads: how it meets the support. ``examples``: all at once. ``one_by_one``: inner step k reads example k of ``inner.order``,
+            whatever comes later, so that answers on the way can be judged (``protocols.presentations``). ``minibatches``: through
+            ``Context.examples`` alone, some at a time; it may then be a whole training set, of which a task holds places in what all
+            tasks share. ``attributes``: a vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
         unrolls: meta-updates per training task, with ``inner_steps`` steps in each: more than 1 where the inner loop is too long for one,
             and is cut (truncated back-propagation). States are then handed on from one meta-update to the next, without their graph.
         label_dependent: the answer may depend on which class got which label (a learned head does, prototypes do not).
         ordered: the answer may depend on the order of the support's examples, minibatches included, though the key stays the same.
-        sequential: inner step k reads example k of ``inner.order``, whatever comes later, so that answers on the way can be judged (see
-            ``protocols.presentations``).
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
-        by_minibatch: the support is read through ``Context.examples`` alone, some at a time: it may then be a whole training set, of
-            which a task holds places in what all tasks share.
         fits_any_net: what is learned depends on neither the net nor the number of classes: a trained learner can be tested with others.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
         rivals: methods of old for the same tasks, by name with the numbers, such as rates, among which development tasks choose: see
             ``protocols.rivals``, and ``rival``.
-        query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
             (``example_weights``); ``optimizer``, of a learned rule.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
@@ -68,19 +66,16 @@ class Algorithm(nn.Module, ABC):
     test_steps: int = 0
     fixed_way: bool = False
     every_state: bool = False
-    zero_shot: bool = False
+    reads: Literal["examples", "one_by_one", "minibatches", "attributes"] = "examples"
     unrolls: int = 1
     label_dependent: bool = False
     ordered: bool = False
-    sequential: bool = False
     pairwise: bool = False
     encodes: bool = False
-    by_minibatch: bool = False
     fits_any_net: bool = False
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
     rivals: Mapping[str, Sequence[float]] = MappingProxyType({})
-    query_bytes: int = 0
     exports: tuple[str, ...] = ()
     batchable: bool = True
 
@@ -138,8 +133,8 @@ class Algorithm(nn.Module, ABC):
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
-        support, query, more = task.context.support.y.shape[0], task.query.y.shape[0], task.context.unlabelled.shape[0]
-        return Footprint(support + query + more, support if train else 0, query * self.query_bytes)
+        support, query, more = len(task.context.support.y), len(task.query.y), len(task.context.unlabelled)
+        return Footprint(support + query + more, support if train else 0)
 
     def rival(self, name: str, number: float) -> Algorithm:
         """The method ``name`` of ``rivals`` with this number, for the same problem.

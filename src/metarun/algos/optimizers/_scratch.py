@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import torch
@@ -32,7 +31,7 @@ class FromScratch(GradientLearner):
     """
 
     label_dependent = True
-    by_minibatch = True
+    reads = "minibatches"
 
     def __init__(
         self,
@@ -87,14 +86,6 @@ class FromScratch(GradientLearner):
 
     def predict(self, state: Any, x: Tensor) -> Tensor:
         return functional_call(self, state.fast, (x, state.support_x))
-
-
-def size_and_sign(values: Tensor, p: float) -> Tensor:
-    """Numbers [...] as size and sign [..., 2]: (log|x| / p, sign x), or (−1, eᵖ x) below e⁻ᵖ (arXiv:1606.04474, appendix A)."""
-    size = values.abs()
-    large = size >= math.exp(-p)
-    logarithm = torch.where(large, torch.log(torch.where(large, size, 1.0)) / p, -1.0)
-    return torch.stack([logarithm, torch.where(large, values.sign(), math.exp(p) * values)], -1)
 
 
 def flat(fast: Fast) -> Tensor:

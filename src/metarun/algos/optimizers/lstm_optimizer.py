@@ -9,9 +9,10 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from metarun import inner
 from metarun.algos.optimizers._gates import Gates
 from metarun.algos.optimizers._learned import LearnedOptimizer
-from metarun.algos.optimizers._scratch import Fast, flat, shaped, size_and_sign
+from metarun.algos.optimizers._scratch import Fast, flat, shaped
 from metarun.nets.base import Net
 from metarun.nets.lstm import LSTMCell
 from metarun.problem import Problem
@@ -95,4 +96,4 @@ class LSTMOptimizer(LearnedOptimizer):
 
     def inputs(self, gradient: Tensor) -> Tensor:
         """A gradient [coordinates] as the first cell sees it, [coordinates, 1 or 2]."""
-        return size_and_sign(gradient, self.preprocess) if self.preprocess else gradient[:, None]
+        return inner.log_and_sign(gradient, self.preprocess) if self.preprocess else gradient[:, None]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.algos.optimizers._gates import Gates
-from metarun.algos.optimizers._scratch import Fast, flat, shaped, size_and_sign
+from metarun.algos.optimizers._scratch import Fast, flat, shaped
 from metarun.learners import GradientLearner
 from metarun.nets.base import Net
 from metarun.nets.lstm import LSTMCell
@@ -75,7 +75,7 @@ class MetaLSTM(GradientLearner):
 
     def step(self, state: Learning, context: Context, k: int | Tensor) -> Learning:
         loss, gradient = self.slope(state.fast, self.examples(context, k))
-        seen = [size_and_sign(values, self.preprocess) for values in (gradient, loss.expand_as(gradient))]
+        seen = [inner.log_and_sign(values, self.preprocess) for values in (gradient, loss.expand_as(gradient))]
         output, cell = self.cell(torch.cat([*seen, state.output], -1), state.cell)
         weights, gates = self.gates(output, flat(state.fast), gradient, state.gates)
         return Learning(shaped(weights, state.fast), state.support_x, output, cell, gates)
