@@ -87,7 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         if p.device not in self._rules:
             self._rules[p.device] = deepcopy(self._rule).to(p.device)
         rule, state = self._rules[p.device], self.state[p]
-        weight, slope = p.detach().float(), p.grad.float()  # type: ignore[union-attr]
+        weight, slope = p.detach().float(), p.grad.float()
         start, form = tree_flatten(rule.remember({ONE: weight}))
         # torch gives all that it loads of a state the type of the parameter.
         kept: list[Tensor] = [leaf.to(like.dtype) for leaf, like in zip(state.get("memory", start), start)]

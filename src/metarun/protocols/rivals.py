@@ -84,9 +84,9 @@ class Rivals(Protocol):
     def decided(self, problem: Problem, arrays: Arrays) -> Protocol:
         means: dict[str, dict[float, float]] = {}
         for pair, scores in arrays.items():
-            name, _, rate = pair.partition(" ")
+            name, _, number = pair.partition(" ")
             mean = float(scores.mean())
-            means.setdefault(name, {})[float(rate)] = np.inf if np.isnan(mean) else -mean if problem.higher_is_better else mean
+            means.setdefault(name, {})[float(number)] = np.inf if np.isnan(mean) else -mean if problem.higher_is_better else mean
         best = {name: min(found, key=lambda rate: found[rate]) for name, found in means.items()}
         for name, rate in best.items():
             if rate in (min(means[name]), max(means[name])):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -11,8 +10,9 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun.algorithm import Algorithm, Metrics
-from metarun.algos.optimizers._by_rule import ByRule, Training
+from metarun.algos.optimizers._by_rule import ByRule, Memory, Training
 from metarun.algos.optimizers._rules import RULES
+from metarun.algos.optimizers._scratch import Fast
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.runtime.replica import replica
@@ -64,5 +64,9 @@ class LearnedOptimizer(ByRule):
     def rival(self, name: str, number: float) -> Algorithm:
         """This learner, its weights moved by the rule ``name`` of old at the rate ``number`` instead."""
         other, rule = replica(self), RULES[name]
-        other.__dict__.update(remember=rule.begin, advance=partial(rule.step, rate=number))
+
+        def advance(fast: Fast, grads: Fast, memory: Memory, k: int | Tensor) -> tuple[Fast, Memory]:
+            return rule.step(fast, grads, memory, k, number)
+
+        other.__dict__.update(remember=rule.begin, advance=advance)
         return other
