@@ -71,7 +71,7 @@ class Optimizer(torch.optim.Optimizer):
         self._rules: dict[torch.device, ByRule] = {}
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One step; ``closure``, if given, computes the loss and its gradients anew, and its value is returned."""
         loss = None
         if closure is not None:
@@ -80,18 +80,18 @@ class Optimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None:
-                    self._move(p, group["lr"])
+                    self._move(p, p.grad, group["lr"])
         return loss
 
-    def _move(self, p: nn.Parameter, lr: float) -> None:
+    def _move(self, p: nn.Parameter, slope: Tensor, lr: float) -> None:
         if p.device not in self._rules:
             self._rules[p.device] = deepcopy(self._rule).to(p.device)
         rule, state = self._rules[p.device], self.state[p]
-        weight, slope = p.detach().float(), p.grad.float()
+        weight = p.detach().float()
         start, form = tree_flatten(rule.remember({ONE: weight}))
         # torch gives all that it loads of a state the type of the parameter.
         kept: list[Tensor] = [leaf.to(like.dtype) for leaf, like in zip(state.get("memory", start), start)]
-        moved, memory = rule.advance({ONE: weight}, {ONE: slope}, tree_unflatten(kept, form), state.get("step", 0))
+        moved, memory = rule.advance({ONE: weight}, {ONE: slope.float()}, tree_unflatten(kept, form), state.get("step", 0))
         state["step"], state["memory"] = state.get("step", 0) + 1, tree_flatten(memory)[0]
         p.add_((moved[ONE] - weight).to(p.dtype), alpha=lr)
 
