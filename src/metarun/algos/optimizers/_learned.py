@@ -41,8 +41,8 @@ class LearnedOptimizer(ByRule):
     exports = ("optimizer",)
     rivals: Mapping[str, Sequence[float]] = {
         "sgd": decades(-3, 1),
-        "momentum": decades(-4, 0),
-        "nesterov": decades(-4, 0),
+        "momentum": decades(-3, 1),
+        "nesterov": decades(-3, 1),
         "rmsprop": decades(-4, 0),
         "adam": decades(-4, 0),
     }
