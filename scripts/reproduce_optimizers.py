@@ -29,13 +29,14 @@ RIVALS = "protocol=rivals protocol.rivals.only=[momentum,adam] protocol.rivals.s
 IMAGES = "experiment=glyphs_optimizer protocol=rivals protocol.rivals.sparse=2"
 SYMBOLIC = "experiment=quadratics_symbolic protocol=rivals"
 FEW = "trainer.val_episodes=10 trainer.test_episodes=40"
+FEWER = "trainer.val_episodes=5 trainer.test_episodes=20"
 # What the optimizer was not trained on: name, and words of `metarun eval`.
 TRANSFERS = {
     "width 128": "net.sizes=[128]",
     "three hidden layers": "net.sizes=[32,32,32]",
     "tanh": "net.activation=tanh",
-    "500 steps": "algo.test_steps=500",
-    "a CNN of four layers": "net=conv4 net.hidden=8 net.down=stride",
+    "500 steps": f"algo.test_steps=500 {FEWER}",
+    "a CNN of four layers": f"net=conv4 net.hidden=8 net.down=stride {FEWER}",
 }
 STEPS = (20, 50, 100)
 NAMES = {"sgd": "SGD", "momentum": "momentum", "nesterov": "Nesterov", "rmsprop": "RMSprop", "adam": "Adam"}
@@ -79,8 +80,9 @@ def tested(run: Path, name: str, words: str) -> Summary:
 def images(runs: Path) -> tuple[str, Figure]:
     """Table and picture of the MLP optimizer on images."""
     own = trained(IMAGES, runs / "mlp")
-    found = {"as trained": own} | {name: tested(runs / "mlp", name, f"{words} {RIVALS} {FEW}") for name, words in TRANSFERS.items()}
+    found = {"as trained": own} | {name: tested(runs / "mlp", name, f"{RIVALS} {FEW} {words}") for name, words in TRANSFERS.items()}
     text = rows(own) + f"\nTrained and tested by `metarun {IMAGES}`\n\n"
+    text += f"Tests on others add `{RIVALS} {FEW}`.\n\n"
     text += "| tested on | MLP optimizer | momentum | Adam | its difference to the better one, task by task | with `metarun eval RUN` |\n"
     text += "| --- | --- | --- | --- | --- | --- |\n"
     for name, summary in found.items():
