@@ -145,8 +145,8 @@ def page(table: str, found: dict[str, dict[str, Any]], folders: dict[str, Path])
     for name in found:
         text += f"| {name} | {' | '.join(row(table, found, folders, name))} | {found[name]['wall_s']:.0f} |\n"
     for name, summary in found.items():
-        if name == "learned" and "learned" in summary:
-            text += policy(summary["learned"])
+        if name == "learned" and "augmentation" in summary["found"]:
+            text += policy(summary["found"]["augmentation"])
     return text + "\n```\n" + "".join(f"metarun {words} data.root=PATH\n" for words in RUNS[table].values()) + "```\n"
 
 

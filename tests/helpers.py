@@ -138,7 +138,8 @@ def regression(algo: str, *words: str) -> dict[str, Any]:
 
 def quadratics(*words: str) -> dict[str, Any]:
     """A resolved config of a tiny run on functions of three numbers, by the LSTM optimizer in 3 meta-updates of 2 steps, or by another."""
-    few = ["data.size=3", "trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3", "optim.lr=0.01"]
+    few = ["data.size=3", "trainer.iterations=7", "trainer.meta_batch=4", "trainer.val_every=3"]
+    few += [] if any(word.startswith("optim=") for word in words) else ["optim.lr=0.01"]
     few += ["trainer.val_episodes=4", "trainer.test_episodes=4", "device=cpu", "logger=quiet", "engine.chunk=20"]
     if any(word.startswith("algo=") for word in words):
         return resolve(compose(["experiment=quadratics", *few, *words]))

@@ -4,7 +4,8 @@ An algorithm knows neither engine, trainer, device, logger nor config."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, Protocol
 
 from torch import Tensor, nn
@@ -59,13 +60,16 @@ class Algorithm(nn.Module, ABC):
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
+        fits_any_net: what is learned depends on neither the net nor the number of classes: a trained learner can be tested with others.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         continues: one learner can meet tasks one after the other, by ``carry_on`` (see ``protocols.continual``).
         searches: the method chooses between the alternatives of a net, which must have some (``Net.architecture``).
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
+        rivals: methods of old for the same tasks, by name with the numbers, such as rates, among which development tasks choose: see
+            ``protocols.rivals``, and ``rival``.
         exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
-            (``example_weights``).
+            (``example_weights``); ``optimizer``, of a learned rule.
         players: of a game, the metrics that the groups of meta-parameters (``groups``) descend, one for each group, each holding the
             others constant; none where all of them descend the objective.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
@@ -82,10 +86,12 @@ class Algorithm(nn.Module, ABC):
     ordered: bool = False
     pairwise: bool = False
     encodes: bool = False
+    fits_any_net: bool = False
     keeps: Literal["auto", "states"] = "auto"
     continues: bool = False
     searches: bool = False
     attacks: bool = False
+    rivals: Mapping[str, Sequence[float]] = MappingProxyType({})
     exports: tuple[str, ...] = ()
     players: tuple[str, ...] = ()
     batchable: bool = True
@@ -160,6 +166,14 @@ class Algorithm(nn.Module, ABC):
         support, query, more = len(task.context.support.y), len(task.query.y), len(task.context.unlabelled)
         return Footprint(support + query + more, support if train else 0)
 
+    def rival(self, name: str, number: float) -> Algorithm:
+        """The method ``name`` of ``rivals`` with this number, for the same problem.
+
+        Raises:
+            KeyError: there is none of this name.
+        """
+        raise KeyError(name)
+
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
         return [{"params": list(self.parameters())}]
@@ -172,18 +186,20 @@ class Algorithm(nn.Module, ABC):
         """How the method changes images, if it has learned that."""
         return None
 
-    def learned(self) -> dict[str, dict[str, float]]:
-        """What was learned that people can read: rows of a table by name, numbers by column; empty where there is nothing of the kind."""
-        return {}
-
     @classmethod
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What another run begins with: of a trained learner's ``state_dict``, the net's weights by their names in the net."""
         return {name.removeprefix("net."): weight for name, weight in weights.items() if name.startswith("net.")}
 
     def found(self) -> dict[str, Any]:
-        """What meta-training has found beside weights, plain values by name, for the summary: by default of the net's form."""
+        """What meta-training has found that people can read, by name, for the summary: values, lines of text, or rows of a table with
+        numbers by column. By default the net's form."""
         return self.net.found()
+
+    @classmethod
+    def lasting(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Of a trained learner's ``state_dict``, what another one of this class is built of: by default all; the rest begins anew."""
+        return weights
 
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""

@@ -24,7 +24,7 @@ from metarun.errors import UserError
 from metarun.kernels import select as kernels
 from metarun.optim import MetaOptimizer
 from metarun.predict import audit
-from metarun.protocols.base import Scores, statistics
+from metarun.protocols.base import Arrays, Protocol, Scores, statistics
 from metarun.run import Run
 from metarun.runtime.distributed import World
 from metarun.runtime.memory import resident_peak
@@ -213,12 +213,9 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: S
     """
     found: dict[str, Any] = {}
     for asked in (protocol.after(development) for protocol in run.protocols):
-        episodes = run.episodes(split, asked)
-        n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
-        if not n:
-            raise UserError(f"trainer.{split}_episodes=0 leaves nothing to measure: add trainer.{split}_episodes=N")
-        with StopFlag() as stop:
-            arrays = asked_of(run.engine, run.algorithm, episodes, n, asked, tracker, split, stop)
+        if rehearsal := asked.rehearsal(run.algorithm):
+            asked = asked.decided(run.problem, _asked(run, "val", rehearsal, tracker))
+        arrays = _asked(run, split, asked, tracker)
         scores = asked.per_episode(arrays)
         if trouble := divergence(scores):
             log.warning("%s%s", split, trouble)
@@ -236,6 +233,16 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: S
 
                 figures.save(drawn, folder / name)
     return found
+
+
+def _asked(run: Run, split: str, asked: Protocol, tracker: Tracker) -> Arrays:
+    """What a protocol measures of a split."""
+    episodes = run.episodes(split, asked)
+    n = min(run.valid.trainer.values[f"{split}_episodes"], episodes.length or sys.maxsize)
+    if not n:
+        raise UserError(f"trainer.{split}_episodes=0 leaves nothing to measure: add trainer.{split}_episodes=N")
+    with StopFlag() as stop:
+        return asked_of(run.engine, run.algorithm, episodes, n, asked, tracker, split, stop)
 
 
 def summary_of(
@@ -295,8 +302,7 @@ def summary_of(
             "python": platform.python_version(),
         },
     }
-    learned = run.algorithm.learned()
-    return _json_able(summary | ({"learned": learned} if learned else {}))
+    return _json_able(summary)
 
 
 def _json_able(value: Any) -> Any:

@@ -364,6 +364,11 @@ def minibatch(key: Tensor, n: int, size: int, k: int | Tensor) -> Tensor:
     return order[place + torch.arange(size, device=key.device)]
 
 
+def places(key: Tensor, n: int, size: int, k: int | Tensor) -> Tensor | slice:
+    """``minibatch``, or all n examples where ``size`` is 0 or not below n."""
+    return minibatch(key, n, size, k) if 0 < size < n else slice(None)
+
+
 def _mix(x: Tensor) -> Tensor:
     """SplitMix64's finaliser on int64 tensors (two's complement wraps as uint64 does; shifts are made logical by masks)."""
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -0x40A7B892E31B1A47

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -25,6 +26,28 @@ class Adapted(NamedTuple):
 
     fast: dict[str, Tensor]  # adapted weights by parameter name
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
+
+
+Word = dict[str, Tensor]  # a candidate of a search: tensors by name
+
+
+class Evolvable(ABC):
+    """A method, parts of which a search changes that knows no gradient (``optim=ageing``).
+
+    A candidate comes to a task in ``Context.extras``, under the names of its tensors, so that tasks try different ones side by side.
+    """
+
+    @abstractmethod
+    def seeds(self) -> list[Word]:
+        """What a search begins with, one or more."""
+
+    @abstractmethod
+    def child(self, parent: Word, key: Tensor) -> Word:
+        """A candidate with a random change, determined by the key [] int64."""
+
+    @abstractmethod
+    def adopt(self, word: Word) -> None:
+        """Become this candidate."""
 
 
 class GradientLearner(Algorithm):

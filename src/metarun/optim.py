@@ -15,6 +15,8 @@ from metarun.algorithm import Algorithm
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
 from metarun.engine import Engine
+from metarun.errors import UserError
+from metarun.estimators.ageing import AgeingEvolution
 from metarun.estimators.evolution import Evolution
 
 Schedule = Literal["constant", "cosine", "linear"]
@@ -154,3 +156,39 @@ class MetaOptimizer:
             self.lr, self.direction = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
         self.steps = state.get("steps", 0)  # the first checkpoints lack it, and had no group that sits steps out
         self.torch.load_state_dict({name: state[name] for name in ("state", "param_groups")})
+
+
+class Ageing(MetaOptimizer):
+    """No gradient at all: ageing evolution of a method's programs, see ``AgeingEvolution``.
+
+    Args:
+        parameters: stay as the search sets them.
+        population: candidates that are alive, the method's seeds at first.
+        sample: of them, the best of whom has a child.
+        children: candidates that an iteration tries.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[nn.Parameter] | Iterable[dict[str, Any]],
+        *,
+        population: Annotated[int, Ge(1)],
+        sample: Annotated[int, Ge(1)],
+        children: Annotated[int, Ge(1)],
+    ) -> None:
+        if not (sample <= population and children <= population):
+            raise UserError(f"optim.sample={sample} and optim.children={children} go up to optim.population={population}")
+        plain: dict[str, Any] = {"weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "final_lr": 1.0}
+        super().__init__((), method="sgd", lr=1.0, momentum=0.0, clip_norm=None, clip_value=None, **plain)
+        self.search = AgeingEvolution(population, sample, children)
+
+    def estimate(
+        self, engine: Engine, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: Any, progress: float
+    ) -> tuple[dict[str, float], Any]:
+        return self.search.train_on(engine, algorithm, episodes, slots, progress)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.search.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.search.load_state_dict(state)

@@ -70,9 +70,10 @@ class Run:
         self.spec = {part: replace(spec, whole=spec.whole and by_minibatch) for part, spec in specs.items()}
         self.augment: Augment = valid.augment.build()
         self.augment.refuse(self.data.kind, self.data.input_shape, self.spec["train"], values["data"]["name"])
-        outputs = self.data.kind.outputs(valid.train)
+        anew = bool(trained) and valid.algo.target.fits_any_net
+        outputs = self.data.kind.outputs(valid.eval if anew else valid.train)
         shape = {"classes": self.data.classes * self.augment.versions, "outputs": outputs, "attributes": self.data.attributes}
-        if trained:
+        if trained and not anew:
             shape |= trained["problem"]
         self.problem = Problem(
             self.data.kind,
@@ -187,7 +188,8 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         return _build(valid, problem)
     with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
         shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
-    for name, tensor in trained["algorithm"].items():
+    kept = valid.algo.target.lasting(trained["algorithm"])
+    for name, tensor in kept.items():
         if list(tensor.shape) != shapes.get(name, list(tensor.shape)):
             raise UserError(
                 _other_channels(valid, problem, trained)
@@ -195,7 +197,9 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
             )
     algorithm = _build(valid, problem)
     try:
-        algorithm.load_state_dict(trained["algorithm"])
+        own = algorithm.state_dict()
+        anew = own.keys() - valid.algo.target.lasting(own).keys()
+        algorithm.load_state_dict(kept | {name: own[name] for name in anew})
     except RuntimeError as error:
         raise UserError(f"the checkpoint does not fit this configuration: {_last_line(error)}") from None
     return algorithm

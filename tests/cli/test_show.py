@@ -92,11 +92,11 @@ def test_an_answered_curve_is_the_learners():
 
 def test_a_learned_augmentation_is_told_and_drawn(metarun):
     trained = metarun("algo=learned_augment", *TINY, "algo.operations=[rotate,flip]", "hydra.run.dir=run", "--json")
-    assert set(trained.json["learned"]) == {"rotate", "flip"}
+    assert set(trained.json["found"]["augmentation"]) == {"rotate", "flip"}
     assert any("strongest" in line for line in trained.out)
     shown = metarun("show run --what augmentation --json")
     assert shown.json["picture"] == "run/show/train-augmentation-0.png"
-    assert shown.json["learned"] == trained.json["learned"]
+    assert shown.json["found"] == trained.json["found"]
     assert any(line.split()[:1] == ["rotate"] for line in shown.out)
 
 

@@ -121,6 +121,8 @@ def scores_before(values: dict[str, Any]) -> float:
 SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "hyperparameters": {"inner_steps": 8, "test_steps": 8},
+    "mlp_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16},
+    "symbolic_optimizer": {"inner_steps": 16, "horizon": 16, "test_steps": 16, "rates": [0.001]},
     "lstm": {"hidden": 64},
     "mann": {"hidden": 64, "slots": 32, "width": 16},
     "snail": {"filters": 32, "keys": [32, 32, 32], "values": [32, 32, 32]},
@@ -132,14 +134,14 @@ SETTINGS = {
     "dkt": {"length": 0.1},  # a process whose kernel suits these waves has little to learn
 }
 # Iterations: more, where what a task is has to be found out before anything can be learned of it; less, where a few numbers are learned.
-LONGER = {"lstm": 800, "cnp": 400, "incontext": 400, "hyperparameters": 50}
+LONGER = {"lstm": 800, "cnp": 400, "incontext": 400, "hyperparameters": 50, "symbolic_optimizer": 50}
 SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
 # optim.lr, where the common one is too large to classify by, or where logarithms of rates are learned.
-RATES = {"mann": 0.003, "snail": 0.003, "incontext": 0.003, "hyperparameters": 0.3}
+RATES = {"mann": 0.003, "snail": 0.003, "incontext": 0.003, "hyperparameters": 0.3, "symbolic_optimizer": 0.3}
 # A lower bar than the others': SGD with momentum from random weights reaches 0.42 to 0.49 in this test, at rates of 0.03 to 1.
-GAINS = {"hyperparameters": 0.1}
+GAINS = {"hyperparameters": 0.1, "mlp_optimizer": 0.1, "symbolic_optimizer": 0.1}
 # So few steps can fit a piece of the wave only.
-WAVES = {"lstm_optimizer": ["data.domain=[-2,2]"], "hyperparameters": ["data.domain=[-2,2]"]}
+WAVES = {algo: ["data.domain=[-2,2]"] for algo in ("lstm_optimizer", "mlp_optimizer", "symbolic_optimizer", "hyperparameters")}
 PULLING = {"rl2"}  # what has a memory to learn is tried with arms, in place of goals
 LEARNING = ["trainer.meta_batch=4", "trainer.val_every=200", "trainer.val_episodes=20", "trainer.test_episodes=40"]
 
@@ -149,7 +151,7 @@ def rate(algo: str) -> str:
     return f"optim.lr={RATES.get(algo, 0.01)}"
 
 
-PATIENT = {"lstm_optimizer", "lstm", "hyperparameters"}  # take ten seconds and more
+PATIENT = {"lstm_optimizer", "mlp_optimizer", "symbolic_optimizer", "lstm", "hyperparameters"}  # take ten seconds and more
 
 
 @pytest.mark.parametrize("algo", [pytest.param(algo, marks=pytest.mark.slow if algo in PATIENT else []) for algo in LEARNING_CLASSIFIERS])

@@ -180,11 +180,11 @@ def test_it_learns_to_mirror_where_that_helps_and_not_where_it_makes_another_cla
 
 def test_what_was_learned_is_in_the_summary_by_operation(tmp_path: Path) -> None:
     summary = train(classification("learned_augment", "algo.policy_lr=0.5"), tmp_path)
-    rows = summary["learned"]
+    rows = summary["found"]["augmentation"]
     assert list(rows) == list(STRONGEST)
     assert all(row["strongest"] == STRONGEST[name] and 0 < row["strength"] <= row["strongest"] for name, row in rows.items())
     assert any(abs(row["probability"] - 0.5) > 0.05 for row in rows.values()), (summary["best_step"], rows)
-    assert "learned" not in train(classification("maml"), tmp_path / "maml")
+    assert train(classification("maml"), tmp_path / "maml")["found"] == {}
 
 
 @pytest.mark.parametrize(

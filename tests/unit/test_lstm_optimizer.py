@@ -49,7 +49,10 @@ def test_a_linear_map_of_the_gradient_is_gradient_descent() -> None:
         theta = theta - 0.02 * 2 * rows.T @ (rows @ theta - y[:, 0])
 
 
-@pytest.mark.parametrize("words", [[], ["algo.preprocess=10"], ["algo.layers=1"]])
+GATES = "algo.output=gates"
+
+
+@pytest.mark.parametrize("words", [[], ["algo.preprocess=10"], ["algo.layers=1"], [GATES], [GATES, "algo.layers=1"]])
 def test_permuted_coordinates_have_permuted_updates(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, task = built(*words)
     order = torch.tensor([2, 0, 1])
@@ -59,8 +62,9 @@ def test_permuted_coordinates_have_permuted_updates(words: list[str], monkeypatc
     monkeypatch.setattr(algorithm, "weights", lambda key: {"head.weight": start[:, order]})
     for before, after in zip(straight, adapt(algorithm, permuted, 5)):
         torch.testing.assert_close(after.fast["head.weight"], before.fast["head.weight"][:, order], rtol=1e-10, atol=1e-12)
-        for part in ("outputs", "cells"):
-            torch.testing.assert_close(getattr(after, part), getattr(before, part)[:, order], rtol=1e-10, atol=1e-12)
+        for here, there in zip(after.memory, before.memory):
+            if isinstance(there, Tensor):
+                torch.testing.assert_close(here, there[:, order], rtol=1e-10, atol=1e-12)
     assert not torch.allclose(straight[-1].fast["head.weight"], start)
 
 
@@ -70,7 +74,7 @@ def test_a_last_layer_of_zeros_leaves_the_weights_where_they_are() -> None:
         nn.init.zeros_(p)
     first, *_, last = adapt(algorithm, task.context, 6)
     assert same(last.fast, first.fast)
-    assert not torch.equal(last.cells, first.cells)  # though it remembers what it saw
+    assert not torch.equal(last.memory.cells, first.memory.cells)  # though it remembers what it saw
 
 
 def test_the_cells_are_torchs_lstm() -> None:
@@ -88,8 +92,8 @@ def test_the_cells_are_torchs_lstm() -> None:
     states = list(adapt(algorithm, task.context, 6))
     gradients = torch.stack([flat(algorithm.slope(state.fast, task.context, k)) for k, state in enumerate(states[:-1])])
     outputs, (_, cells) = theirs(gradients[..., None])  # a sequence of 6, its batch the coordinates
-    torch.testing.assert_close(states[-1].outputs[-1], outputs[-1], rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(states[-1].cells, cells, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(states[-1].memory.outputs[-1], outputs[-1], rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(states[-1].memory.cells, cells, rtol=1e-10, atol=1e-12)
 
 
 def test_gradients_are_seen_as_size_and_sign() -> None:
@@ -133,6 +137,33 @@ def test_initial_weights_have_the_deviation_that_was_asked_for_and_nothing_to_do
     assert float(weights.std()) == pytest.approx(0.3, rel=0.05)
     uniform = inner.uniform(torch.tensor(4), (2000,))  # of the first shuffle
     assert abs(float(torch.corrcoef(torch.stack([weights.abs().float(), uniform]))[0, 1])) < 0.1
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("rate", "decay"), [(0.02, 1.0), (0.0, 1.0), (0.02, 0.9)])
+def test_constant_gates_are_gradient_descent_with_decay(layers: int, rate: float, decay: float) -> None:
+    algorithm, task = built(GATES, f"algo.layers={layers}")
+    assert len(algorithm.cells) == layers - 1  # the last one's state is the weights
+    with torch.no_grad():
+        for gate, value in ((algorithm.gates.rate, rate), (algorithm.gates.decay, decay)):
+            gate.weight.zero_()
+            gate.bias.copy_(torch.logit(torch.tensor([value], dtype=F64)))
+    rows, y = task.context.support
+    theta = algorithm.weights(task.context.key)["head.weight"][0]
+    for state in adapt(algorithm, task.context, 6):
+        torch.testing.assert_close(state.fast["head.weight"][0], theta, rtol=1e-12, atol=1e-14)
+        theta = decay * theta - rate * 2 * rows.T @ (rows @ theta - y[:, 0])
+
+
+def test_gates_are_learned_and_begin_near_small_steps_downhill() -> None:
+    algorithm, task = built(GATES, "algo.inner_steps=6")
+    states = list(adapt(algorithm, task.context, 6))
+    assert 0.005 < float(states[-1].memory.gates[0].detach().mean()) < 0.02
+    assert 0.98 < float(states[-1].memory.gates[1].detach().mean()) < 1
+    loss, _ = algorithm.objective(states, task, 0.0)
+    learned = {name: p for name, p in algorithm.named_parameters() if p.requires_grad}
+    assert {name.partition(".")[0] for name in learned} == {"cells", "gates"}
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(loss, list(learned.values())))
 
 
 def test_a_horizon_that_is_no_multiple_is_refused() -> None:

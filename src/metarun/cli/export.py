@@ -19,7 +19,9 @@ def parser() -> Parser:
         "RUN WHAT --out FILE",
         "Write what a run has learned to a file. WHAT is\n"
         "  weights   of a method that weighs its training data (l2rw, metaweight), after a run on data=folder with episode=dataset: a CSV\n"
-        "            with a weight for every file of the folder, the most suspicious first",
+        "            with a weight for every file of the folder, the most suspicious first\n"
+        "  optimizer of a learned optimizer (lstm_optimizer, mlp_optimizer, symbolic_optimizer): a .pt file for Python, where\n"
+        "            metarun.optimizer(FILE, params) is one of torch's optimizers",
     )
     parser.option("--out", metavar="FILE", required=True, help="where to")
     parser.option("--sheet", metavar="FILE.png", help="of weights: where to draw the most suspicious pictures")

@@ -39,7 +39,7 @@ def run(options: Namespace) -> dict[str, Any]:
         raise UserError(f"--index {index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
     folder, values = _configuration(options.words)
     from metarun import run
-    from metarun.cli.summary_table import show_learned
+    from metarun.cli.summary_table import show_found
     from metarun.drawing import figures
     from metarun.storage import checkpoint
     from metarun.tracking.console import start_logging
@@ -57,11 +57,10 @@ def run(options: Namespace) -> dict[str, Any]:
         figures.film(built, split, int(index), path)
     else:
         figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
-    learned = built.algorithm.learned() if trained and options.what == "augmentation" else {}
-    if learned:
-        show_learned(learned)
+    found = built.algorithm.found() if trained and options.what == "augmentation" else {}
+    show_found(found)
     print(path)
-    return {"picture": str(path), "answered": bool(answered)} | ({"learned": learned} if learned else {})
+    return {"picture": str(path), "answered": bool(answered)} | ({"found": found} if found else {})
 
 
 def _configuration(words: list[str]) -> tuple[Path | None, dict[str, Any]]:

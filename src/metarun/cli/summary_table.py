@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, continual, generalized, presentations, retrieval, weights
+from metarun.protocols import calibration, continual, generalized, presentations, retrieval, rivals, weights
 from metarun.protocols.verification import MEASURES
 from metarun.storage.foreign import printable
 from metarun.storage.run_folder import outputs_root, relative
@@ -40,8 +40,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
     at_once = [name for name in found if name.startswith(continual.AT_ONCE)]
+    beaten = [name for name in found if name.startswith(rivals.OF)]
     beside = {name for names in BESIDE.values() for name in names}
-    elsewhere = beside | {*calibration.NAMES, *generalized.MEASURES, *presented, *at_once, "curve"}
+    elsewhere = beside | {*calibration.NAMES, *generalized.MEASURES, *presented, *at_once, *beaten, "curve"}
     first = [name for name in found if name not in elsewhere]
     if first or summary["metric"] not in beside:
         out.print(_results(summary, splits, first or [summary["metric"]]), end="")
@@ -51,6 +52,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
             out.print(_results(summary, splits, measured), end="")
     if presented:
         out.print(_presentations(summary["test"] or summary["val"], presented), end="")
+    if beaten:
+        out.print(" rivals, each with the best of its rates on development tasks; and how far it is from the first row, episode by episode")
+        out.print(_rivals(summary["test"] or summary["val"], beaten), end="")
     out.print(" mean ± 95 % (1.96 standard errors) over episodes", style="dim")
     for split in (name for name in splits if name in summary["same_classes"]):
         out.print(f" {split}: the same {summary['way']} classes in every episode; ± does not say how others would fare", style="dim")
@@ -64,8 +68,7 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         out.print(_suspects(suspects), end="")
         out.print(f" all files: {relative(folder / 'weights.csv')}, pictures: {relative(folder / 'suspects.png')}\n", soft_wrap=True)
     norm = {"batch": "norm batch (transductive)", "none": "no norm (inductive)"}
-    if "learned" in summary:
-        show_learned(summary["learned"])
+    show_found(summary.get("found", {}))
     facts = [
         norm.get(summary["bn_mode"], f"norm {summary['bn_mode']} (inductive)"),
         f"best at iteration {summary['best_step']:,} of {summary['iterations']:,}",
@@ -75,24 +78,37 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
         + f", {summary['peak_memory_mb']:,.0f} MB at most",
     ]
     out.print(f" {facts[0]}   {facts[1]}\n {facts[2]}   {facts[3]}", style="dim")
-    if summary["found"]:
-        out.print(f" found: {', '.join(f'{name} {value}' for name, value in summary['found'].items())}", soft_wrap=True)
     out.print(f"\n run folder   {relative(folder)}", soft_wrap=True)
     if (folder / "tb").is_dir():
         out.print(f" TensorBoard  tensorboard --logdir {relative(outputs_root(folder))}", soft_wrap=True)
     out.print()
 
 
-def show_learned(rows: dict[str, dict[str, float]]) -> None:
-    """What a method has learned that people can read, see ``Algorithm.learned``."""
+def show_found(found: dict[str, Any]) -> None:
+    """What a method has found that people can read, see ``Algorithm.found``."""
+    out, plain = _console(), []
+    for name, value in found.items():
+        if isinstance(value, dict):
+            out.print(_rows(name, value), end="")
+            out.print()
+        elif isinstance(value, list):
+            out.print(*(f" {escape(line)}" for line in value), sep="\n", soft_wrap=True)
+            out.print()
+        else:
+            plain.append(f"{name} {value}")
+    if plain:
+        out.print(f" found: {', '.join(plain)}\n", soft_wrap=True)
+
+
+def _rows(name: str, rows: dict[str, dict[str, float]]) -> Table:
+    """A table with a row for each name, and a column for each of its numbers."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("learned")
-    for column in next(iter(rows.values())):
+    table.add_column(name)
+    for column in next(iter(rows.values()), {}):
         table.add_column(column, justify="right")
-    for name, numbers in rows.items():
-        table.add_row(name, *(f"{number:.3g}" for number in numbers.values()))
-    _console().print(table, end="")
-    print()
+    for row, numbers in rows.items():
+        table.add_row(row, *(f"{number:.3g}" for number in numbers.values()))
+    return table
 
 
 def _console() -> Console:
@@ -128,6 +144,17 @@ def _presentations(result: dict[str, Any], names: list[str]) -> Table:
     return table
 
 
+def _rivals(result: dict[str, Any], names: list[str]) -> Table:
+    """Methods of old on the same episodes."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in ("rival", "rate", "score", "difference"):
+        table.add_column(column, justify="left" if column == "rival" else "right")
+    for name in names:
+        apart = {"mean": result[name]["difference"], "ci95": result[name]["difference_ci95"]}
+        table.add_row(name.removeprefix(rivals.OF), f"{result[name]['rate']:g}", _mean_ci(result[name]), _mean_ci(apart))
+    return table
+
+
 def _suspects(suspects: list[dict[str, Any]]) -> Table:
     """The files of the user's folder that weigh least, which may be mislabelled."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
@@ -148,6 +175,8 @@ def _curve(curve: list[dict[str, Any]], over: str) -> Table:
     for point in shown:
         table.add_column(str(point["step"]), justify="right")
     table.add_row("test mean", *(_number(point["mean"]) for point in shown))
+    for name in curve[0].get("rivals", {}):
+        table.add_row(name, *(_number(point["rivals"][name]["mean"]) for point in shown))
     return table
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metarun.errors import UserError, nearest
-from metarun.predict import audit
+from metarun.predict import audit, optimizer
 from metarun.run import Run
 
 
@@ -19,7 +19,10 @@ class Export(NamedTuple):
     ending: str  # of the file
 
 
-EXPORTS = {"weights": Export(audit.export, "a weight for every file of the user's folder, the most suspicious first", ".csv")}
+EXPORTS = {
+    "weights": Export(audit.export, "a weight for every file of the user's folder, the most suspicious first", ".csv"),
+    "optimizer": Export(optimizer.export, "a learned optimizer, for metarun.optimizer(FILE, params)", ".pt"),
+}
 
 
 def chosen(what: str) -> Export:

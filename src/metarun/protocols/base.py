@@ -110,6 +110,14 @@ class Protocol(ABC):
         """As a test asks that knows the scores of validation."""
         return self
 
+    def rehearsal(self, algorithm: Algorithm) -> Protocol | None:
+        """What is asked of development tasks once, before the test, to choose by; None where there is nothing to choose."""
+        return None
+
+    def decided(self, problem: Problem, arrays: Arrays) -> Protocol:
+        """As a test asks after a rehearsal that has measured ``arrays``."""
+        return self
+
     @property
     def parts(self) -> tuple[Protocol, ...]:
         """The protocols that are measured here."""

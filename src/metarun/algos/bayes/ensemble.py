@@ -14,7 +14,6 @@ from torch.func import functional_call
 
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.algos.bayes._several import each
-from metarun.learners import Caller
 from metarun.nets.base import Net
 from metarun.problem import Gaussian, Problem, Samples
 from metarun.runtime.replica import Caller

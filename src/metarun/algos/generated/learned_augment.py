@@ -112,5 +112,5 @@ class LearnedAugment(Around):
     def augmentation(self) -> Policy | None:
         return self.policy
 
-    def learned(self) -> dict[str, dict[str, float]]:
-        return {} if self.policy is None else self.policy.table()
+    def found(self) -> dict[str, Any]:
+        return self.member.found() | ({} if self.policy is None else {"augmentation": self.policy.table()})

@@ -63,8 +63,7 @@ class FromScratch(GradientLearner):
 
     def places(self, context: Context, k: int | Tensor) -> Tensor | slice:
         """Which examples of the support the minibatch of step k has."""
-        n = context.support.y.shape[0]
-        return inner.minibatch(context.key, n, self.batch, k) if 0 < self.batch < n else slice(None)
+        return inner.places(context.key, context.support.y.shape[0], self.batch, k)
 
     def examples(self, context: Context, k: int | Tensor) -> Batch:
         """The minibatch of step k."""

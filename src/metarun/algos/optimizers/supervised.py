@@ -3,27 +3,19 @@ Robbins & Monro 1951; the rules: Polyak 1964, Sutskever et al. 2013, Tieleman & 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 from torch import Tensor
 
-from metarun.algos.optimizers._rules import RULES, Memory
-from metarun.algos.optimizers._scratch import Fast, FromScratch
+from metarun.algos.optimizers._by_rule import ByRule, Memory
+from metarun.algos.optimizers._rules import RULES
+from metarun.algos.optimizers._scratch import Fast
 from metarun.nets.base import Net
 from metarun.problem import Problem
-from metarun.task import Context
 
 
-class Training(NamedTuple):
-    """A net in training."""
-
-    fast: Fast  # weights by parameter name
-    support_x: Tensor  # [n, *input_shape] of the support, for nets that normalise queries by the support
-    memory: Memory  # of the rule
-
-
-class Supervised(FromScratch):
+class Supervised(ByRule):
     """Supervised training.
 
         θ_0 random,   θ_{k+1} = rule(θ_k, ∇L_{minibatch k}(θ_k))
@@ -49,11 +41,8 @@ class Supervised(FromScratch):
         super().__init__(net, problem, **settings)
         self.rule, self.rate = rule, rate
 
-    def begin(self, context: Context) -> Training:
-        fast = self.weights(context.key)
-        return Training(fast, self.norms_by(context), RULES[self.rule].begin(fast))
+    def remember(self, fast: Fast) -> Memory:
+        return RULES[self.rule].begin(fast)
 
-    def step(self, state: Training, context: Context, k: int) -> Training:
-        grads = self.slope(state.fast, context, k)
-        fast, memory = RULES[self.rule].step(state.fast, grads, state.memory, k, self.rate)
-        return state._replace(fast=fast, memory=memory)
+    def advance(self, fast: Fast, grads: Fast, memory: Memory, k: int | Tensor) -> tuple[Fast, Memory]:
+        return RULES[self.rule].step(fast, grads, memory, k, self.rate)

@@ -1,0 +1,153 @@
+"""Learned optimizers beside tuned rivals of old: on the net of their training, on others, five times as long; and a rule that was found.
+
+python scripts/reproduce_optimizers.py [--runs outputs/optimizers] [--only images symbolic] [--write]
+
+Every row is a command of metarun's, which the tables show; finished ones are not repeated. The learned optimizer is trained once, on one
+net; rivals are tuned anew on development tasks of every net. --write: tables and pictures go to docs/optimizers.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from metarun.config.compose import compose, resolve
+from metarun.experiment import train
+from metarun.session.python import evaluate
+
+matplotlib.use("agg")
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
+PICTURES = PAGE.parent / "pictures"
+RIVALS = "protocol=rivals protocol.rivals.only=[momentum,adam] protocol.rivals.sparse=2 trainer.curve=log"
+IMAGES = "experiment=glyphs_optimizer protocol=rivals protocol.rivals.sparse=2"
+SYMBOLIC = "experiment=quadratics_symbolic protocol=rivals"
+FEW = "trainer.val_episodes=10 trainer.test_episodes=40"
+FEWER = "trainer.val_episodes=5 trainer.test_episodes=20"
+# What the optimizer was not trained on: name, and words of `metarun eval`.
+TRANSFERS = {
+    "width 128": "net.sizes=[128]",
+    "three hidden layers": "net.sizes=[32,32,32]",
+    "tanh": "net.activation=tanh",
+    "500 steps": f"algo.test_steps=500 {FEWER}",
+    "a CNN of four layers": f"net=conv4 net.hidden=8 net.down=stride {FEWER}",
+}
+STEPS = (20, 50, 100)
+NAMES = {"sgd": "SGD", "momentum": "momentum", "nesterov": "Nesterov", "rmsprop": "RMSprop", "adam": "Adam"}
+PLAIN = ["device=cpu", "logger=quiet"]
+Summary = dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=Path, default=Path("outputs/optimizers"), help="folder of the runs; finished ones are not repeated")
+    parser.add_argument("--only", nargs="+", choices=("images", "symbolic"), default=("images", "symbolic"))
+    parser.add_argument("--write", action="store_true", help="put tables and pictures into docs/optimizers.md")
+    options = parser.parse_args()
+    for part in options.only:
+        text, figure = (images if part == "images" else symbolic)(options.runs)
+        print(text)
+        if options.write:
+            marked = re.compile(rf"(<!-- {part}: .*? -->\n).*?(<!-- /{part} -->)", re.DOTALL)
+            page = PAGE.read_text(encoding="utf-8")
+            PAGE.write_text(marked.sub(lambda found, text=text: found[1] + text + found[2], page), encoding="utf-8")
+            figure.savefig(PICTURES / f"optimizers_{part}.png", dpi=110)
+
+
+def trained(words: str, folder: Path) -> Summary:
+    """The summary of a run, from its folder if it is finished."""
+    if not (folder / "summary.json").is_file():
+        train(resolve(compose([*words.split(), *PLAIN])), folder)
+    summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary
+
+
+def tested(run: Path, name: str, words: str) -> Summary:
+    """The summary of a test of a run, kept beside it."""
+    kept = run.parent / f"{name.replace(' ', '_')}.json"
+    if not kept.is_file():
+        kept.write_text(json.dumps(evaluate(run, [*words.split(), *PLAIN])), encoding="utf-8")
+    summary: Summary = json.loads(kept.read_text(encoding="utf-8"))
+    return summary
+
+
+def images(runs: Path) -> tuple[str, Figure]:
+    """Table and picture of the MLP optimizer on images."""
+    own = trained(IMAGES, runs / "mlp")
+    found = {"as trained": own} | {name: tested(runs / "mlp", name, f"{RIVALS} {FEW} {words}") for name, words in TRANSFERS.items()}
+    text = rows(own) + f"\nTrained and tested by `metarun {IMAGES}`\n\n"
+    text += f"Tests on others add `{RIVALS} {FEW}`.\n\n"
+    text += "| tested on | MLP optimizer | momentum | Adam | its difference to the better one, task by task | with `metarun eval RUN` |\n"
+    text += "| --- | --- | --- | --- | --- | --- |\n"
+    for name, summary in found.items():
+        test, metric = summary["test"], summary["metric"]
+        rivals = [f"{percent(test[f'rival_{rule}'])} ({test[f'rival_{rule}']['rate']:g})" for rule in ("momentum", "adam")]
+        best = max((test[f"rival_{rule}"] for rule in ("momentum", "adam")), key=lambda one: one["mean"])
+        apart = percent({"mean": best["difference"], "ci95": best["difference_ci95"]}, "+")
+        words = TRANSFERS.get(name, "")
+        text += f"| {name} | {percent(test[metric])} | {' | '.join(rivals)} | {apart} | {f'`{words}`' if words else ''} |\n"
+    return text, panels(found, "accuracy on unseen images", ("momentum", "adam"))
+
+
+def symbolic(runs: Path) -> tuple[str, Figure]:
+    """Table and picture of the rule that was found for quadratic functions."""
+    own = trained(SYMBOLIC, runs / "symbolic")
+    formulas = "".join(f"    {line}\n" for line in own["found"]["rule"])
+    return f"{rows(own)}\n`metarun {SYMBOLIC}`, {own['wall_s'] / 60:.0f} minutes, found\n\n{formulas}", panels(
+        {"": own}, "loss", tuple(NAMES)
+    )
+
+
+def rows(summary: Summary) -> str:
+    """The curve of one test, a row for each method."""
+    curve, rivals = {point["step"]: point for point in summary["test"]["curve"]}, summary["test"]["curve"][0]["rivals"]
+    told = percent if summary["metric"] == "accuracy" else number
+    text = (
+        f"| | rate | {' | '.join(f'step {k}' for k in STEPS)} | its distance to it, task by task |\n| ---{' | ---' * (len(STEPS) + 2)} |\n"
+    )
+    text += f"| **{summary['algo']}** | | {' | '.join(told(curve[k]) for k in STEPS)} | |\n"
+    for name in rivals:
+        one = summary["test"][f"rival_{name}"]
+        apart = told({"mean": one["difference"], "ci95": one["difference_ci95"]}, "+")
+        text += f"| {NAMES[name]} | {one['rate']:g} | {' | '.join(told(curve[k]['rivals'][name]) for k in STEPS)} | {apart} |\n"
+    return text
+
+
+def percent(value: dict[str, float], sign: str = "") -> str:
+    return f"{100 * value['mean']:{sign}.1f} ± {100 * value['ci95']:.1f}".replace("-", "−")
+
+
+def number(value: dict[str, float], sign: str = "") -> str:
+    return f"{value['mean']:{sign}.3f} ± {value['ci95']:.3f}".replace("-", "−")
+
+
+def panels(found: dict[str, Summary], label: str, rivals: tuple[str, ...]) -> Figure:
+    """A panel for each test: the curves of all methods with their 95 % bands."""
+    wide = min(3, len(found))
+    figure = Figure(
+        figsize=(3.6 * wide + (3 if wide == 1 else 0), 3.2 * -(-len(found) // wide) + (1 if wide == 1 else 0)), layout="constrained"
+    )
+    for axes, (name, summary) in zip(np.ravel(figure.subplots(-(-len(found) // wide), wide, squeeze=False)), found.items()):
+        curve = summary["test"]["curve"]
+        steps = [point["step"] for point in curve]
+        for rule in ("", *rivals):
+            points = [point["rivals"][rule] if rule else point for point in curve]
+            mean, error = (np.array([point[key] for point in points], dtype=float) for key in ("mean", "ci95"))
+            (line,) = axes.plot(steps, mean, label=NAMES.get(rule, summary["algo"]), linewidth=1.3 if rule else 2.2)
+            axes.fill_between(steps, mean - error, mean + error, color=line.get_color(), alpha=0.2, linewidth=0)
+        axes.set(title=name, xlabel="step", ylabel=label)
+        if label == "loss":
+            axes.set_yscale("log")
+        axes.grid(alpha=0.3)
+    figure.axes[0].legend(fontsize=8)
+    return figure
+
+
+if __name__ == "__main__":
+    main()
