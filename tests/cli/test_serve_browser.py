@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import runpy
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from metarun import experiment
 from metarun.predict.page.app import Page
-from metarun.predict.page.learner import TrainedRun
+from metarun.predict.page.learner import Answer, TrainedRun
 from metarun.predict.page.server import listening
 
 driven = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "browser.py"))
@@ -26,18 +27,24 @@ LEVEL = [[(0.15, 0.5), (0.85, 0.5)]]
 GLYPHS = ["data=glyphs", "data.train_classes=8", "data.val_classes=8", "data.test_classes=8", "data.size=28", "trainer.iterations=1"]
 
 
-@pytest.fixture(scope="module")
-def address(tmp_path_factory):
-    """Of the page of a small prototypical network."""
-    run = tmp_path_factory.mktemp("served") / "run"
-    experiment.train(small("algo=protonet", *GLYPHS, "net.norm=layer"), run)
-    page = Page(TrainedRun(str(run)), ("127.0.0.1",))
-    with listening(page, "127.0.0.1", 0) as server:
+@contextmanager
+def served(learner):
+    """The address of a learner's page."""
+    with listening(Page(learner, ("127.0.0.1",)), "127.0.0.1", 0) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         yield f"http://127.0.0.1:{server.port}/"
         server.shutdown()
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    """Of the page of a small prototypical network."""
+    run = tmp_path_factory.mktemp("served") / "run"
+    experiment.train(small("algo=protonet", *GLYPHS, "net.norm=layer"), run)
+    with served(TrainedRun(str(run))) as page:
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +167,39 @@ def test_a_page_whose_program_has_ended_says_so(page):
     page.run("window.fetch = () => Promise.reject(new TypeError('refused'))")
     ask(page, BAR)
     page.until(lambda: "start metarun serve again" in page.text("#trouble"), "it is silent")
+
+
+class Unsure:
+    """A learner of exactly three classes that knows none of the pictures; it says how many steps it took by what it is sure of."""
+
+    about, ways, steps, together, channels = "unsure", 3, 7, True, 1
+
+    def see(self, path):
+        return np.zeros((1, 8, 8), np.uint8)
+
+    def learn(self, pictures, labels, steps):
+        steps = self.steps if steps is None else steps
+        return lambda queries: [Answer(None, steps / 100, dict.fromkeys(labels, steps / 100)) for _ in queries]
+
+
+def test_a_learner_of_so_many_classes_that_says_unknown(browser):
+    with served(Unsure()) as address:
+        browser.open(address)
+        browser.find("#tab-2")
+        assert browser.run("return document.querySelector('#new-class').disabled") is True
+        assert "depends on the others" in browser.text("#together")
+        assert browser.run("return document.querySelector('#steps').value") == "7"
+        for i in range(3):
+            browser.click(f"#tab-{i}")
+            teach(browser, BAR, f"class {i}")
+        for steps, number in (("9", "9.0 %"), ("", "7.0 %")):
+            browser.type("#steps", steps)
+            adapted(browser)
+            if steps == "9":
+                ask(browser, LEVEL)
+            shown = "return document.querySelector('.answer .number')?.textContent"
+            browser.until(lambda number=number, shown=shown: browser.run(shown) == number, browser.run(shown) or "no answer")
+        assert browser.text(".answer h3") == "unknown (none of the classes)"
 
 
 @pytest.mark.parametrize("width", [1280, 500])

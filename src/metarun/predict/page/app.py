@@ -107,7 +107,7 @@ class Page:
         except UserError as error:
             response = _json({"error": str(error)}, 400)
         except RequestEntityTooLarge:
-            response = _json({"error": f"larger than {BYTES // 1_000_000} MB"}, 413)
+            response = _json({"error": f"larger than {(request.max_content_length or 0) / 1e6:g} MB"}, 413)
         except HTTPException as error:
             response = _json({"error": f"{error.name.lower()}: {error.description}"}, error.code or 500)
         except RunError as error:

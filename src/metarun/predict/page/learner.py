@@ -42,7 +42,7 @@ class Learner(Protocol):
     together: bool
     channels: int
 
-    def see(self, path: Path) -> np.ndarray:
+    def see(self, path: Path, /) -> np.ndarray:
         """A picture's file as the net will see it, [channels, height, width] uint8.
 
         Raises:

@@ -164,7 +164,7 @@ async function adapt() {
   busy = true;
   render();
   try {
-    const steps = facts.steps === null ? null : Number($("steps").value);
+    const steps = facts.steps === null || $("steps").value === "" ? null : Number($("steps").value);
     const lesson = {classes: classes.map(one => ({name: one.name.trim(), pictures: one.pictures.map(picture => picture.id)})), steps};
     const taught = version;
     const shown = Object.fromEntries(classes.map(one => [one.name.trim(), one.pictures.slice(0, SHOWN)]));
@@ -272,6 +272,7 @@ async function begin() {
   $("steps").oninput = changed;
   $("adapt").onclick = adapt;
   $("trouble").onclick = () => complain("");
+  addEventListener("beforeunload", event => { if (classes.some(one => one.pictures.length)) event.preventDefault(); });
   // A picture that misses its place would replace the page.
   for (const name of ["dragover", "drop"]) addEventListener(name, event => event.preventDefault());
   render();
