@@ -14,6 +14,7 @@ OUTSIDE = {"README.md": "overview.md", "CONTRIBUTING.md": "contributing.md", "CH
 SETTINGS = "settings/"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
+SEARCH = "assets/search.js"  # docs_search.js on the site
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 
 
@@ -115,8 +116,9 @@ def rewritten(place: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """Anchors as GitHub makes them, and the settings in the navigation."""
+    """Anchors as GitHub makes them, the settings in the navigation, and nothing from elsewhere."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
+    config.extra["polyfills"] = [SEARCH]
     for section in config.nav:
         for entries in section.values():
             for entry in entries:
@@ -136,4 +138,5 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, page, content=rewritten(place)))
     for page, text in generated().items():
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, SEARCH, abs_src_path=str(CHECKOUT / "scripts" / "docs_search.js")))
     return files
