@@ -194,19 +194,25 @@ async function ask() {
 
 // ---- drawing the page ----
 
+function open(i) {
+  active = i;
+  render();
+  $(`tab-${i}`).focus();
+}
+
 function render() {
   $("tabs").replaceChildren(...classes.map((one, i) => {
-    const tab = el("button", {type: "button", role: "tab", id: `tab-${i}`, tabIndex: i === active ? 0 : -1, onclick: () => { active = i; render(); }}, one.name || "…");
-    tab.append(el("small", {textContent: one.pictures.length}));
+    const tab = el("button", {type: "button", role: "tab", id: `tab-${i}`, tabIndex: i === active ? 0 : -1, onclick: () => open(i)},
+      one.name || "…", el("small", {textContent: one.pictures.length}));
     tab.setAttribute("aria-selected", i === active);
     tab.setAttribute("aria-controls", "panel");
     return tab;
   }));
   $("panel").setAttribute("aria-labelledby", `tab-${active}`);
-  const open = classes[active];
-  if ($("class-name").value !== open.name) $("class-name").value = open.name;
-  $("support").replaceChildren(...open.pictures.map(picture => el("figure", {className: "tile"}, netView(picture),
-    removal(picture.file, () => { open.pictures.splice(open.pictures.indexOf(picture), 1); forget(picture); changed(); }))));
+  const {name, pictures} = classes[active];
+  if ($("class-name").value !== name) $("class-name").value = name;
+  $("support").replaceChildren(...pictures.map(picture => el("figure", {className: "tile"}, netView(picture),
+    removal(picture.file, () => { pictures.splice(pictures.indexOf(picture), 1); forget(picture); changed(); }))));
   $("new-class").disabled = classes.length >= (facts.ways ?? facts.limits.classes);
   $("remove-class").disabled = classes.length <= 2;
 
@@ -264,10 +270,7 @@ async function begin() {
   $("class-name").oninput = () => { classes[active].name = $("class-name").value; changed(); };
   $("tabs").onkeydown = event => {
     const step = {ArrowRight: 1, ArrowLeft: -1}[event.key];
-    if (!step) return;
-    active = (active + step + classes.length) % classes.length;
-    render();
-    $(`tab-${active}`).focus();
+    if (step) open((active + step + classes.length) % classes.length);
   };
   $("steps").oninput = changed;
   $("adapt").onclick = adapt;
