@@ -83,7 +83,7 @@ def _from(place: str, target: str) -> str:
     return posixpath.normpath(posixpath.join(posixpath.dirname(place), target.partition("#")[0]))
 
 
-def on_site(place: str, target: str) -> str:
+def site_link(place: str, target: str) -> str:
     """What a link of the repository's file at ``place`` is on the site; the same where it leads nowhere."""
     found, (_, mark, anchor) = _from(place, target), target.partition("#")
     if found in own_pages():
@@ -105,7 +105,7 @@ def rewritten(place: str) -> str:
 
     def one(match: re.Match[str]) -> str:
         inside = links(f"]({match[0]})")
-        return on_site(place, match[0]) if inside else match[0]
+        return site_link(place, match[0]) if inside else match[0]
 
     text = (CHECKOUT / place).read_text(encoding="utf-8")
     parts = re.split(rf"({FENCE.pattern})", text, flags=FENCE.flags)

@@ -49,14 +49,14 @@ def test_every_link_of_the_site_leads_somewhere(pages):
 
 
 def test_links_out_of_docs_lead_to_pages_of_the_site():
-    on_site = SITE["on_site"]
-    assert on_site("docs/index.md", "../README.md") == "overview.md"
-    assert on_site("README.md", "docs/data.md#benchmarks-by-name") == "data.md#benchmarks-by-name"
-    assert on_site("docs/metric-based.md", "../conf/algo/protonet.yaml") == "settings/algo.md#protonet"
-    assert on_site("docs/sweeps.md", "../conf/hydra/launcher/slurm.yaml") == "settings/hydra-launcher.md#slurm"
-    assert on_site("docs/methods.md", "../src/metarun/algos") == "source/src/metarun/algos.md"
-    assert on_site("docs/benchmarks.md", "benchmarks.json") == "benchmarks.json"
-    assert on_site("docs/methods.md", "nowhere.md") == "nowhere.md"
+    site_link = SITE["site_link"]
+    assert site_link("docs/index.md", "../README.md") == "overview.md"
+    assert site_link("README.md", "docs/data.md#benchmarks-by-name") == "data.md#benchmarks-by-name"
+    assert site_link("docs/metric-based.md", "../conf/algo/protonet.yaml") == "settings/algo.md#protonet"
+    assert site_link("docs/sweeps.md", "../conf/hydra/launcher/slurm.yaml") == "settings/hydra-launcher.md#slurm"
+    assert site_link("docs/methods.md", "../src/metarun/algos") == "source/src/metarun/algos.md"
+    assert site_link("docs/benchmarks.md", "benchmarks.json") == "benchmarks.json"
+    assert site_link("docs/methods.md", "nowhere.md") == "nowhere.md"
 
 
 def test_every_setting_is_on_the_page_of_its_group(pages):

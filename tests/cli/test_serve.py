@@ -81,9 +81,11 @@ def asked(learner):
             connection.close()
             return answer
 
-        yield post
-        server.shutdown()
-        thread.join()
+        try:
+            yield post
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_what_is_too_large_is_refused_with_and_without_its_length():

@@ -270,7 +270,7 @@ def test_runs_without_pictures_of_classes_are_refused(tmp_path):
     experiment.train(small("algo=maml", "data=sinusoid", "net=mlp", "way=1", "trainer.iterations=1"), tmp_path / "waves")
     with pytest.raises(UserError, match="data=sinusoid, which does not say how pictures are read"):
         TrainedRun(str(tmp_path / "waves"))
-    words = ["data.train_classes=6", "data.val_classes=6", "data.test_classes=6", "trainer.iterations=1"]
-    experiment.train(small("algo=protonet", "data=tones", *words), tmp_path / "tones")
-    with pytest.raises(UserError, match="reads recordings, and the page takes pictures: use metarun predict"):
-        TrainedRun(str(tmp_path / "tones"))
+    words = ["data.length=32", "net=textbag", "net.buckets=64", "net.size=8", "trainer.iterations=1"]
+    experiment.train(small("algo=protonet", "data=text", *words), tmp_path / "texts")
+    with pytest.raises(UserError, match="reads texts, and the page takes pictures: use metarun predict"):
+        TrainedRun(str(tmp_path / "texts"))

@@ -43,6 +43,10 @@ Names = Annotated[list[Annotated[str, StringConstraints(max_length=40)]], Field(
 Body = TypeVar("Body", bound=BaseModel)
 
 
+class TooLargeError(UserError):
+    """The body of a request is larger than it may be."""
+
+
 class Class(BaseModel):
     """One class as the page sends it: names of its pictures."""
 
@@ -104,10 +108,10 @@ class Page:
             response = getattr(self, endpoint)(request, **values)
         except GoneError as error:
             response = _json({"error": str(error)}, 404)
+        except TooLargeError as error:
+            response = _json({"error": str(error)}, 413)
         except UserError as error:
             response = _json({"error": str(error)}, 400)
-        except RequestEntityTooLarge:
-            response = _json({"error": f"larger than {(request.max_content_length or 0) / 1e6:g} MB"}, 413)
         except HTTPException as error:
             response = _json({"error": f"{error.name.lower()}: {error.description}"}, error.code or 500)
         except RunError as error:
@@ -151,8 +155,7 @@ class Page:
         """A picture, whose file is the body: its name from now on, and how the net sees it."""
         held = self.sessions.get(session)
         held.room()
-        request.max_content_length = BYTES
-        content = request.get_data(cache=False)
+        content = _content(request, BYTES)
         with self.reading, tempfile.TemporaryDirectory(prefix="metarun-") as folder:
             path = Path(folder, "picture")
             path.write_bytes(content)
@@ -195,15 +198,32 @@ def _json(values: Any, status: int = 200) -> Response:
     return Response(json.dumps(values), status, mimetype="application/json")
 
 
+def _content(request: Request, limit: int) -> bytes:
+    """The body of a request, read no further than ``limit`` bytes and one.
+
+    Raises:
+        TooLargeError: it is larger.
+    """
+    request.max_content_length = limit + 1  # where a stream that does not tell its length is cut, without a word
+    line = f"larger than {limit / 1e6:g} MB"
+    try:
+        content = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        raise TooLargeError(line) from None
+    if len(content) > limit:
+        raise TooLargeError(line)
+    return content
+
+
 def _body(request: Request, model: type[Body]) -> Body:
     """The body of a request.
 
     Raises:
         UserError: it is not what the page would send.
     """
-    request.max_content_length = JSON_BYTES
+    content = _content(request, JSON_BYTES)
     try:
-        return model.model_validate_json(request.get_data(cache=False))
+        return model.model_validate_json(content)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise UserError(f"{'.'.join(map(str, first['loc'])) or 'the request'}: {first['msg']}") from None
