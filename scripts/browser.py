@@ -134,7 +134,7 @@ def browser(size: tuple[int, int] = (1280, 1000), dark: bool = False) -> Iterato
     ):
         try:
             assert driver.stdout is not None
-            started = next((found for line in driver.stdout if (found := re.search(r"on port (\d+)", line))), None)
+            started = next((found for line in driver.stdout if (found := re.search(r"started successfully on port (\d+)", line))), None)
             if started is None:
                 raise RuntimeError("chromedriver did not start")
             window = Browser(f"http://127.0.0.1:{started[1]}", Path(folder), size, dark)
