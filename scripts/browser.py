@@ -111,8 +111,8 @@ class Browser:
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
 
     def complaints(self) -> list[str]:
-        """What the console has said since it was last asked: errors of scripts, refused resources."""
-        return [entry["message"] for entry in self.call("POST", "/se/log", type="browser")]
+        """The errors in the console since it was last asked: of scripts, refused resources, answers of 400 and above."""
+        return [entry["message"] for entry in self.call("POST", "/se/log", type="browser") if entry["level"] == "SEVERE"]
 
     def requests(self) -> list[str]:
         """Every address that the page has asked for since this was last called."""

@@ -17,7 +17,7 @@ from metarun.predict.page.app import Page
 from metarun.predict.page.learner import TrainedRun
 from metarun.predict.page.server import listening
 
-SIZE = (1280, 1120)
+SIZE = (1280, 1180)
 # Strokes of three katakana, points as fractions of the canvas.
 CHARACTERS = {
     "ka": [[(0.2, 0.35), (0.5, 0.34), (0.78, 0.34), (0.76, 0.6), (0.7, 0.8), (0.6, 0.76)],

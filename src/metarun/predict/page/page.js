@@ -203,7 +203,7 @@ function open(i) {
 function render() {
   $("tabs").replaceChildren(...classes.map((one, i) => {
     const tab = el("button", {type: "button", role: "tab", id: `tab-${i}`, tabIndex: i === active ? 0 : -1, onclick: () => open(i)},
-      one.name || "…", el("small", {textContent: one.pictures.length}));
+      one.name || "…", " ", el("small", {textContent: one.pictures.length}));
     tab.setAttribute("aria-selected", i === active);
     tab.setAttribute("aria-controls", "panel");
     return tab;
