@@ -39,6 +39,8 @@ class Browser:
         }
         self.session = address
         self.session = f"{address}/session/{self.call('POST', '/session', capabilities={'alwaysMatch': wanted})['sessionId']}"
+        self.open("about:blank")  # what stood there asked for a lot
+        self.complaints(), self.requests()
         if dark:
             scheme = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
             self.call("POST", "/goog/cdp/execute", cmd="Emulation.setEmulatedMedia", params=scheme)

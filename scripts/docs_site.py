@@ -15,6 +15,8 @@ SETTINGS = "settings/"
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"(?<=\]\()([^)\s]+)(?=\))")
 SEARCH = "assets/search.js"  # docs_search.js on the site
+# Room for tables, and comments of settings to be read whole.
+STYLE = ".md-grid { max-width: 78rem; }\n.md-typeset pre > code { white-space: pre-wrap; }\n"
 LANGUAGES = {".py": "python", ".yaml": "yaml", ".toml": "toml"}
 
 
@@ -119,6 +121,7 @@ def on_config(config: Any) -> Any:
     """Anchors as GitHub makes them, the settings in the navigation, and nothing from elsewhere."""
     config.mdx_configs.setdefault("toc", {})["slugify"] = slug
     config.extra["polyfills"] = [SEARCH]
+    config.extra_css.append("assets/site.css")
     for section in config.nav:
         for entries in section.values():
             for entry in entries:
@@ -138,5 +141,6 @@ def on_files(files: Any, config: Any) -> Any:
         files.append(File.generated(config, page, content=rewritten(place)))
     for page, text in generated().items():
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, "assets/site.css", content=STYLE))
     files.append(File.generated(config, SEARCH, abs_src_path=str(CHECKOUT / "scripts" / "docs_search.js")))
     return files

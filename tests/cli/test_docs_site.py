@@ -71,12 +71,34 @@ def test_links_in_code_stay_as_they_are():
     assert SITE["FENCE"].findall(rewritten) == SITE["FENCE"].findall(text) != []
 
 
-@pytest.mark.skipif(find_spec("material") is None, reason="no mkdocs-material here (pip install -e '.[docs]')")
-@pytest.mark.slow
-def test_it_builds_and_asks_nobody_for_anything(tmp_path):
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", CHECKOUT / "mkdocs.yml", "-d", tmp_path]
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """The site's folder."""
+    if find_spec("material") is None:
+        pytest.skip("no mkdocs-material here (pip install -e '.[docs]')")
+    folder = tmp_path_factory.mktemp("site")
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-f", CHECKOUT / "mkdocs.yml", "-d", folder]
     done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for page in tmp_path.rglob("*.html"):
+    return folder
+
+
+@pytest.mark.slow
+def test_it_builds_and_asks_nobody_for_anything(built):
+    for page in built.rglob("*.html"):
         loaded = re.findall(r'<(?:script|img|iframe)[^>]* src="([^"]+)"|<link [^>]*href="([^"]+)"', page.read_text(encoding="utf-8"))
         assert not [found for found in loaded if any(part.startswith(("http", "//")) for part in found)]
+
+
+@pytest.mark.slow
+def test_it_is_searched_without_a_server(built):
+    driven = runpy.run_path(str(CHECKOUT / "scripts" / "browser.py"))
+    if not (driven["CHROMIUM"] and driven["DRIVER"]):
+        pytest.skip("no chromium or chromedriver here (apt-get install chromium chromium-driver)")
+    with driven["browser"]() as window:
+        window.open((built / "index.html").as_uri())
+        window.click("[data-md-component=search-query]")
+        window.type("[data-md-component=search-query]", "metacurvature")
+        window.until(lambda: "Gradient-based" in window.text(".md-search-result__list"), "nothing is found")
+        assert window.complaints() == []
+        assert {url.partition(":")[0] for url in window.requests()} <= {"file", "data"}
