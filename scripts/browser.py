@@ -108,6 +108,10 @@ class Browser:
             time.sleep(0.05)
         return value
 
+    def resize(self, width: int, height: int) -> None:
+        """Make the window so many pixels large."""
+        self.call("POST", "/window/rect", width=width, height=height)
+
     def shoot(self, path: Path) -> None:
         """A PNG of the window."""
         path.write_bytes(base64.b64decode(self.call("GET", "/screenshot")))
