@@ -250,6 +250,17 @@ def upcast(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
+def log_and_sign(gradient: Tensor, least: float) -> Tensor:
+    """A gradient of any shape as a net can read it, with a last axis of two: (log |g| / p, sign g) where |g| ≥ e^−p, else (−1, e^p g).
+
+    Andrychowicz et al. 2016, arXiv:1606.04474, appendix A; ``least`` is p.
+    """
+    size = gradient.abs()
+    large = size >= math.exp(-least)
+    logarithm = torch.where(large, torch.log(torch.where(large, size, 1.0)) / least, -1.0)
+    return torch.stack([logarithm, torch.where(large, gradient.sign(), math.exp(least) * gradient)], -1)
+
+
 def directions(features: Tensor) -> Tensor:
     """Features [n, d] at length one, in fp32 at least: their products are cosines."""
     return F.normalize(upcast(features), dim=-1)

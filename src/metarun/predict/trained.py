@@ -80,7 +80,7 @@ def file_reader(model: Model, run: str) -> Reader:
             f"{run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
             "metarun.load(RUN).adapt(x, y).predict(x)"
         )
-    if model.algorithm.zero_shot:
+    if model.algorithm.reads == "attributes":
         raise UserError(
             f"{run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
             "metarun.load(RUN).adapt(attributes, names).predict(files)"
@@ -145,7 +145,7 @@ class Model:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
         """
         self._check_steps(steps)
-        x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
+        x = self._attributes(images) if self.algorithm.reads == "attributes" else self.inputs(images)
         classes: list[Any] = []
         if not self.algorithm.problem.kind.labelled:
             y = self._targets(labels, len(x))
