@@ -228,7 +228,7 @@ def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: S
             raise UserError(f"protocol={asked.name} is not possible with algo={run.values['algo']['name']}: it needs {asked.needs}")
         found = named | {"curve": curve} | found
         for part in asked.parts if tracker.draws else ():
-            for name, drawn in part.pictures(arrays, run.title, episodes):
+            for name, drawn in part.pictures(arrays, run.title, run.episodes(split, asked)):
                 from metarun.drawing import figures  # and with it matplotlib
 
                 figures.save(drawn, folder / name)

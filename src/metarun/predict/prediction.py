@@ -19,7 +19,7 @@ from metarun.data.leakage import digest
 from metarun.data.picture import Found, Reader, UnreadableError, reasons, search, suffixes, tell
 from metarun.errors import UserError
 from metarun.predict.contact_sheet import Answer, draw
-from metarun.predict.trained import load
+from metarun.predict.trained import file_reader, load
 from metarun.storage.files import replace_file
 from metarun.storage.foreign import refuse_links
 
@@ -59,17 +59,7 @@ def predict(options: Options) -> dict[str, Any]:
     table, sheet = _targets(options)
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
-    reader = model.reader
-    if reader is None:
-        raise UserError(
-            f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
-            "metarun.load(RUN).adapt(x, y).predict(x)"
-        )
-    if model.algorithm.reads == "attributes":
-        raise UserError(
-            f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
-            "metarun.load(RUN).adapt(attributes, names).predict(files)"
-        )
+    reader = file_reader(model, options.run)
     noun = f"{reader.noun}s"
     folders = _support(Path(options.support), reader)
     support, broken = _read(reader, folders)

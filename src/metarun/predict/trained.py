@@ -69,6 +69,25 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
 
 
+def file_reader(model: Model, run: str) -> Reader:
+    """How files become inputs of the run's learner.
+
+    Raises:
+        UserError: they do not: its data are no files of anybody's, or it knows classes by attributes.
+    """
+    if model.reader is None:
+        raise UserError(
+            f"{run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
+            "metarun.load(RUN).adapt(x, y).predict(x)"
+        )
+    if model.algorithm.reads == "attributes":
+        raise UserError(
+            f"{run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
+            "metarun.load(RUN).adapt(attributes, names).predict(files)"
+        )
+    return model.reader
+
+
 class Model:
     """A trained meta-learner, by ``load``; ``adapt`` fits it to a task as often as you like, and it stays as it is.
 
