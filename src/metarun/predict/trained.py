@@ -11,12 +11,14 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.config.stored import read_config
+from metarun.data.base import Dataset, Scaling
 from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
@@ -29,7 +31,7 @@ from metarun.storage.checkpoint import load as load_checkpoint
 from metarun.storage.files import replace_file
 from metarun.task import Batch, Context
 
-Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[float]
+Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[Image.Image] | Sequence[np.ndarray] | Sequence[float]
 CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
 
 
@@ -57,8 +59,9 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     reader: Reader | None = data.target.reader(**data.values)
-    shape = reader.shape if reader else data.build(seed).input_shape
-    problem = Problem(data.target.kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
+    built: Dataset | None = None if reader else data.build(seed)
+    shape, kind = (built.input_shape, built.kind) if built else (reader.shape if reader else (), kind)
+    problem = Problem(kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
         algorithm = build_algorithm(valid, problem, trained)
     chosen = pick_device(device)
@@ -66,7 +69,10 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
     choice = valid.engine.values.get("kernels", "auto")
     temperature = temperature_in(trained["progress"].get("best", {}))
-    return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
+    model = Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
+    if built:
+        model.scaling, model.target_scaling = built.scaling, built.target_scaling
+    return model
 
 
 class Model:
@@ -79,7 +85,11 @@ class Model:
         key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
         kernels: as the run's ``engine.kernels``.
         temperature: by which logits are divided, as validation fitted it; 1 where it did not.
+        scaling, target_scaling: of rows of numbers and of the targets of regression, as in the run; None: taken as they are.
     """
+
+    scaling: Scaling | None = None
+    target_scaling: Scaling | None = None
 
     def __init__(
         self,
@@ -114,8 +124,9 @@ class Model:
         """Learn a new task from labelled examples.
 
         Args:
-            images: files; or [n, channels, height, width] or (grey) [n, height, width], uint8 0..255 or floats 0..1, of the run's size
-                and polarity (handwriting: ink = 1). Of a run on texts: texts, or their files as ``Path``.
+            images: files, PIL images, or arrays [height, width] or [height, width, 3 or 4] uint8 of any size, which are prepared as the
+                training pictures were; or inputs as they are, [n, channels, height, width] or (grey) [n, height, width], uint8 0..255
+                or floats 0..1, of the run's size and polarity (handwriting: ink = 1). Of a run on texts: texts, or their files as ``Path``.
                 Regression: inputs [n, *input_shape], or [n] where an input is one number.
                 Zero-shot: no images but attribute vectors [n, attributes].
             labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
@@ -151,8 +162,12 @@ class Model:
         if isinstance(images, (str, Path)):
             kind = "text" if self.reader and self.reader.wording else "file"
             raise UserError(f"'{images}' is one {kind}: give a list of {kind}s")
-        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path)) for image in images):
-            images = self._read(cast(Sequence[str | Path], images))
+        if isinstance(images, Image.Image):
+            raise UserError("this is one picture: give a list of pictures")
+        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path, Image.Image)) for image in images):
+            images = self._read(cast(Sequence[str | Path | Image.Image], images))
+        elif pictures := self._as_pictures(images):
+            images = self._read(pictures)
         x, shape = _tensor(images, "images"), self.algorithm.problem.input_shape
         if shape[0] == 1 and x.shape[1:] == shape[1:]:
             x = x.unsqueeze(1)
@@ -162,7 +177,7 @@ class Model:
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
         if self.reader or len(shape) == 3:
             x = _unit_range(x)
-        return x.float().to(self.device)
+        return (self.scaling(x.double()) if self.scaling else x).float().to(self.device)
 
     def _attributes(self, vectors: Any) -> Tensor:
         """[n, attributes] float32 on the model's device."""
@@ -171,13 +186,36 @@ class Model:
             raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
         return x.float().to(self.device)
 
-    def _read(self, these: Sequence[str | Path]) -> np.ndarray:
+    def _as_pictures(self, images: Any) -> list[Image.Image]:
+        """Arrays as cameras and libraries give them, [height, width] or [height, width, 3 or 4] uint8 of any size, as pictures.
+
+        None where one is something else, or has the shape of an input already, or the run is not on pictures.
+        """
+        shape = self.algorithm.problem.input_shape
+        ready = (shape, shape[1:] if shape[0] == 1 else shape)
+        if self.reader is None or self.reader.endings is not None or isinstance(images, Tensor):
+            return []
+
+        def pictured(image: Any) -> bool:
+            plain = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape not in ready
+            return plain and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
+
+        return [Image.fromarray(image) for image in images] if all(map(pictured, images)) else []
+
+    def _read(self, these: Sequence[str | Path | Image.Image]) -> np.ndarray:
         if self.reader is None:
             raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
         return np.stack([self._one(self.reader, this) for this in these])
 
     @staticmethod
-    def _one(reader: Reader, this: str | Path) -> np.ndarray:
+    def _one(reader: Reader, this: str | Path | Image.Image) -> np.ndarray:
+        if isinstance(this, Image.Image):
+            if reader.endings is not None:
+                raise UserError(f"this run was trained on {reader.noun}s: give their files instead of pictures")
+            try:
+                return reader.read(this)
+            except UnreadableError as reason:
+                raise UserError(f"one of the pictures cannot be used: {reason}") from None
         if reader.wording and isinstance(this, str):
             try:
                 return reader.wording.encode(this)
@@ -201,7 +239,7 @@ class Model:
         y = y.unsqueeze(-1) if outputs == 1 and y.dim() == 1 else y
         if y.shape != (n, outputs):
             raise UserError(f"the targets have shape {list(y.shape)}, but {n} inputs with {outputs} numbers each need [{n}, {outputs}]")
-        return y
+        return self.target_scaling(y) if self.target_scaling else y
 
     def _labels(self, labels: Any, n: int) -> tuple[list[Any], Tensor]:
         """The classes in sorted order, and every label as an index into them, [n] int64."""
@@ -256,8 +294,10 @@ class Fitted:
             UserError: shapes or values that do not fit.
             RunError: the adapted net does not answer with numbers.
         """
-        outputs = best_guess(self._outputs(images))
-        return [self.classes[i] for i in outputs.argmax(-1).tolist()] if self.classes else outputs
+        outputs, scaling = best_guess(self._outputs(images)), self.model.target_scaling
+        if self.classes:
+            return [self.classes[i] for i in outputs.argmax(-1).tolist()]
+        return scaling.back(outputs) if scaling else outputs
 
     def probabilities(self, images: Images, raw: bool = False) -> Tensor:
         """Probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.
@@ -276,7 +316,8 @@ class Fitted:
         outputs = self._outputs(inputs)
         if self.classes or isinstance(outputs, Tensor):
             raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
-        return spread(outputs).sqrt()
+        scaling = self.model.target_scaling
+        return spread(outputs).sqrt() * (scaling.deviation.to(outputs[0]) if scaling else 1)
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
@@ -332,10 +373,12 @@ class Network(nn.Module):
             parameter.data = parameter.data.contiguous()
         state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
         self.answer = lambda x: best_guess(algorithm.predict(state, x))
-        self.classify, self.temperature = bool(fitted.classes), fitted.model.temperature
+        self.classify, self.temperature, self.scaling = bool(fitted.classes), fitted.model.temperature, fitted.model.target_scaling
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.answer(x) / self.temperature).softmax(-1) if self.classify else self.answer(x)
+        if self.classify:
+            return (self.answer(x) / self.temperature).softmax(-1)
+        return self.scaling.back(self.answer(x)) if self.scaling else self.answer(x)
 
 
 def _tensor(values: Any, what: str) -> Tensor:
