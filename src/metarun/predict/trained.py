@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -24,6 +24,7 @@ from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
+from metarun.protocols.belonging import UNKNOWN, belonging, left_out, threshold
 from metarun.protocols.calibration import temperature_in
 from metarun.run import build_algorithm, pick_device
 from metarun.runtime.private import tree_leaves, tree_map
@@ -33,6 +34,7 @@ from metarun.task import Batch, Context
 
 Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[Image.Image] | Sequence[np.ndarray] | Sequence[float]
 CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
+LEFT_OUT = 50  # examples that a learner without features adapts without, one after the other, to calibrate a threshold
 
 
 def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: str = "auto") -> Model:
@@ -147,11 +149,13 @@ class Model:
             x, y = x[order], y[order]
         ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
         extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
-        context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
+        return self._fit(Context(Batch(x, y.to(self.device)), ids, self.key, extras), classes, steps)
+
+    def _fit(self, context: Context, classes: list[Any], steps: int | None) -> Fitted:
         with torch.no_grad(), kernels.using(self.kernels):
             for last in adapt(self.algorithm, context, self.algorithm.steps(context, False) if steps is None else steps):
                 state = last
-        return Fitted(self, state, classes)
+        return Fitted(self, state, classes, context, lambda other: self._fit(other, classes, steps))
 
     def inputs(self, images: Images) -> Tensor:
         """What the net is given for ``images`` (see ``adapt``): [n, *input_shape] float32 in 0..1 on the model's device.
@@ -274,30 +278,89 @@ class Fitted:
         model: where it comes from.
         state: the algorithm's own task state.
         classes: the labels in sorted order (by type and text if they cannot be compared); empty for regression.
+        context: what it has adapted to.
+        again: adapts to another context with the same classes.
     """
 
-    def __init__(self, model: Model, state: State, classes: list[Any]) -> None:
-        self.model, self.state, self.classes = model, state, classes
+    def __init__(self, model: Model, state: State, classes: list[Any], context: Context, again: Callable[[Context], Fitted]) -> None:
+        self.model, self.state, self.classes, self.context, self.again = model, state, classes, context, again
 
     @property
     def transductive(self) -> bool:
         """Whether the answer to one query depends on the queries beside it."""
         return self.model.transductive
 
-    def predict(self, images: Images) -> Any:
+    def predict(self, images: Images, reject: float | None = None) -> Any:
         """The label of every image as a list of n; regression: predictions, a tensor [n, outputs] on the CPU.
 
         Args:
             images: n queries, in any of the forms that ``Model.adapt`` takes.
+            reject: answer ``UNKNOWN`` to images below ``threshold(reject)``; None: every image is of one of the classes.
 
         Raises:
             UserError: shapes or values that do not fit.
             RunError: the adapted net does not answer with numbers.
         """
+        if reject is not None:
+            least, _ = self.threshold(reject)
+            images = self.model.inputs(images)
         outputs, scaling = best_guess(self._outputs(images)), self.model.target_scaling
-        if self.classes:
-            return [self.classes[i] for i in outputs.argmax(-1).tolist()]
-        return scaling.back(outputs) if scaling else outputs
+        if not self.classes:
+            return scaling.back(outputs) if scaling else outputs
+        named = [self.classes[i] for i in outputs.argmax(-1).tolist()]
+        if reject is None:
+            return named
+        return [UNKNOWN if score < least else name for name, score in zip(named, self.belonging(images).tolist())]
+
+    def belonging(self, images: Images) -> Tensor:
+        """How well every image fits the class that it fits best, [n] on the CPU: the higher, the better; raises as ``predict`` does.
+
+        Of a method that sees images through its net alone by ``protocols.belonging``, in its features; of any other the largest probability.
+        """
+        if not self.model.algorithm.encodes or self.model.algorithm.zero_shot:
+            return self.probabilities(images).max(-1).values
+        x = self.model.inputs(images)
+        support = self._features(self.context.support.x)
+        return belonging(self._features(x), support, self.context.support.y.cpu(), len(self.classes))
+
+    def threshold(self, rate: float) -> tuple[float, float]:
+        """The ``belonging`` below which an image is of none of the classes, calibrated by leaving out examples of the support.
+
+        About ``rate`` of the images that do belong are below it; the second number is the rate to be expected, which cannot be below
+        1 / (examples + 1). Methods that have no features adapt anew without each example, of at most ``LEFT_OUT``.
+
+        Raises:
+            UserError: ``rate`` is not between 0 and 1, or no class has two examples; regression.
+        """
+        if not self.classes or self.model.algorithm.zero_shot:
+            raise UserError("there are no examples of classes here, so nothing to tell what belongs to none of them")
+        if not 0 < rate < 1:
+            raise UserError(f"reject={rate:g} is out of range: it is the share of pictures of the classes that may be lost, as 0.05")
+        x, y = self.context.support
+        if self.model.algorithm.encodes:
+            scores = left_out(self._features(x), y.cpu(), len(self.classes))
+        else:
+            several = (y.bincount()[y] > 1).nonzero()[:, 0]
+            chosen = several[torch.linspace(0, len(several) - 1, min(LEFT_OUT, len(several)), device=y.device).round().long()]
+            scores = torch.cat([self._without(int(i)) for i in chosen]) if len(chosen) else torch.empty(0)
+        try:
+            return threshold(scores, rate)
+        except ValueError:
+            raise UserError("a threshold needs two examples of a class at least, of which one is left out: add some, or do not reject") from None
+
+    def _without(self, i: int) -> Tensor:
+        """The ``belonging`` of example i of the support to a learner that has adapted to the others, [1]."""
+        support = self.context.support
+        rest = torch.arange(len(support.y), device=support.y.device) != i
+        others = self.context._replace(support=Batch(support.x[rest], support.y[rest]))
+        return self.again(others).belonging(support.x[i : i + 1])
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> Tensor:
+        """[n, features] on the CPU."""
+        net, support_x = self.model.algorithm.net, self.context.support.x
+        with kernels.using(self.model.kernels):
+            return torch.cat([net(part, support_x).cpu() for part in ([x] if self.transductive else x.split(CHUNK))])
 
     def probabilities(self, images: Images, raw: bool = False) -> Tensor:
         """Probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.

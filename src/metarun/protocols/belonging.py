@@ -10,6 +10,8 @@ from torch import Tensor
 
 from metarun import inner
 
+UNKNOWN = "unknown"  # the answer to what belongs to none of the classes
+
 
 def belonging(features: Tensor, support: Tensor, y: Tensor, way: int) -> Tensor:
     """How well queries fit the class that they fit best, [n]; the higher, the better.
