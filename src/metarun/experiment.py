@@ -20,6 +20,8 @@ import torch
 from metarun.config import inputs
 from metarun.config.nested import leaves
 from metarun.config.stored import to_yaml
+from metarun.data import shapes
+from metarun.data.base import ImageDataset
 from metarun.data.episodes import Episodes
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
@@ -61,6 +63,8 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     noted = "" if world.rank else inputs.note(values, splits)
     log.debug(provenance.line(__version__))
     log.info("%s on %s, data %s, run folder %s", values["algo"]["name"], run.device, values["data"]["name"], relative(folder))
+    if not world.rank and not state:
+        _warn_of_few(run)
     if not state:
         run.write(folder / "config.yaml", to_yaml(values))
         run.write(inputs.path(folder), noted)
@@ -171,13 +175,33 @@ def check(values: dict[str, Any]) -> dict[str, str]:
         "norm": run.bn_mode,
     }
     run.valid.optim.build(run.algorithm.groups())
-    for split, episodes in zip(("train", "val", "test"), _episodes(run)):
+    try:
+        found = _episodes(run)
+    except UserError as error:
+        raise UserError(f"{error}{_proposal(run)}") from None
+    _warn_of_few(run)
+    for split, episodes in zip(("train", "val", "test"), found):
         if episodes is None:
             continue
         run.engine.evaluate(run.algorithm, episodes.batch([0]), run.validation)
         spec = run.spec["train" if split == "train" else "eval"]
         report[split] = f"{run.data.describe(split)}; {spec}{'; the same classes in every episode' * episodes.same_classes}"
     return report
+
+
+def _proposal(run: Run) -> str:
+    """A shape of episodes that the data have enough for, in words that end a message; nothing where that is not what is wrong."""
+    if not isinstance(run.data, ImageDataset) or not {"train", "val"} <= run.data.splits.keys():
+        return ""
+    least = next((f"data.{key}" for key in ("min_images", "min_rows", "min_texts") if key in run.values["data"]), None)
+    return shapes.proposal(run.data.splits, run.spec["eval"], least)
+
+
+def _warn_of_few(run: Run) -> None:
+    """Say where the classes of development tasks are hardly more than those of one."""
+    if isinstance(run.data, ImageDataset) and run.data.fixed_spec is None and (val := run.data.splits.get("val")):
+        if told := shapes.few_classes("val", val, run.spec["eval"]):
+            log.warning("%s", told)
 
 
 def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: Scores) -> dict[str, Any]:
