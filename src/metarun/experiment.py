@@ -74,6 +74,8 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
+        if not world.rank:
+            tracker.begin(folder, values, _hparams(values))
         trainer: Trainer = run.valid.trainer.build(
             run.algorithm, optimizer, run.engine, tracker, folder, train_episodes, val_episodes, run.validation
         )
@@ -86,7 +88,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
             trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = measure(run, "test", tracker, folder, trainer.progress.best) if test_episodes else None
-        best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
+        best = {f"hparam/{name}": mean for name, mean in _means(result or trainer.progress.best).items()}
         tracker.hparams(_hparams(values), best)
         if result:
             tracker.curve("test", result["curve"])
@@ -105,6 +107,11 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         return summary
     finally:
         tracker.close()
+
+
+def _means(result: dict[str, Any]) -> dict[str, float]:
+    """The means of a result's scores, which also has a curve."""
+    return {name: found["mean"] for name, found in result.items() if isinstance(found, dict)}
 
 
 def _hparams(values: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +142,12 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
     started = time.monotonic()
     tracker = _tracker(run, None)
     try:
+        if not world.rank:
+            tracker.begin(folder, values, _hparams(values))
         result = measure(run, split, tracker, folder, progress.best)
+        tracker.log(progress.best_step, split, _means(result))
+        tracker.curve(split, result["curve"])
+        tracker.hparams(_hparams(values), {f"hparam/{name}": mean for name, mean in _means(result).items()})
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
