@@ -72,14 +72,15 @@ class Folder(ImageDataset):
             raise UserError(f"data=folder needs data.root=FOLDER, where {LAYOUT}")
         base, given, whole, passed = gather(root, depth)
         self.divided = given is not None
-        if given is None:
+        if given is not None:
+            refuse_shared(given)
+            splits = _large_enough(given, min_images)
+        else:
             kept = _large_enough({"data.root": whole}, min_images)["data.root"]
             names = divide(list(kept), "classes", val_fraction, test_fraction, split_seed, fold)
             splits = {split: {name: kept[name] for name in part} for split, part in names.items()}
-        else:
-            splits = _large_enough(given, min_images)
+            refuse_shared(splits)
         passed.pop("attributes.csv", None)
-        refuse_shared(splits)
 
         files = [path for classes in splits.values() for paths in classes.values() for path in paths]
         key = {"name": "folder", "version": 2, "files": _digest(base, files), "channels": channels, "size": size, "invert": invert}

@@ -39,6 +39,7 @@ STRAYS = 8  # folders that name no class, of which a line tells
 class Picture:
     """One readable file: a picture, or whatever the run was trained on."""
 
+    path: Path
     name: str  # its path below what was given, or its own where several things were
     folder: str  # its folder below the one that was given, or its label in a table; "" where it has neither
     image: np.ndarray  # [channels, height, width] or another shape, uint8, as the net will see it
@@ -97,8 +98,8 @@ def predict(options: Options) -> dict[str, Any]:
         endings = ", ".join(sorted(reader.endings or suffixes()))
         why = reasons(broken_too) or f"a {reader.noun} is a file that ends in {endings}"
         raise UserError(f"{' '.join(options.query)} has no readable {reader.noun} ({why})")
-    known = {digest(picture.image): picture.name for picture in support}
-    seen = [(known[mark], picture.name) for picture in query if (mark := digest(picture.image)) in known]
+    known = {digest(picture.image): picture.path for picture in support}
+    seen = [(known[mark], picture.path) for picture in query if (mark := digest(picture.image)) in known]
     if seen:
         log.warning(
             "%d of %d %s to be classified are in the support as well, such as %s and %s: that they are recognised says nothing",
@@ -243,7 +244,9 @@ def _read(reader: Reader, places: Sequence[Found]) -> tuple[list[Picture], dict[
         images = list(pool.map(lambda file: read(file[1]), files))
     passed = {str(found.base / path): reason for found in places for path, reason in found.passed.items()}
     passed |= {str(path): image for (_, path, _), image in zip(files, images) if isinstance(image, str)}
-    return [Picture(name, folder, image) for (name, _, folder), image in zip(files, images) if not isinstance(image, str)], passed
+    return [
+        Picture(path, name, folder, image) for (name, path, folder), image in zip(files, images) if not isinstance(image, str)
+    ], passed
 
 
 def _csv(answers: list[Answer], classes: list[str]) -> str:
