@@ -44,8 +44,16 @@ def run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         raise type(stop)(f"{str(stop) or 'interrupted'}{how}") from None
 
 
+def goes_further(word: str) -> bool:
+    """Whether a run that goes on takes this KEY=VALUE."""
+    key = compose.parse(word).key_or_group
+    return key in FURTHER or key.startswith("logger.")
+
+
 def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     """Go on with a run, from its checkpoint or, without one, from the beginning; with ``FURTHER`` keys in ``words``, a finished one too.
+
+    What its logger would send is left out, unless ``words`` name it.
 
     Raises:
         UserError: the run is finished, or a word changes what it is.
@@ -54,7 +62,7 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     values = read_config(folder)
     foreign.refuse_links(folder)
     for word in words:
-        if compose.parse(word).key_or_group not in FURTHER:
+        if not goes_further(word):
             raise UserError(f"resume takes no '{word}': a run goes on with its own configuration, but for {', '.join(FURTHER)}")
     changed = _unsent(compose.override(values, words), words)
     schema.validate(changed)
@@ -96,6 +104,8 @@ def _unsent(values: dict[str, Any], words: Sequence[str], kept: Collection[str] 
 @contextmanager
 def evaluation(folder: Path, words: Sequence[str]) -> Iterator[tuple[dict[str, Any], Path]]:
     """The values of a run's next evaluation, ``words`` applied, and its ``folder/eval/<n>``, which goes again if nothing comes of it.
+
+    Its logger has no service beside, unless ``words`` name it.
 
     Raises:
         UserError: no such run, values that do not fit, a folder that cannot be written.
