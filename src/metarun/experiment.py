@@ -211,9 +211,9 @@ def _proposal(run: Run) -> str:
 
 def _warn_of_few(run: Run) -> None:
     """Say where the classes of development tasks are hardly more than those of one."""
-    if isinstance(run.data, ImageDataset) and run.data.fixed_spec is None and (val := run.data.splits.get("val")):
-        if told := shapes.few_classes("val", val, run.spec["eval"]):
-            log.warning("%s", told)
+    val = run.data.splits.get("val") if isinstance(run.data, ImageDataset) and run.data.fixed_spec is None else None
+    if val and (told := shapes.few_classes("val", val, run.spec["eval"])):
+        log.warning("%s", told)
 
 
 def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: Scores) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -32,10 +33,8 @@ def test_check_proposes_what_runs(metarun, photos):
     found = re.fullmatch(r"metarun: way=5 is larger than the 2 classes of the val split; .*; this would run: (.*)", result.err[-1])
     result = metarun("check", *asked, *found[1].split())
     assert (result.status, result.out[-1]) == (0, "all is well")
-    assert result.err == [
-        "warning: val has 2 classes for way=2, so all episodes hold the same 2, and scores say little of other classes: compare several "
-        "divisions (-m sweep=folds), or choose a smaller way"
-    ] or "val has 2 classes for way=2" in " ".join(result.err)
+    told = "val has 2 classes for way=2, so all episodes hold the same 2, and scores say little of other classes: compare several divisions"
+    assert any(told in line for line in result.err)
 
 
 def test_folds_are_one_line(metarun, photos):
@@ -49,15 +48,18 @@ def test_folds_are_one_line(metarun, photos):
     assert group["test_mean"] == pytest.approx(np.mean(means))
     assert group["test_std_over_divisions"] == pytest.approx(np.std(means, ddof=1))
     low, high = (re.escape(f"{value:.4f}") for value in (min(means), max(means)))
-    line = rf"protonet: test accuracy {np.mean(means):.4f} over 5 divisions of the classes, std {np.std(means, ddof=1):.4f}, from {low} to {high}"
+    mean, std = f"{np.mean(means):.4f}", f"{np.std(means, ddof=1):.4f}"
+    line = rf"protonet: test accuracy {mean} over 5 divisions of the classes, std {std}, from {low} to {high}"
     assert any(re.fullmatch(line, printed) for printed in result.out), result.out
     # Every class is tested once.
-    folders = sorted(path.parent for path in __import__("pathlib").Path(found["folder"]).glob("*/summary.json"))
+    folders = [path.parent for path in Path(found["folder"]).glob("*/summary.json")]
     assert len({json.loads((folder / "checkpoints" / "inputs.json").read_text())["data"]["test"] for folder in folders}) == 5
 
 
 def test_divisions_by_another_seed_are_one_line_too_and_methods_stay_apart(metarun, photos):
-    result = metarun("-m", *[word for word in WORDS if not word.startswith("algo=")], "algo=protonet,nearest", "data.split_seed=0,1", "--json")
+    result = metarun(
+        "-m", *[word for word in WORDS if not word.startswith("algo=")], "algo=protonet,nearest", "data.split_seed=0,1", "--json"
+    )
     assert result.status == 0, result.err
     assert sorted(group["algo"] for group in result.json["groups"]) == ["nearest", "protonet"]
     assert all(group["runs"] == 2 for group in result.json["groups"])

@@ -196,7 +196,7 @@ def test_a_threshold_needs_two_pictures_of_a_class(trained, pictures, caplog):
 
 def test_a_class_called_unknown(trained, pictures):
     (pictures / "support" / "dot").rename(pictures / "support" / "unknown")
-    with pytest.raises(UserError, match="--reject answers 'unknown', and a class of .*support has that name: give it another"):
+    with pytest.raises(UserError, match=r"--reject answers 'unknown', and a class of .*support has that name: give it another"):
         predict(trained, pictures, "--reject", "0.1")
 
 
@@ -222,7 +222,9 @@ def test_confusion_is_told_written_and_drawn(trained, pictures, capsys):
 def test_many_classes_are_told_by_their_mistakes():
     names = [f"c{i:02}" for i in range(30)]
     image = np.zeros((1, 8, 8), np.uint8)
-    answers = [Answer("x.png", image, {name: float(name == names[i * (i > 2)]) for name in names}, names[i]) for i in range(30) for _ in range(4)]
+    answers = [
+        Answer("x.png", image, {name: float(name == names[i * (i > 2)]) for name in names}, names[i]) for i in range(30) for _ in range(4)
+    ]
     confusion = Confusion.of(answers, names)
     assert confusion.right("c00") == (4, 4)
     assert confusion.mistakes() == [("c01", "c00", 4), ("c02", "c00", 4)]

@@ -191,7 +191,10 @@ def test_mapped_and_looped_alike():
         (["episode.train.unknown=1"], r"unknown key"),
         (["+episode.train.unknown=1"], r"episode\.train\.unknown=1 is not possible: queries of no class are for episode\.eval\.unknown"),
         (["episode.unknown=-1"], r"episode\.unknown=-1 is not possible: it should be 0 or more"),
-        (["data=sinusoid", "net=mlp", "algo=maml", "way=1", "episode.unknown=1"], r"episode\.eval\.unknown=1 is not possible: data=sinusoid"),
+        (
+            ["data=sinusoid", "net=mlp", "algo=maml", "way=1", "episode.unknown=1"],
+            r"episode\.eval\.unknown=1 is not possible: data=sinusoid",
+        ),
         (["protocol=unknown"], r"protocol=unknown is not possible with algo=protonet: it needs queries of no class, episode\.unknown=1"),
     ],
 )
@@ -202,5 +205,7 @@ def test_what_cannot_be(words, line):
 
 def test_more_classes_than_there_are():
     run = Run(small("algo=protonet", "net.hidden=8", "episode.unknown=8"))
-    with pytest.raises(UserError, match=r"way=3 \+ unknown=8 = 11 is larger than the 10 classes of the val split; choose way \+ unknown <= 10"):
+    with pytest.raises(
+        UserError, match=r"way=3 \+ unknown=8 = 11 is larger than the 10 classes of the val split; choose way \+ unknown <= 10"
+    ):
         run.episodes("val")

@@ -154,8 +154,8 @@ def test_files_that_are_not_there(tmp_path, flowers):
         classes(flowers)
     with pytest.raises(UserError, match=r"data\.ignore names the column remarks, which the table does not have; did you mean 'remark'"):
         classes(flowers, ignore=["remarks"])
+    (tmp_path / "p.csv").write_text("task,x,y\na,1,2")
     with pytest.raises(UserError, match=r"data\.targets names the column y9"):
-        (tmp_path / "p.csv").write_text("task,x,y\na,1,2")
         tasks(tmp_path / "p.csv", targets=["y9"])
 
 

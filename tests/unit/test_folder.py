@@ -219,7 +219,9 @@ def test_a_class_whose_pictures_are_broken_is_left_out_of_its_split(root, caplog
 
 
 def test_a_split_without_a_class_that_is_large_enough(root):
-    with pytest.raises(UserError, match=r"no class of data\.root has data\.min_images=4 readable pictures; the largest is 'c0' with 3: add"):
+    with pytest.raises(
+        UserError, match=r"no class of data\.root has data\.min_images=4 readable pictures; the largest is 'c0' with 3: add"
+    ):
         make(root, min_images=4)
     for name in make(root).splits["val"].names:
         for j in range(3):

@@ -65,9 +65,7 @@ def test_a_table_is_as_good_as_class_folders(root, name, heading):
         for j in range(3):
             (root / "folders" / f"c{i}" / f"{j}.png").write_bytes((root / f"{i}_{j}.png").read_bytes())
     folders = make(root / "folders")
-    assert {split: part.sha256() for split, part in data.splits.items()} == {
-        split: part.sha256() for split, part in folders.splits.items()
-    }
+    assert {split: part.sha256() for split, part in data.splits.items()} == {split: part.sha256() for split, part in folders.splits.items()}
     assert greys(make(root / name)) == greys(data)  # by its own name
 
 
@@ -107,9 +105,9 @@ def test_a_class_in_two_tables_is_refused(root):
 @pytest.mark.parametrize(
     ("name", "content", "line"),
     [
-        ("labels.csv", "filename,lable\n0_0.png,a", r"labels.csv has no column label; did you mean 'lable'\?; its first line names the columns"),
+        ("labels.csv", "filename,lable\n0_0.png,a", r"labels.csv has no column label; did you mean 'lable'\?; its first line"),
         ("labels.csv", "name,label\n0_0.png,a", r"labels.csv has no column filename"),
-        ("labels.csv", "filename,label\n0_0.png,a\n0_9.png,a", r"labels.csv line 3 names 0_9.png, which is not there; did you mean '0_\d.png'"),
+        ("labels.csv", "filename,label\n0_0.png,a\n0_9.png,a", r"line 3 names 0_9.png, which is not there; did you mean '0_\d.png'"),
         ("labels.csv", "filename,label\n0_0.png,", r"labels.csv line 2 has no label: every line has a file and its label"),
         ("labels.csv", "filename,label\n0_0.png", r"labels.csv line 2 has no label"),
         ("labels.csv", "filename,label\n,cat", r"labels.csv line 2 has no filename: every line has a file and its label"),

@@ -30,7 +30,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
-    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *unknown.MEASURES, *presented, "curve")] or [summary["metric"]]
+    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *unknown.MEASURES, *presented, "curve")] or [
+        summary["metric"]
+    ]
     out.print(_results(summary, splits, first), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:

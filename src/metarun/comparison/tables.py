@@ -135,7 +135,8 @@ def cross_validations(view: View) -> list[str]:
             continue
         name = view.metric or member.metric
         means = [run.statistics[view.by][name]["mean"] for run in member.runs if name in run.statistics[view.by]]
-        who = ", ".join([str(member.key.get("algo", "")), *(f"{short(key)} {text(member.key[key])}" for key in view.columns if key != "algo")])
+        others = [f"{short(key)} {text(member.key[key])}" for key in view.columns if key != "algo"]
+        who = ", ".join([str(member.runs[0].values["algo"]), *others])
         lines.append(
             f"{who}: {view.by} {name} {number(statistic.mean)} over {statistic.runs} divisions of the classes, std {number(statistic.std)}, "
             f"from {number(min(means))} to {number(max(means))}"

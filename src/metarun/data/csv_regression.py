@@ -122,7 +122,9 @@ class CsvRegression(Dataset):
                 raise UserError(f"the column {both[0]} is named by data.inputs and by data.targets: keep one")
             for found, letter, key in ((x, "x", "inputs"), (y, "y", "targets")):
                 if not found:
-                    raise UserError(f"data.root={root} has no column whose name begins with {letter}: name those meant with data.{key}=[COLUMN]")
+                    raise UserError(
+                        f"data.root={root} has no column whose name begins with {letter}: name those meant with data.{key}=[COLUMN]"
+                    )
             sizes[:] = [len(x)]
             return [*x, *y]
 

@@ -156,9 +156,7 @@ def _digest(base: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere is reported as unreadable later
-        digest.update(
-            f"{_name(base, path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape")
-        )
+        digest.update(f"{_name(base, path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 

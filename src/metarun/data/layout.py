@@ -12,8 +12,8 @@ from metarun.data.records import ENDINGS, records
 from metarun.errors import UserError, nearest
 
 LAYOUT = (
-    "FOLDER holds one folder of pictures per class, or train/, val/ and test/ with such class folders in each, or labels.csv with the columns "
-    "filename and label, or train.csv, val.csv and test.csv of that kind"
+    "FOLDER holds one folder of pictures per class, or train/, val/ and test/ with such class folders in each, or labels.csv with the "
+    "columns filename and label, or train.csv, val.csv and test.csv of that kind"
 )
 SPLITS = {
     "train": "train",
@@ -118,7 +118,9 @@ def _cell(record: dict[str, Any], names: Collection[str], table: Path, where: st
     if column is None:
         if table.suffix == ".jsonl":
             raise UserError(f"{where} has no {best}; write it as {FORM}")
-        raise UserError(f"{table} has no column {best}{nearest(best, record)}; its first line names the columns, filename and label among them")
+        raise UserError(
+            f"{table} has no column {best}{nearest(best, record)}; its first line names the columns, filename and label among them"
+        )
     value = record[column]
     if value is None or not str(value).strip() or isinstance(value, (dict, list)):
         raise UserError(f"{where} has no {column}: every line has a file and its label; fill it in, or remove the line")

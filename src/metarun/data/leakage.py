@@ -69,7 +69,7 @@ def refuse_shared(splits: Mapping[str, Iterable[str]], what: str = "class") -> N
             again = "in" if other == name else f"'{name}', which differs in capitals only, in"
             raise UserError(
                 f"{what} '{other}' is in {before} and {again} {split}, but splits must not share {several}; "
-                f"rename one if they differ, else leave all of it to one split, or the division to metarun: one folder or table of all {several}"
+                f"rename one if they differ, else give all of it to one split, or put all {several} together to have them divided for you"
             )
         if other != name:
             log.warning("the %s '%s' and '%s' of %s differ in capitals only: merge them unless they are two", several, other, name, split)

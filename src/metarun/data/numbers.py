@@ -95,7 +95,9 @@ def _number(record: dict[str, Any], column: str, where: str) -> float:
     try:
         value = float(cell)
     except (TypeError, ValueError):
-        raise UserError(f"{where}: {str(cell)!r} in the column {column} is no number, as 0.5 is; mend it, or leave that column out") from None
+        raise UserError(
+            f"{where}: {str(cell)!r} in the column {column} is no number, as 0.5 is; mend it, or leave that column out"
+        ) from None
     if not math.isfinite(value) or abs(value) > float(np.finfo(np.float32).max):
         raise UserError(f"{where}: {cell} in the column {column} is not finite; fill it in, or remove the line")
     return value

@@ -16,7 +16,7 @@ ENDINGS = (".csv", ".tsv", ".jsonl")  # of the files that are read
 def records(name: str, content: bytes, columns: Collection[str], form: str) -> Iterator[tuple[int, Any]]:
     """The number of every line, from 1, and what it holds by column; of lines of JSON whatever they are.
 
-    A CSV table begins with a line that names its columns. Between them are commas, or, where that line has more of these, semicolons or tabs.
+    A CSV table begins with a line that names its columns. Between them are commas, or semicolons or tabs where that line has more of them.
 
     Args:
         name: of the file, whose ending tells which of the two it is.

@@ -98,7 +98,9 @@ def draw(
         for i, image in enumerate(images[:SHOTS]):
             sheet.paste(_tile(image, wording), (x + i * (TILE + GAP), y + 18))
     heading = f"the first {len(shown)} of {len(answers)} {noun}s" if len(shown) < len(answers) else f"{noun}s"
-    colors = "; frame: blue if the answer is right by the folder's name, red if it is not" if any(a.right is not None for a in shown) else ""
+    colors = (
+        "; frame: blue if the answer is right by the folder's name, red if it is not" if any(a.right is not None for a in shown) else ""
+    )
     _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
     for i, answer in enumerate(shown):
         _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer, wording)

@@ -244,9 +244,7 @@ def _read(reader: Reader, places: Sequence[Found]) -> tuple[list[Picture], dict[
         images = list(pool.map(lambda file: read(file[1]), files))
     passed = {str(found.base / path): reason for found in places for path, reason in found.passed.items()}
     passed |= {str(path): image for (_, path, _), image in zip(files, images) if isinstance(image, str)}
-    return [
-        Picture(path, name, folder, image) for (name, path, folder), image in zip(files, images) if not isinstance(image, str)
-    ], passed
+    return [Picture(path, name, folder, image) for (name, path, folder), image in zip(files, images) if not isinstance(image, str)], passed
 
 
 def _csv(answers: list[Answer], classes: list[str]) -> str:
@@ -259,7 +257,9 @@ def _csv(answers: list[Answer], classes: list[str]) -> str:
     }
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", *(name for name, there in further.items() if there), *(f"p_{name}" for name in classes)])
+    writer.writerow(
+        ["file", "class", "probability", *(name for name, there in further.items() if there), *(f"p_{name}" for name in classes)]
+    )
     for answer in answers:
         more = {"truth": answer.truth or "", "belonging": f"{answer.belonging:.6g}" if answer.belonging is not None else ""}
         numbers = [f"{p:.6f}" for p in (answer.confidence, *answer.probabilities.values())]

@@ -315,7 +315,7 @@ class Fitted:
     def belonging(self, images: Images) -> Tensor:
         """How well every image fits the class that it fits best, [n] on the CPU: the higher, the better; raises as ``predict`` does.
 
-        Of a method that sees images through its net alone by ``protocols.belonging``, in its features; of any other the largest probability.
+        Of a method that sees images through its net alone by ``protocols.belonging``, in its features; else the largest probability.
         """
         if not self.model.algorithm.encodes or self.model.algorithm.zero_shot:
             return self.probabilities(images).max(-1).values
@@ -346,7 +346,9 @@ class Fitted:
         try:
             return threshold(scores, rate)
         except ValueError:
-            raise UserError("a threshold needs two examples of a class at least, of which one is left out: add some, or do not reject") from None
+            raise UserError(
+                "a threshold needs two examples of a class at least, of which one is left out: add some, or do not reject"
+            ) from None
 
     def _without(self, i: int) -> Tensor:
         """The ``belonging`` of example i of the support to a learner that has adapted to the others, [1]."""

@@ -40,7 +40,9 @@ class EpisodeSpec:
     @property
     def images(self) -> int:
         """How many there are in an episode."""
-        return (self.shot + self.query + self.clean) * self.way + self.unlabelled * (self.way + self.distractors) + self.query * self.unknown
+        return (
+            (self.shot + self.query + self.clean) * self.way + self.unlabelled * (self.way + self.distractors) + self.query * self.unknown
+        )
 
     def __str__(self) -> str:
         words = f"{self.way}-way {self.shot}-shot{' (uneven)' * self.uneven}, {self.query} queries per class"

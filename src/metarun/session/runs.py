@@ -96,7 +96,9 @@ def _unsent(values: dict[str, Any], words: Sequence[str], kept: Collection[str] 
     if sent := [name for name in STAYS if logger.get(name) and logger[name] not in kept]:
         for name in sent:
             if logger[name] != STAYS[name]:
-                log.warning("%s gets nothing of this: it is in the run's configuration, but not on the command line; add logger=%s", name, name)
+                log.warning(
+                    "%s gets nothing of this: it is in the run's configuration, but not on the command line; add logger=%s", name, name
+                )
         return values | {"logger": {key: value for key, value in logger.items() if key not in sent}}
     return values
 

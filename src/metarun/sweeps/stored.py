@@ -59,8 +59,8 @@ def words(folder: Path, given: list[str]) -> list[str]:
     for word in kept:
         if not _harmless(word):
             raise UserError(
-                f"{folder / RECORD} has {foreign.printable(word)}, which can run code, or write or send elsewhere, and is not taken from a file; "
-                f"if it is yours, give it again: metarun resume {folder} '{foreign.printable(word)}'"
+                f"{folder / RECORD} has {foreign.printable(word)}, which can run code, or write or send elsewhere, and is not taken from "
+                f"a file; if it is yours, give it again: metarun resume {folder} '{foreign.printable(word)}'"
             )
     return kept + given
 
