@@ -138,8 +138,8 @@ def cross_validations(view: View) -> list[str]:
         others = [f"{short(key)} {text(member.key[key])}" for key in view.columns if key != "algo"]
         who = ", ".join([str(member.runs[0].values["algo"]), *others])
         lines.append(
-            f"{who}: {view.by} {name} {number(statistic.mean)} over {statistic.runs} divisions of the classes, std {number(statistic.std)}, "
-            f"from {number(min(means))} to {number(max(means))}"
+            f"{who}: {view.by} {name} {number(statistic.mean)} over {statistic.runs} divisions of the classes, "
+            f"std {number(statistic.std)}, from {number(min(means))} to {number(max(means))}"
         )
     return lines
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from metarun.errors import UserError
+from metarun.storage.foreign import one_line
 from metarun.tracking.sinks import INNER, ITERATION, Scalars, Sink
 
 with warnings.catch_warnings():
@@ -33,14 +33,15 @@ class ToWandb(Sink):
     """
 
     def __init__(self, mode: str, folder: Path, title: str, parameters: dict[str, Any], project: str, known: str | None) -> None:
-        if mode == "online" and not (os.environ.get("WANDB_API_KEY") or wandb.Api().api_key):
-            raise UserError("logger.wandb=online has no account to send to: `wandb login` once, or keep it here with logger.wandb=offline")
         quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True)
         again = {"id": known, "resume": "allow"} if known else {}
-        self.run = wandb.init(
-            mode="offline" if mode == "offline" else "online",
-            dir=str(folder), project=project, name=title, config=parameters, settings=quiet, **again,
-        )  # fmt: skip
+        where: Any = {"mode": mode, "dir": str(folder), "project": project, "name": title, "settings": quiet}
+        try:
+            self.run = wandb.init(config=parameters, **where, **again)
+        except wandb.errors.UsageError as error:  # no account
+            raise UserError(
+                f"logger.wandb={mode} is not possible ({one_line(error)}): `wandb login` once, or keep the run here with logger.wandb=offline"
+            ) from None
         self.id = self.run.id
         for axis in (ITERATION, INNER):
             self.run.define_metric(axis, hidden=True)
