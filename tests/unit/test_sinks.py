@@ -17,7 +17,8 @@ from metarun.errors import MissingLibrary, UserError
 from metarun.session import runs
 from metarun.sweeps import stored
 from metarun.tracking import sinks
-from metarun.tracking.sinks import IDS, Guarded, Sink, known_ids
+from metarun.tracking.sink import Sink
+from metarun.tracking.sinks import IDS, Guarded, known_ids
 
 
 class Kept(Sink):

@@ -1,4 +1,4 @@
-"""Where else a run's numbers go, beside its own folder and TensorBoard: Weights & Biases, MLflow, or both. One small class for each.
+"""Where else a run's numbers go, beside its own folder and TensorBoard: Weights & Biases, MLflow, or both.
 A service that fails, or a network, never fails the run: it is told once, and the rest of the numbers are in metrics.jsonl."""
 
 from __future__ import annotations
@@ -6,44 +6,18 @@ from __future__ import annotations
 import json
 import logging
 import re
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
 
 from metarun.errors import MissingLibrary, RunError, UserError, install
 from metarun.storage import foreign
 from metarun.storage.files import replace_file
+from metarun.tracking.sink import Sink
 
 log = logging.getLogger(__name__)
 
 IDS = "loggers.json"  # in a run's folder: under which names the services know it, so that a resumed run goes on there
-ITERATION, INNER = "iteration", "inner_step"  # what numbers are drawn over
-Scalars = Mapping[str, float]
-
-
-class Sink(ABC):
-    """Where the numbers of one run go; made by ``open_sink``. Every method may raise whatever the library does."""
-
-    id: str  # by which the service knows the run
-
-    @abstractmethod
-    def scalars(self, axis: str, step: int, values: Scalars) -> None:
-        """Named numbers at a step of ``ITERATION`` or ``INNER``."""
-
-    @abstractmethod
-    def image(self, tag: str, image: np.ndarray, step: int) -> None:
-        """A picture [height, width, 3] uint8."""
-
-    @abstractmethod
-    def results(self, values: Scalars) -> None:
-        """The final numbers, by which a service lists runs."""
-
-    @abstractmethod
-    def close(self, failed: bool) -> None:
-        """The run is over."""
 
 
 class Guarded:

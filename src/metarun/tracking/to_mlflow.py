@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from metarun.storage.run_folder import outputs_root
-from metarun.tracking.sinks import Scalars, Sink
+from metarun.tracking.sink import Scalars, Sink
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -10,7 +10,7 @@ import numpy as np
 
 from metarun.errors import UserError
 from metarun.storage.foreign import one_line
-from metarun.tracking.sinks import INNER, ITERATION, Scalars, Sink
+from metarun.tracking.sink import INNER, ITERATION, Scalars, Sink
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -40,7 +40,7 @@ class ToWandb(Sink):
             self.run = wandb.init(config=parameters, **where, **again)
         except wandb.errors.UsageError as error:  # no account
             raise UserError(
-                f"logger.wandb={mode} is not possible ({one_line(error)}): `wandb login` once, or keep the run here with logger.wandb=offline"
+                f"logger.wandb={mode} is not possible ({one_line(error)}): `wandb login` once, or keep the run here: logger.wandb=offline"
             ) from None
         self.id = self.run.id
         for axis in (ITERATION, INNER):

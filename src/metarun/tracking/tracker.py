@@ -17,7 +17,8 @@ from torch import Tensor
 from metarun.storage.files import writing
 from metarun.storage.resume import whole_lines
 from metarun.tracking.console import Display
-from metarun.tracking.sinks import INNER, ITERATION, Guarded, Sink, open_sinks
+from metarun.tracking.sink import INNER, ITERATION, Sink
+from metarun.tracking.sinks import Guarded, open_sinks
 
 
 class Tracker:
