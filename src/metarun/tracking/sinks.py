@@ -66,15 +66,17 @@ def open_sinks(
         UserError: a library is not installed, or has no account to send to.
         RunError: a library cannot begin.
     """
-    ids, found = known_ids(folder), []
-    for name, wanted in (("wandb", wandb), ("mlflow", mlflow)):
-        if wanted:
-            try:
+    ids, found = known_ids(folder), list[Guarded]()
+    try:
+        for name, wanted in (("wandb", wandb), ("mlflow", mlflow)):
+            if wanted:
                 found.append(Guarded(name, _open(name, wanted, folder, str(values["name"]), parameters, project, ids.get(name))))
-            except (UserError, RunError):
-                raise
-            except Exception as error:
-                raise RunError(f"logger={name} cannot begin ({foreign.one_line(error)}); leave it out with logger=default") from error
+    except Exception as error:
+        for guarded in found:  # the one before it is open
+            guarded(lambda sink: sink.close(True))
+        if isinstance(error, (UserError, RunError)):
+            raise
+        raise RunError(f"logger={name} cannot begin ({foreign.one_line(error)}); leave it out with logger=default") from error
     if found:
         now = ids | {guarded.name: guarded.sink.id for guarded in found}
         replace_file(folder / IDS, lambda handle: handle.write(json.dumps(now).encode()))
