@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -113,8 +114,9 @@ class Tracker:
     def curve(self, split: str, curve: list[dict[str, float]]) -> None:
         """The adaptation curve as scalars over inner steps."""
         tag = f"{split}/adaptation_curve"
-        for point in curve:
-            self._send(lambda sink, point=point: sink.scalars(INNER, int(point["step"]), {tag: point["mean"]}))
+        for guarded in self.sinks:
+            for point in curve:
+                guarded(partial(Sink.scalars, axis=INNER, step=int(point["step"]), values={tag: point["mean"]}))
         if self.writer:
             for point in curve:
                 self.writer.add_scalar(tag, point["mean"], int(point["step"]))
