@@ -46,7 +46,8 @@ class ToWandb(Sink):
         for axis in (ITERATION, INNER):
             self.run.define_metric(axis, hidden=True)
         self.run.define_metric("*", step_metric=ITERATION)
-        self.run.define_metric("*/adaptation_curve", step_metric=INNER)
+        for split in ("val", "test"):
+            self.run.define_metric(f"{split}/adaptation_curve", step_metric=INNER)
 
     def scalars(self, axis: str, step: int, values: Scalars) -> None:
         self.run.log({axis: step, **values})

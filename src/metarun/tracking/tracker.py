@@ -7,7 +7,6 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -114,9 +113,12 @@ class Tracker:
     def curve(self, split: str, curve: list[dict[str, float]]) -> None:
         """The adaptation curve as scalars over inner steps."""
         tag = f"{split}/adaptation_curve"
-        for guarded in self.sinks:
+
+        def drawn(sink: Sink) -> None:
             for point in curve:
-                guarded(partial(Sink.scalars, axis=INNER, step=int(point["step"]), values={tag: point["mean"]}))
+                sink.scalars(INNER, int(point["step"]), {tag: point["mean"]})
+
+        self._send(drawn)
         if self.writer:
             for point in curve:
                 self.writer.add_scalar(tag, point["mean"], int(point["step"]))
