@@ -33,7 +33,10 @@ class ToWandb(Sink):
     """
 
     def __init__(self, mode: str, folder: Path, title: str, parameters: dict[str, Any], project: str, known: str | None) -> None:
-        quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True)
+        quiet = wandb.Settings(
+            console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
+            symlink=False,  # a run's folder with links is not opened again
+        )  # fmt: skip
         again = {"id": known, "resume": "allow"} if known else {}
         where: Any = {"mode": mode, "dir": str(folder), "project": project, "name": title, "settings": quiet}
         try:
