@@ -28,7 +28,7 @@ from metarun.predict.trained import Fitted, load
 from metarun.protocols.belonging import UNKNOWN
 from metarun.protocols.verification import roc
 from metarun.storage.files import replace_file
-from metarun.storage.foreign import refuse_links
+from metarun.storage.foreign import printable, refuse_links
 
 log = logging.getLogger(__name__)
 
@@ -196,7 +196,7 @@ def _of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
     """What lies in folders that name no class, and of which a class has nearly the name."""
     if not strays:
         return ""
-    shown = [f"{name} ({count}{nearest(name, classes)})" for name, count in strays.most_common(STRAYS)]
+    shown = [printable(f"{name} ({count}{nearest(name, classes)})") for name, count in strays.most_common(STRAYS)]
     more = f" and {len(strays) - STRAYS} more" if len(strays) > STRAYS else ""
     return f"{strays.total()} {noun} in folders that name no class of the support: {', '.join(shown)}{more}"
 
