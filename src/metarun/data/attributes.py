@@ -17,8 +17,9 @@ from metarun.errors import UserError, nearest
 LINE = "give one line per class, its name and then its numbers, as in spaniel,1,0,0.5"
 
 
-def described(splits: dict[str, Split], file: str | Path | None) -> dict[str, Split]:
+def described(splits: dict[str, Split], file: str | Path | None, others: Collection[str] = ()) -> dict[str, Split]:
     """Splits whose classes have the attributes of a file, see ``read_attributes`` and ``read_word_vectors``; None leaves them as they are.
+    ``others``: classes that a table has to name, too, though they were left out.
 
     Raises:
         UserError: there is no such file, it is not as described there, or lacks a class.
@@ -31,7 +32,7 @@ def described(splits: dict[str, Split], file: str | Path | None) -> dict[str, Sp
             f"data.attributes={file} is no file; give a table of classes and numbers (.csv) or word vectors ({', '.join(SUFFIXES)})"
         )
     names = [name for split in splits.values() for name in split.names]
-    found = (read_word_vectors if path.suffix.lower() in SUFFIXES else read_attributes)(path, names)
+    found = read_word_vectors(path, names) if path.suffix.lower() in SUFFIXES else read_attributes(path, {*names, *others})
     return {
         name: split._replace(attributes=torch.from_numpy(np.stack([found[one] for one in split.names]))) for name, split in splits.items()
     }

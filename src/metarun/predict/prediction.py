@@ -1,4 +1,4 @@
-"""``metarun predict``: classify a folder of pictures (recordings, texts) after adapting a trained run to class folders of others.
+"""``metarun predict``: classify pictures (recordings, texts) after adapting a trained run to class folders of others.
 Tables, picture sheet and export of one call; what happens in between is trained.py's."""
 
 from __future__ import annotations
@@ -7,23 +7,32 @@ import csv
 import io
 import json
 import logging
+import sys
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from rich.console import Console
 
 from metarun.data.leakage import digest
-from metarun.data.picture import Found, Reader, UnreadableError, reasons, search, suffixes, tell
-from metarun.errors import UserError
+from metarun.data.picture import Found, Reader, UnreadableError, reasons, suffixes, tell
+from metarun.errors import UserError, nearest
+from metarun.predict import sources
+from metarun.predict.confusion import Confusion
 from metarun.predict.contact_sheet import Answer, draw
-from metarun.predict.trained import file_reader, load
+from metarun.predict.trained import Fitted, file_reader, load
+from metarun.protocols.belonging import UNKNOWN
+from metarun.protocols.verification import roc
 from metarun.storage.files import replace_file
-from metarun.storage.foreign import refuse_links
+from metarun.storage.foreign import printable, refuse_links
 
 log = logging.getLogger(__name__)
+
+STRAYS = 8  # folders that name no class, of which a line tells
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,8 @@ class Picture:
     """One readable file: a picture, or whatever the run was trained on."""
 
     path: Path
-    folder: str  # its folder below the one that was given; "" for that one itself
+    name: str  # its path below what was given, or its own where several things were
+    folder: str  # its folder below the one that was given, or its label in a table; "" where it has neither
     image: np.ndarray  # [channels, height, width] or another shape, uint8, as the net will see it
 
 
@@ -41,7 +51,8 @@ class Options:
 
     run: str
     support: str
-    query: str
+    query: Sequence[str]
+    reject: float | None = None
     steps: int | None = None
     checkpoint: Literal["best", "last"] = "best"
     out: str | None = None
@@ -61,9 +72,9 @@ def predict(options: Options) -> dict[str, Any]:
     refuse_links(Path(options.run))  # the table goes there
     reader = file_reader(model, options.run)
     noun = f"{reader.noun}s"
-    folders = _support(Path(options.support), reader)
-    support, broken = _read(reader, folders)
-    query, broken_too = _read(reader, _query(Path(options.query), reader))
+    folders = sources.support(Path(options.support), reader)
+    support, broken = _read(reader, [folders])
+    query, broken_too = _read(reader, [sources.query(Path(place), reader) for place in options.query])
     tell(log, broken | broken_too)
     shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in support)
     for name, count in shots.items():
@@ -71,10 +82,12 @@ def predict(options: Options) -> dict[str, Any]:
             own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(options.support, name)}
             there = f" (passed over: {reasons(own)})" if own else ""
             raise UserError(f"class '{name}' of {options.support} has no readable {reader.noun}{there}: add some, or remove the folder")
+    if options.reject is not None and UNKNOWN in shots:
+        raise UserError(f"--reject answers '{UNKNOWN}', and a class of {options.support} has that name: give it another")
     if not query:
         endings = ", ".join(sorted(reader.endings or suffixes()))
         why = reasons(broken_too) or f"a {reader.noun} is a file that ends in {endings}"
-        raise UserError(f"{options.query} has no readable {reader.noun} ({why})")
+        raise UserError(f"{' '.join(options.query)} has no readable {reader.noun} ({why})")
     known = {digest(picture.image): picture.path for picture in support}
     seen = [(known[mark], picture.path) for picture in query if (mark := digest(picture.image)) in known]
     if seen:
@@ -84,18 +97,12 @@ def predict(options: Options) -> dict[str, Any]:
         )  # fmt: skip
 
     fitted = model.adapt(np.stack([picture.image for picture in support]), [picture.folder for picture in support], options.steps)
-    rows = fitted.probabilities(np.stack([picture.image for picture in query])).tolist()
-    answers = [
-        Answer(
-            picture.path.relative_to(options.query).as_posix(),
-            picture.image,
-            dict(zip(fitted.classes, row)),
-            picture.folder if picture.folder in shots else None,
-        )
-        for picture, row in zip(query, rows)
-    ]
+    least, lost = (None, None) if options.reject is None else fitted.threshold(options.reject)
+    answers = _answers(fitted, query, least)
     judged = [answer.guess == answer.truth for answer in answers if answer.truth is not None]
     accuracy = sum(judged) / len(judged) if judged else None
+    strays = Counter(answer.stray for answer in answers if answer.stray is not None)
+    confusion = Confusion.of(answers, fitted.classes)
 
     if options.export:
         fitted.export(options.export)
@@ -108,18 +115,13 @@ def predict(options: Options) -> dict[str, Any]:
         noun: f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
         "temperature": f"{model.temperature:.3g}, fitted on development tasks" if model.temperature != 1 else "",
         "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
+        "of no class": _of_no_class(strays, fitted.classes, noun),
         "norm": f"batch (transductive): {noun} are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
         "sheet": str(sheet or ""),
         "export": (options.export or "") + (" (normalises every batch by itself, too)" if options.export and fitted.transductive else ""),
     }
-    if sheet:
-        lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
-        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers, reader.noun, reader.wording)
-    for key, value in told.items():
-        if value:
-            print(f"{key:12} {value}")
-    return {
+    result = {
         "run": options.run,
         "classes": fitted.classes,
         "shots": shots,
@@ -129,10 +131,71 @@ def predict(options: Options) -> dict[str, Any]:
         "transductive": fitted.transductive,
         "temperature": model.temperature,
         "accuracy": accuracy,
+        "of_no_class": dict(strays),
+        "confusion": confusion and confusion.record(),
         "predictions": str(table),
         "sheet": sheet and str(sheet),
         "export": options.export,
     }
+    if least is not None and lost is not None:
+        rejected = sum(answer.unknown for answer in answers)
+        auroc = _auroc(answers)
+        apart = "" if auroc is None else f"; AUROC of those of a class against those of none {auroc:.4f}"
+        told["rejected"] = f"{rejected} answered '{UNKNOWN}', with {lost:.3f} to be expected of {noun} that do belong{apart}"
+        result |= {"rejected": rejected, "threshold": least, "expected_rate": lost, "auroc_unknown": auroc}
+        if fitted.transductive:
+            log.warning("net.norm=batch: --reject is calibrated on %s normalised with the support, and its rate will not hold", noun)
+        elif lost > max(1.5 * (options.reject or 0), (options.reject or 0) + 0.01):
+            log.warning("--reject %g needs more %s in the support: with these no rate below %.3f can be told", options.reject, noun, lost)
+    if sheet:
+        lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers, reader.noun, reader.wording)
+    if confusion and table.name.startswith("predictions."):  # a folder, which has room for more than was asked for
+        written = confusion.csv()
+        replace_file(table.with_name("confusion.csv"), lambda handle: handle.write(written.encode(errors="surrogateescape")))
+        confusion.draw(table.with_name("confusion.png"), f"{model.algo}: answers by truth")
+        told["confusion"] = str(table.with_name("confusion.csv"))
+    for key, value in told.items():
+        if value:
+            print(f"{key:12} {value}")
+    if confusion:
+        Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(confusion.table())
+    return result
+
+
+def _answers(fitted: Fitted, query: list[Picture], least: float | None) -> list[Answer]:
+    """The answers in order; with a threshold ``least``, ``UNKNOWN`` to what is below it."""
+    images = np.stack([picture.image for picture in query])
+    rows = fitted.probabilities(images).tolist()
+    scores = [None] * len(rows) if least is None else fitted.belonging(images).tolist()
+    return [
+        Answer(
+            picture.name,
+            picture.image,
+            dict(zip(fitted.classes, row)),
+            picture.folder if picture.folder in fitted.classes else None,
+            picture.folder if picture.folder and picture.folder not in fitted.classes else None,
+            score,
+            least is not None and score is not None and score < least,
+        )
+        for picture, row, score in zip(query, rows, scores)
+    ]
+
+
+def _of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
+    """What lies in folders that name no class, and of which a class has nearly the name."""
+    if not strays:
+        return ""
+    shown = [printable(f"{name} ({count}{nearest(name, classes)})") for name, count in strays.most_common(STRAYS)]
+    more = f" and {len(strays) - STRAYS} more" if len(strays) > STRAYS else ""
+    return f"{strays.total()} {noun} in folders that name no class of the support: {', '.join(shown)}{more}"
+
+
+def _auroc(answers: list[Answer]) -> float | None:
+    """How well belonging tells answers about classes from those about none; None where either is missing."""
+    known = np.array([answer.belonging for answer in answers if answer.truth is not None])
+    others = np.array([answer.belonging for answer in answers if answer.stray is not None])
+    return roc(known, others).auc if len(known) and len(others) else None
 
 
 def _targets(options: Options) -> tuple[Path, Path | None]:
@@ -154,31 +217,7 @@ def _targets(options: Options) -> tuple[Path, Path | None]:
     return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
 
 
-def _support(base: Path, reader: Reader) -> Found:
-    """The pictures by class.
-
-    Raises:
-        UserError: not a folder of class folders.
-    """
-    wanted = f"one folder of {reader.noun}s per class"
-    if not base.is_dir():
-        raise UserError(f"--support {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder with {wanted}")
-    found = search(base, reader.endings)
-    if not found.classes:
-        raise UserError(f"--support {base} has no class folders: it should hold {wanted}")
-    if loose := found.folders.get(""):
-        raise UserError(f"--support {base} has {reader.noun}s outside its class folders, such as {loose[0].name}: move them into one")
-    return found
-
-
-def _query(base: Path, reader: Reader) -> Found:
-    """The pictures by the folder they lie in, those in ``base`` itself first."""
-    if not base.is_dir():
-        raise UserError(f"--query {base} {'is not a folder' if base.exists() else 'does not exist'}: give a folder of {reader.noun}s")
-    return search(base, reader.endings)
-
-
-def _read(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str]]:
+def _read(reader: Reader, places: Sequence[Found]) -> tuple[list[Picture], dict[str, str]]:
     """The readable files in order, and why the other files are passed over."""
 
     def read(path: Path) -> np.ndarray | str:
@@ -187,29 +226,42 @@ def _read(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str]]:
         except UnreadableError as reason:
             return str(reason)
 
-    files = [(path, folder) for folder, paths in found.folders.items() for path in paths]
+    def name(found: Found, path: Path) -> str:
+        return path.relative_to(found.base).as_posix() if len(places) == 1 and path.is_relative_to(found.base) else path.as_posix()
+
+    files = [(name(found, path), path, folder) for found in places for folder, paths in found.folders.items() for path in paths]
     with ThreadPoolExecutor() as pool:
-        images = list(pool.map(lambda file: read(file[0]), files))
-    passed = {str(found.base / path): reason for path, reason in found.passed.items()}
-    passed |= {str(path): image for (path, _), image in zip(files, images) if isinstance(image, str)}
-    return [Picture(path, folder, image) for (path, folder), image in zip(files, images) if not isinstance(image, str)], passed
+        images = list(pool.map(lambda file: read(file[1]), files))
+    passed = {str(found.base / path): reason for found in places for path, reason in found.passed.items()}
+    passed |= {str(path): image for (_, path, _), image in zip(files, images) if isinstance(image, str)}
+    return [Picture(path, name, folder, image) for (name, path, folder), image in zip(files, images) if not isinstance(image, str)], passed
 
 
 def _csv(answers: list[Answer], classes: list[str]) -> str:
-    """One line per picture: file, class, its probability, then the probability of every class; ``truth`` where any is known."""
-    truth = any(answer.truth is not None for answer in answers)
+    """One line per picture: file, answer, probability of the likeliest class, then that of every class; ``truth`` where any is known, and
+    ``belonging`` where it was asked for.
+    """
+    further = {
+        "truth": any(answer.truth is not None for answer in answers),
+        "belonging": any(answer.belonging is not None for answer in answers),
+    }
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", *["truth"] * truth, *(f"p_{name}" for name in classes)])
+    writer.writerow(
+        ["file", "class", "probability", *(name for name, there in further.items() if there), *(f"p_{name}" for name in classes)]
+    )
     for answer in answers:
+        more = {"truth": answer.truth or "", "belonging": f"{answer.belonging:.6g}" if answer.belonging is not None else ""}
         numbers = [f"{p:.6f}" for p in (answer.confidence, *answer.probabilities.values())]
-        writer.writerow([answer.file, answer.guess, numbers[0], *[answer.truth or ""] * truth, *numbers[1:]])
+        writer.writerow([answer.file, answer.guess, numbers[0], *(more[name] for name, there in further.items() if there), *numbers[1:]])
     return out.getvalue()
 
 
 def _json(answers: list[Answer]) -> str:
-    """A list with one object per picture; ``truth`` is null where it is not known."""
+    """A list with one object per picture; ``truth`` is null where it is not known, ``belonging`` there where it was asked for."""
     records = [
-        {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities} for a in answers
+        {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities}
+        | ({} if a.belonging is None else {"belonging": a.belonging})
+        for a in answers
     ]
     return json.dumps(records, indent=1, ensure_ascii=False)
