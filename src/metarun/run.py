@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -46,12 +47,15 @@ class Run:
         values: a resolved config (see ``compose.resolve``).
         trained: for evaluation, a checkpoint to take the weights from; the data need no training split then.
         world: the processes that share the work; None for this one alone.
+        stored: the config is that of a run's folder, for which no net downloads weights.
 
     Raises:
         UserError: the config is not valid, or data, episodes and checkpoint do not fit.
     """
 
-    def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None) -> None:
+    def __init__(
+        self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None, stored: bool = False
+    ) -> None:
         keep_freed_memory()
         self.values, self.valid = values, schema.validate(values)
         valid, root = self.valid, self.valid.root
@@ -79,7 +83,7 @@ class Run:
         if valid.algo.target.zero_shot:
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
-        self.algorithm = build_algorithm(valid, self.problem, trained).to(self.device)
+        self.algorithm = build_algorithm(valid, self.problem, trained, stored).to(self.device)
         if not trained and (examples := self.data.examples()) is not None:
             for module in self.algorithm.modules():
                 if isinstance(module, Net):
@@ -151,7 +155,7 @@ class Run:
     def bn_mode(self) -> str:
         """Whose statistics normalise a query; ``none`` when the net has no norm."""
         net = self.algorithm.net
-        return net.norm if any(isinstance(module, Norm) for module in net.modules()) else "none"
+        return net.norm if net.norm == "stored" or any(isinstance(module, Norm) for module in net.modules()) else "none"
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Put a file of the run in place, atomically; only rank 0 writes."""
@@ -160,14 +164,16 @@ class Run:
             replace_file(path, lambda handle: handle.write(data))
 
 
-def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:
+def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None, stored: bool = False) -> Algorithm:
     """The net and algorithm that a config names, with the weights of a checkpoint if there is one; needs no data.
+
+    ``stored``: the config is that of a run's folder, for which no net downloads weights.
 
     Raises:
         UserError: net, algorithm, problem and checkpoint do not fit each other.
     """
     if not trained:
-        return _build(valid, problem)
+        return _build(valid, problem, lambda net: net.fetch(stored))
     with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
         shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
     for name, tensor in trained["algorithm"].items():
@@ -184,9 +190,11 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
     return algorithm
 
 
-def _build(valid: Valid, problem: Problem) -> Algorithm:
+def _build(valid: Valid, problem: Problem, before: Callable[[Net], None] = lambda net: None) -> Algorithm:
+    """Net and algorithm; ``before`` is what the net goes through first."""
     try:
-        algorithm: Algorithm = valid.algo.build(_net(valid, problem.input_shape), problem)
+        before(net := _net(valid, problem.input_shape))
+        algorithm: Algorithm = valid.algo.build(net, problem)
         return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None
