@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metarun.predict.belonging import PRIOR, calibrated
-from metarun.predict.classify import directions, learn
+from metarun.predict.classifier import directions, learn
 
 
 def support(way: int, shot: int, seed: int, features: int = 16) -> tuple[torch.Tensor, np.ndarray, torch.Tensor]:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.predict import heads
-from metarun.predict.classify import directions, learn
+from metarun.predict.classifier import directions, learn
 from metarun.predict.heads import HEADS, Head
 
 WAY = 3

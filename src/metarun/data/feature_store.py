@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 
 LARGEST = 4 * 2**30  # bytes of the file; beyond, the quarter that was longest not asked for is dropped
 AT_A_TIME = 500  # rows of one question: SQLite's own limit is 999 in old versions
+NEUTRAL = ("weights", "freeze")  # attributes of nets that say where the weights came from, and what becomes of them
 PATIENCE = 10.0  # seconds that another process may write
 TABLE = (
     "CREATE TABLE IF NOT EXISTS features "
@@ -38,7 +39,8 @@ def mark(image: np.ndarray) -> bytes:
 
 def fingerprint(net: Net, *further: str) -> bytes:
     """32 bytes that tell a net from every other: its class, settings, weights, and what else decides its features."""
-    settings = {name: value for name, value in vars(net).items() if isinstance(value, (str, int, float, bool, tuple))}
+    plain = {name: value for name, value in vars(net).items() if isinstance(value, (str, int, float, bool, tuple))}
+    settings = {name: value for name, value in plain.items() if name not in NEUTRAL}
     found = hashlib.sha256(repr((type(net).__name__, sorted(settings.items(), key=str), repr(net), further)).encode())
     for name, tensor in sorted({**dict(net.named_parameters()), **dict(net.named_buffers())}.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())

@@ -7,27 +7,27 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from metarun.data.leakage import digest
 from metarun.data.picture import Reader, UnreadableError, reasons, search, suffixes, tell
 from metarun.errors import UserError
-from metarun.predict import heads, sources
-from metarun.predict.belonging import UNKNOWN, Belonging, calibrated
+from metarun.predict import sources
+from metarun.predict.belonging import UNKNOWN
+from metarun.predict.classifier import Classifier, directions, learn
 from metarun.predict.confusion import Confusion
 from metarun.predict.contact_sheet import ANSWERS, Answer, draw
-from metarun.predict.heads import Head, Tried
 from metarun.predict.prediction import Picture, as_csv, as_json, labelled, targets
 from metarun.predict.sources import Source
 from metarun.protocols.verification import roc
 from metarun.storage.files import replace_file
+from metarun.tracking.console import Display
 
 log = logging.getLogger(__name__)
 BLOCK = 64  # queries in memory at a time, and as many being read meanwhile
@@ -48,66 +48,6 @@ class Options:
     out: str | None = None
     format: Literal["csv", "json"] | None = None
     sheet: str | None = None
-
-
-class Classifier(NamedTuple):
-    """What a support teaches.
-
-    Attributes:
-        classes: in order of name.
-        head: the one that was chosen.
-        weight, bias: [features, way], [way] of its logits before the temperature.
-        means: [way, features] of the classes' features.
-        temperature: by which logits are divided.
-        belonging: the score of belonging to any class, and its threshold.
-        tried: what the heads made of pictures left out.
-    """
-
-    classes: list[str]
-    head: Head
-    weight: Tensor
-    bias: Tensor
-    means: Tensor
-    temperature: float
-    belonging: Belonging
-    tried: Tried
-
-    def answer(self, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Probabilities [n, way], and scores of belonging [n], of ``directions`` [n, features]."""
-        logits = (features @ self.weight + self.bias) / self.temperature
-        squares = torch.cdist(features, self.means).square()
-        return logits.softmax(-1).numpy(), self.belonging.score(squares.numpy())
-
-
-def directions(features: Tensor) -> Tensor:
-    """Features [n, d] of length 1, in float64: how alike two pictures are is the angle between theirs."""
-    return F.normalize(features.double(), dim=-1)
-
-
-def learn(features: Tensor, labels: Sequence[str], reject: float) -> Classifier:
-    """Choose a head by leaving out, fit it to all, and calibrate probabilities and threshold.
-
-    Args:
-        features: ``directions`` [n, d] of the support.
-        labels: n names of classes.
-        reject: share of pictures that do belong to a class which may be answered ``unknown``.
-    """
-    classes = sorted(set(labels))
-    y = np.array([classes.index(label) for label in labels])
-    way, gram, target = len(classes), features @ features.T, torch.from_numpy(y)
-    tried = heads.tried(gram, y, way)
-    chosen = tried.best()
-    head, once = tried.heads[chosen], tried.once
-    temperature = heads.temperature(tried.alone(chosen)[once], y[once]) if once.any() else 1.0
-    member = target == torch.arange(way).unsqueeze(1)
-    means = member.to(features.dtype) @ features / member.sum(-1, keepdim=True)
-    if head.kind == "means":
-        weight, bias = 2 * means.T, -means.square().sum(-1)
-    else:
-        a = heads.coefficients(head, gram, member.unsqueeze(0))[0]
-        weight, bias = features.T @ a, a.sum(0)
-    belonging = calibrated(-tried.alone(0), y, once, reject)
-    return Classifier(classes, head, weight, bias, means, temperature, belonging, tried)
 
 
 @dataclass
@@ -155,32 +95,36 @@ def classify(options: Options) -> dict[str, Any]:
 def _answer(options: Options, source: Source, learned: Classifier, support: Sequence[Picture]) -> Answers:
     """All queries, a block at a time."""
     known = {digest(picture.image): picture.path for picture in support}
-    classes, done = set(learned.classes), Answers()
-    for block in _blocks(source.reader, _queries(options.queries, source.reader, done.passed)):
-        pictures = []
-        for name, path, folder, image in block:
-            if isinstance(image, str):
-                done.passed[str(path)] = image
-                continue
-            pictures.append((name, folder, image))
-            if (mark := digest(image)) in known:
-                done.copies.append((known[mark], path))
-        if not pictures:
-            continue
-        probabilities, scores = learned.answer(directions(source.features([image for _, _, image in pictures])))
-        for (name, folder, image), row, score in zip(pictures, probabilities.tolist(), scores.tolist()):
-            done.answers.append(
-                Answer(
-                    name,
-                    image if len(done.answers) < ANSWERS else NOTHING,
-                    dict(zip(learned.classes, row)),
-                    folder if folder in classes else None,
-                    score,
-                    UNKNOWN if score < learned.belonging.threshold else "",
-                )
-            )
-            done.folders.append(folder)
+    classes, done, seen = set(learned.classes), Answers(), 0
+    files = list(_queries(options.queries, source.reader, done.passed))
+    with closing(Display(enabled=True)) as display:
+        for block in _blocks(source.reader, iter(files)):
+            seen += len(block)
+            pictures = []
+            for name, path, folder, image in block:
+                if isinstance(image, str):
+                    done.passed[str(path)] = image
+                    continue
+                pictures.append((name, folder, image))
+                if (mark := digest(image)) in known:
+                    done.copies.append((known[mark], path))
+            if pictures:
+                _note(done, classes, learned, source, pictures)
+            display.show("classify", seen, len(files), {})
     return done
+
+
+def _note(
+    done: Answers, classes: set[str], learned: Classifier, source: Source, pictures: Sequence[tuple[str, str, np.ndarray]]
+) -> None:
+    """Answer pictures, each behind its name and its folder; the first ones of all are kept for the sheet."""
+    probabilities, scores = learned.answer(directions(source.features([image for _, _, image in pictures])))
+    for (name, folder, image), row, score in zip(pictures, probabilities.tolist(), scores.tolist()):
+        shown = image if len(done.answers) < ANSWERS else NOTHING
+        refused = UNKNOWN if score < learned.belonging.threshold else ""
+        truth = folder if folder in classes else None
+        done.answers.append(Answer(name, shown, dict(zip(learned.classes, row)), truth, score, refused))
+        done.folders.append(folder)
 
 
 def _queries(queries: Sequence[str], reader: Reader, passed: dict[str, str]) -> Iterator[tuple[str, Path, str]]:
@@ -228,7 +172,7 @@ def _report(
     noun, answers, classes = f"{source.reader.noun}s", done.answers, learned.classes
     text = as_csv(answers, classes) if table.suffix == ".csv" else as_json(answers)
     replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
-    expected, judged = _expected(learned), [answer for answer in answers if answer.truth is not None]
+    expected, judged = learned.expected(), [answer for answer in answers if answer.truth is not None]
     accuracy = sum(answer.guess == answer.truth for answer in judged) / len(judged) if judged else None
     foreign = [(answer, folder) for answer, folder in zip(answers, done.folders) if folder and answer.truth is None]
     outside = dict(sorted(Counter(folder for _, folder in foreign).items()))
@@ -239,9 +183,9 @@ def _report(
     told = {
         "features": source.name,
         "classes": f"{len(classes)} with {few if few == many else f'{few} to {many}'} {noun} each",
-        "head": _chosen(learned),
+        "head": learned.chosen(),
         "expected": expected.said,
-        "unknown": _rejection(learned.belonging, options.reject),
+        "unknown": learned.rejection(options.reject),
         noun[:12]: f"{len(answers)} classified" + (f", {len(done.passed)} passed over" if done.passed else ""),
         "answers": ", ".join(f"{name} {n}" for name, n in counts.most_common(12)) + (", …" if len(counts) > 12 else ""),
         "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
@@ -289,50 +233,6 @@ def _report(
         "predictions": str(table),
         "sheet": sheet and str(sheet),
     }
-
-
-class Expected(NamedTuple):
-    """The accuracy that the support itself lets expect, and its 95 % interval; ``said`` in words, where there is none as well."""
-
-    accuracy: float | None
-    low: float | None
-    high: float | None
-    n: int
-    said: str
-
-    def json(self) -> dict[str, float | int | None]:
-        """Without the words."""
-        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
-
-
-def _expected(learned: Classifier) -> Expected:
-    tried = learned.tried
-    n = int(tried.once.sum())
-    if not n:
-        return Expected(None, None, None, 0, "no estimate: with one picture of a class there is none to try it on")
-    right = int((tried.nested().argmax(-1) == tried.y)[tried.once].sum())
-    low, high = heads.wilson(right, n)
-    how = "leaving each out" if len(tried.y) <= heads.ONE_BY_ONE else f"leaving out each of {heads.FOLDS} folds"
-    few = f"; of {len(tried.y) - n} classes there is one picture, which cannot be tried" * (n < len(tried.y))
-    said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {right} of {n} of the support, {how}, the choice of a head too"
-    return Expected(right / n, low, high, n, said + few)
-
-
-def _chosen(learned: Classifier) -> str:
-    tried = learned.tried
-    if not tried.once.any():
-        return f"{learned.head.name}: with one picture of a class there is nothing to choose by"
-    how = "leave-one-out" if len(tried.y) <= heads.ONE_BY_ONE else f"{heads.FOLDS}-fold cross-validation"
-    return f"{learned.head.name}, the best of {len(tried.heads)} by {how} on the support"
-
-
-def _rejection(belonging: Belonging, rate: float) -> str:
-    if not rate:
-        return ""
-    if not np.isfinite(belonging.threshold):
-        return "never answered: with one picture of a class its spread is not known"
-    least = f"; {len(belonging.left_out)} pictures allow no lower rate" if belonging.held > rate + 1e-9 else ""
-    return f"answered below a belonging of {belonging.threshold:.3g}, where {100 * belonging.held:.0f} % of a class's own are refused{least}"
 
 
 def _areas(judged: Sequence[Answer], foreign: Sequence[Answer]) -> dict[str, float]:

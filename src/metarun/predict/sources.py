@@ -69,10 +69,14 @@ def of(words: Sequence[str], run: str | None, checkpoint: Literal["best", "last"
     Raises:
         UserError: both; see also ``of_words`` and ``of_run``.
     """
-    chosen = any(word.partition("=")[0] == "net" for word in words)
     if run and words:
         raise UserError(f"--run {run} and {words[0]} contradict each other: leave one out")
-    return of_run(run, checkpoint) if run else of_words(words) if chosen else at_hand(words)
+    if run:
+        return of_run(run, checkpoint)
+    if any(word.startswith("net=") for word in words):
+        return of_words(words)
+    # A setting of a net is one of the packaged backbone.
+    return of_words(["net=package", *words]) if any(word.startswith("net.") for word in words) else at_hand(words)
 
 
 def of_words(words: Sequence[str]) -> Source:
