@@ -32,23 +32,16 @@ class Answer:
     image: np.ndarray  # [channels, height, width] or bytes of a text [length], uint8, as the net sees it
     probabilities: dict[str, float]  # by class
     truth: str | None  # the class its folder is named after, if there is one
-    belonging: float | None = None  # the score of belonging to any class, where there is one
-    refused: str = ""  # what is answered in place of the most probable class, where the score is too low
 
     @property
-    def likeliest(self) -> str:
+    def guess(self) -> str:
         """The most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
-    def guess(self) -> str:
-        """What is answered."""
-        return self.refused or self.likeliest
-
-    @property
     def confidence(self) -> float:
-        """The probability of the most probable class, 0..1."""
-        return self.probabilities[self.likeliest]
+        """Its probability, 0..1."""
+        return self.probabilities[self.guess]
 
 
 def draw(
@@ -65,7 +58,7 @@ def draw(
         path: where to.
         lines: what is said on top, a title first.
         support: class and picture [channels, height, width] uint8 of every labelled example; at most 5 of a class are drawn.
-        answers: in the order of the sheet; the first 120 are drawn, the others need no image.
+        answers: in the order of the sheet; the first 120 are drawn.
         noun, wording: as of the run's ``Reader``.
     """
     blocks = _blocks(support)

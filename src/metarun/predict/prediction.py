@@ -56,7 +56,7 @@ def predict(options: Options) -> dict[str, Any]:
     Raises:
         UserError, RunError: whatever is wrong with folders or pictures; see also ``trained.load`` and ``Model.adapt``.
     """
-    table, sheet = targets(options.out, options.format, options.sheet, Path(options.run) / "predict")
+    table, sheet = _targets(options)
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
     reader = model.reader
@@ -71,9 +71,16 @@ def predict(options: Options) -> dict[str, Any]:
             "metarun.load(RUN).adapt(attributes, names).predict(files)"
         )
     noun = f"{reader.noun}s"
-    support, shots, broken = labelled(Path(options.support), reader)
-    query, broken_too = readable(reader, _query(Path(options.query), reader))
+    folders = _support(Path(options.support), reader)
+    support, broken = _read(reader, folders)
+    query, broken_too = _read(reader, _query(Path(options.query), reader))
     tell(log, broken | broken_too)
+    shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in support)
+    for name, count in shots.items():
+        if not count:
+            own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(options.support, name)}
+            there = f" (passed over: {reasons(own)})" if own else ""
+            raise UserError(f"class '{name}' of {options.support} has no readable {reader.noun}{there}: add some, or remove the folder")
     if not query:
         endings = ", ".join(sorted(reader.endings or suffixes()))
         why = reasons(broken_too) or f"a {reader.noun} is a file that ends in {endings}"
@@ -102,7 +109,7 @@ def predict(options: Options) -> dict[str, Any]:
 
     if options.export:
         fitted.export(options.export)
-    text = as_csv(answers, fitted.classes) if table.suffix == ".csv" else as_json(answers)
+    text = _csv(answers, fitted.classes) if table.suffix == ".csv" else _json(answers)
     replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
     few, many = min(shots.values()), max(shots.values())
     each = f"{few if few == many else f'{few} to {many}'} {noun} each"
@@ -138,35 +145,30 @@ def predict(options: Options) -> dict[str, Any]:
     }
 
 
-def targets(out: str | None, format: str | None, sheet: str | None, kept: Path) -> tuple[Path, Path | None]:
-    """Where the table and the sheet go; no sheet beside a table that was asked for as a file.
-
-    Args:
-        out, format, sheet: as the options of these names say.
-        kept: the folder that gets a folder for every call without ``out``.
-    """
-    drawn = Path(sheet) if sheet else None
-    if drawn and drawn.suffix != ".png":
-        raise UserError(f"--sheet {drawn} is not possible: give a file that ends in .png")
-    if out is None:
-        number = 1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1)
-        place = kept / str(number)
-    else:
-        place = Path(out)
-        if place.suffix in (".csv", ".json") and not place.is_dir():
-            if format and place.suffix != f".{format}":
-                raise UserError(f"--out {out} and --format {format} contradict each other: leave one out")
-            return place, drawn
-        if place.suffix or place.is_file():
+def _targets(options: Options) -> tuple[Path, Path | None]:
+    """Where the table and the sheet go; no sheet beside a table that was asked for as a file."""
+    sheet = Path(options.sheet) if options.sheet else None
+    if sheet and sheet.suffix != ".png":
+        raise UserError(f"--sheet {sheet} is not possible: give a file that ends in .png")
+    if options.out:
+        out = Path(options.out)
+        if out.suffix in (".csv", ".json") and not out.is_dir():
+            if options.format and out.suffix != f".{options.format}":
+                raise UserError(f"--out {out} and --format {options.format} contradict each other: leave one out")
+            return out, sheet
+        if out.suffix or out.is_file():
             raise UserError(f"--out {out} is not possible: give a folder, or a file that ends in .csv or .json")
-    return place / f"predictions.{format or 'csv'}", drawn or place / "sheet.png"
+    else:
+        kept = Path(options.run) / "predict"
+        out = kept / str(1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1))
+    return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
 
 
-def labelled(base: Path, reader: Reader) -> tuple[list[Picture], dict[str, int], dict[str, str]]:
-    """The readable pictures of the support, how many each class has, and why other files are passed over.
+def _support(base: Path, reader: Reader) -> Found:
+    """The pictures by class.
 
     Raises:
-        UserError: not a folder of class folders, or a class without any.
+        UserError: not a folder of class folders.
     """
     wanted = f"one folder of {reader.noun}s per class"
     if not base.is_dir():
@@ -176,14 +178,7 @@ def labelled(base: Path, reader: Reader) -> tuple[list[Picture], dict[str, int],
         raise UserError(f"--support {base} has no class folders: it should hold {wanted}")
     if loose := found.folders.get(""):
         raise UserError(f"--support {base} has {reader.noun}s outside its class folders, such as {loose[0].name}: move them into one")
-    pictures, broken = readable(reader, found)
-    shots = dict.fromkeys(found.classes, 0) | Counter(picture.folder for picture in pictures)
-    for name, count in shots.items():
-        if not count:
-            own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(base, name)}
-            there = f" (passed over: {reasons(own)})" if own else ""
-            raise UserError(f"class '{name}' of {base} has no readable {reader.noun}{there}: add some, or remove the folder")
-    return pictures, shots, broken
+    return found
 
 
 def _query(base: Path, reader: Reader) -> Found:
@@ -193,7 +188,7 @@ def _query(base: Path, reader: Reader) -> Found:
     return search(base, reader.endings)
 
 
-def readable(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str]]:
+def _read(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str]]:
     """The readable files in order, and why the other files are passed over."""
 
     def read(path: Path) -> np.ndarray | str:
@@ -210,25 +205,21 @@ def readable(reader: Reader, found: Found) -> tuple[list[Picture], dict[str, str
     return [Picture(path, folder, image) for (path, folder), image in zip(files, images) if not isinstance(image, str)], passed
 
 
-def as_csv(answers: list[Answer], classes: list[str]) -> str:
-    """One line per picture: file, class, its probability, then the probability of every class; ``truth`` and ``belonging`` where any is known."""
+def _csv(answers: list[Answer], classes: list[str]) -> str:
+    """One line per picture: file, class, its probability, then the probability of every class; ``truth`` where any is known."""
     truth = any(answer.truth is not None for answer in answers)
-    scored = any(answer.belonging is not None for answer in answers)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "class", "probability", *["belonging"] * scored, *["truth"] * truth, *(f"p_{name}" for name in classes)])
+    writer.writerow(["file", "class", "probability", *["truth"] * truth, *(f"p_{name}" for name in classes)])
     for answer in answers:
         numbers = [f"{p:.6f}" for p in (answer.confidence, *answer.probabilities.values())]
-        belonging = [f"{answer.belonging:.4f}"] * scored
-        writer.writerow([answer.file, answer.guess, numbers[0], *belonging, *[answer.truth or ""] * truth, *numbers[1:]])
+        writer.writerow([answer.file, answer.guess, numbers[0], *[answer.truth or ""] * truth, *numbers[1:]])
     return out.getvalue()
 
 
-def as_json(answers: list[Answer]) -> str:
+def _json(answers: list[Answer]) -> str:
     """A list with one object per picture; ``truth`` is null where it is not known."""
     records = [
-        {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities}
-        | ({} if a.belonging is None else {"belonging": a.belonging})
-        for a in answers
+        {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities} for a in answers
     ]
     return json.dumps(records, indent=1, ensure_ascii=False)
