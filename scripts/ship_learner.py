@@ -18,7 +18,7 @@ import yaml
 
 from metarun.config.compose import compose, resolve
 from metarun.experiment import train
-from metarun.predict.sources import SHIPPED
+from metarun.predict.backbones import SHIPPED
 from metarun.storage import checkpoint
 
 LARGEST = 10**6  # bytes

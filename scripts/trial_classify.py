@@ -31,7 +31,7 @@ import metarun
 from metarun.config.compose import compose, resolve
 from metarun.data.base import ImageDataset
 from metarun.experiment import train
-from metarun.predict import heads, sources
+from metarun.predict import backbones
 from metarun.predict.classifier import directions, learn
 from metarun.protocols.verification import roc
 from metarun.run import Run
@@ -150,8 +150,8 @@ def new_pictures(given: argparse.Namespace, place: Path) -> Pictures:
         files.append(place / split.names[label] / f"{i:04}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(files[-1])
-    source = sources.of(BACKBONE.split(), None)
-    rows = [source.features([source.reader.read(file) for file in files[i : i + 64]]) for i in range(0, len(files), 64)]
+    backbone = backbones.of(BACKBONE.split(), None)
+    rows = [backbone.features([backbone.reader.read(file) for file in files[i : i + 64]]) for i in range(0, len(files), 64)]
     theirs = somebodys_features(files)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
     return Pictures(split.images.numpy(), labels, list(split.names), directions(torch.cat(rows)), theirs)

@@ -20,6 +20,8 @@ import torch
 from metarun.config import inputs
 from metarun.config.nested import leaves
 from metarun.config.stored import to_yaml
+from metarun.data import shapes
+from metarun.data.base import ImageDataset
 from metarun.data.episodes import Episodes
 from metarun.errors import UserError
 from metarun.kernels import select as kernels
@@ -61,6 +63,8 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     noted = "" if world.rank else inputs.note(values, splits)
     log.debug(provenance.line(__version__))
     log.info("%s on %s, data %s, run folder %s", values["algo"]["name"], run.device, values["data"]["name"], relative(folder))
+    if not world.rank and not state:
+        _warn_of_few(run)
     if not state:
         run.write(folder / "config.yaml", to_yaml(values))
         run.write(inputs.path(folder), noted)
@@ -70,6 +74,8 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     start = state["progress"]["iteration"] if state else 0
     tracker = _tracker(run, folder, start)
     try:
+        if not world.rank:
+            tracker.begin(folder, values, _hparams(values))
         known = run.engine.known(run.algorithm.net, train_episodes) if run.algorithm.learns else train_episodes
         trainer: Trainer = run.valid.trainer.build(
             run.algorithm, optimizer, run.engine, tracker, folder, known, val_episodes, run.validation
@@ -83,7 +89,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
             trainer.fit()
         run.algorithm.load_state_dict(_read(world, folder / "checkpoints" / "best.pt")["algorithm"])
         result = measure(run, "test", tracker, folder, trainer.progress.best) if test_episodes else None
-        best = {f"hparam/{name}": stat["mean"] for name, stat in (result or trainer.progress.best).items() if isinstance(stat, dict)}
+        best = {f"hparam/{name}": mean for name, mean in _means(result or trainer.progress.best).items()}
         tracker.hparams(_hparams(values), best)
         if result:
             tracker.curve("test", result["curve"])
@@ -102,6 +108,11 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
         return summary
     finally:
         tracker.close()
+
+
+def _means(result: dict[str, Any]) -> dict[str, float]:
+    """The means of a result's scores, which also has a curve."""
+    return {name: found["mean"] for name, found in result.items() if isinstance(found, dict)}
 
 
 def _hparams(values: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +143,12 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
     started = time.monotonic()
     tracker = _tracker(run, None)
     try:
+        if not world.rank:
+            tracker.begin(folder, values, _hparams(values))
         result = measure(run, split, tracker, folder, progress.best)
+        tracker.log(progress.best_step, split, _means(result))
+        tracker.curve(split, result["curve"])
+        tracker.hparams(_hparams(values), {f"hparam/{name}": mean for name, mean in _means(result).items()})
     finally:
         tracker.close()
     progress.wall_s = time.monotonic() - started
@@ -172,13 +188,33 @@ def check(values: dict[str, Any]) -> dict[str, str]:
         "norm": run.bn_mode,
     }
     run.valid.optim.build(run.algorithm.groups())
-    for split, episodes in zip(("train", "val", "test"), _episodes(run)):
+    try:
+        found = _episodes(run)
+    except UserError as error:
+        raise UserError(f"{error}{_proposal(run)}") from None
+    _warn_of_few(run)
+    for split, episodes in zip(("train", "val", "test"), found):
         if episodes is None:
             continue
         run.engine.evaluate(run.algorithm, episodes.batch([0]), run.validation)
         spec = run.spec["train" if split == "train" else "eval"]
         report[split] = f"{run.data.describe(split)}; {spec}{'; the same classes in every episode' * episodes.same_classes}"
     return report
+
+
+def _proposal(run: Run) -> str:
+    """A shape of episodes that the data have enough for, in words that end a message; nothing where that is not what is wrong."""
+    if not isinstance(run.data, ImageDataset) or not {"train", "val"} <= run.data.splits.keys():
+        return ""
+    least = next((f"data.{key}" for key in ("min_images", "min_rows", "min_texts") if key in run.values["data"]), None)
+    return shapes.proposal(run.data.splits, run.spec["eval"], least)
+
+
+def _warn_of_few(run: Run) -> None:
+    """Say where the classes of development tasks are hardly more than those of one."""
+    val = run.data.splits.get("val") if isinstance(run.data, ImageDataset) and run.data.fixed_spec is None else None
+    if val and (told := shapes.few_classes("val", val, run.spec["eval"])):
+        log.warning("%s", told)
 
 
 def measure(run: Run, split: str, tracker: Tracker, folder: Path, development: Scores) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from metarun.nets.norm import Norm
 from metarun.problem import EpisodeSpec, Problem
 from metarun.protocols.base import AfterAdaptation, Protocol, Together
 from metarun.protocols.episodes import LAST
+from metarun.protocols.unknown import Unknown
 from metarun.runtime.allocator import keep_freed_memory
 from metarun.runtime.distributed import World
 from metarun.storage import checkpoint, warmstart
@@ -115,6 +116,8 @@ class Run:
         """
         curve = self.valid.trainer.values["curve"]
         chosen: list[Protocol] = [section.build(curve) for section in self.valid.protocol.values()]
+        if self.problem.eval.unknown and "unknown" not in self.valid.protocol:
+            chosen.append(Unknown(curve))  # whoever adds such queries wants to know
         if not (found := [protocol for protocol in chosen if protocol.asks(self.algorithm)]):
             raise UserError(
                 f"protocol={chosen[0].name} is not possible with algo={self.values['algo']['name']}: it needs {chosen[0].needs}"

@@ -28,7 +28,7 @@ from metarun.cli import commands as known
 from metarun.cli import compare, main
 from metarun.config import compose, options, schema
 from metarun.errors import UserError
-from metarun.session.runs import FURTHER
+from metarun.session.runs import goes_further
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
@@ -236,7 +236,7 @@ def test_commands_compose(page, line):
         elif command == "predict":
             assert len(given.words) <= 1  # the command itself, or with its run
         elif command == "resume":
-            assert all(compose.parse(word).key_or_group in FURTHER for word in given.words[1:])
+            assert all(goes_further(word) for word in given.words[1:])
         else:
             overrides = [word for word in given.words if "=" in word or command != "show"]
             assert len(given.words) - len(overrides) <= 1  # its run

@@ -2,8 +2,10 @@
 Calls the command's function; a run's own files stay as they are."""
 
 import csv
+import io
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 import torch
 from helpers import small
 from PIL import Image
+from rich.console import Console
 
 import metarun
 from metarun import experiment
@@ -18,6 +21,7 @@ from metarun.cli import predict as command
 from metarun.data import picture
 from metarun.errors import UserError
 from metarun.predict import contact_sheet
+from metarun.predict.confusion import Confusion
 from metarun.predict.contact_sheet import Answer
 
 GLYPHS = ["data=glyphs", "data.train_classes=8", "data.val_classes=8", "data.test_classes=8", "data.size=16", "trainer.iterations=1"]
@@ -142,6 +146,136 @@ def test_a_flat_query_has_no_accuracy(trained, pictures, capsys):
     assert (pictures / "flat.png").is_file()
 
 
+@pytest.mark.parametrize("name", ["protonet", "maml"])
+def test_what_fits_no_class_is_unknown(trained, pictures, capsys, name):
+    for shot in range(4):  # enough to leave some out
+        for kind in CLASSES:
+            paint(pictures / "support" / kind / f"{shot}.png", kind, shot)
+    random = np.random.default_rng(0)
+    (pictures / "query" / "noise").mkdir()
+    for i in range(4):
+        Image.fromarray(random.integers(0, 256, (32, 32), dtype=np.uint8)).save(pictures / "query" / "noise" / f"{i}.png")
+    result = predict(trained, pictures, "--reject", "0.1", "--out", pictures / "out", name=name)
+    with open(pictures / "out" / "predictions.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert list(rows[0])[:5] == ["file", "class", "probability", "truth", "belonging"]
+    for row in rows:
+        assert (row["class"] == "unknown") == (float(row["belonging"]) < result["threshold"])
+        assert float(row["probability"]) == max(float(row[f"p_{kind}"]) for kind in CLASSES)
+    assert result["rejected"] == sum(row["class"] == "unknown" for row in rows)
+    assert result["of_no_class"] == {"noise": 4}
+    assert result["expected_rate"] == pytest.approx(0.1)
+    known = [float(row["belonging"]) for row in rows if row["truth"]]
+    others = [float(row["belonging"]) for row in rows if not row["truth"]]
+    pairs = [(a > b) + (a == b) / 2 for a in known for b in others]
+    assert result["auroc_unknown"] == pytest.approx(np.mean(pairs))
+    out = capsys.readouterr().out
+    assert "of no class  4 pictures in folders that name no class of the support: noise (4)" in out
+    assert re.search(r"rejected +\d+ answered 'unknown', with 0\.100 to be expected of pictures that do belong; AUROC", out)
+    assert result["confusion"]["truths"] == [*CLASSES, "(no class)"]
+    assert result["confusion"]["answers"] == [*CLASSES, "unknown"]
+    assert np.sum(result["confusion"]["counts"]) == 10
+    # The same from Python.
+    model = metarun.load(trained / name, device="cpu")
+    support, query = (sorted((pictures / part).glob("*/*.png")) for part in ("support", "query"))
+    fitted = model.adapt(support, [path.parent.name for path in support])
+    assert fitted.predict(query, reject=0.1) == [row["class"] for row in sorted(rows, key=lambda row: row["file"])]
+
+
+def test_a_threshold_needs_two_pictures_of_a_class(trained, pictures, caplog):
+    for shot in (1, 2):
+        for kind in CLASSES:
+            (pictures / "support" / kind / f"{shot}.png").unlink(missing_ok=True)
+    with pytest.raises(UserError, match="a threshold needs two examples of a class at least"):
+        predict(trained, pictures, "--reject", "0.1")
+    paint(pictures / "support" / "bar" / "9.png", "bar", 3)
+    result = predict(trained, pictures, "--reject", "0.1", "--out", pictures / "out")
+    assert result["expected_rate"] == pytest.approx(1 / 3)
+    assert caplog.messages == ["--reject 0.1 needs more pictures in the support: with these no rate below 0.333 can be told"]
+
+
+def test_a_class_called_unknown(trained, pictures):
+    (pictures / "support" / "dot").rename(pictures / "support" / "unknown")
+    with pytest.raises(UserError, match=r"--reject answers 'unknown', and a class of .*support has that name: give it another"):
+        predict(trained, pictures, "--reject", "0.1")
+
+
+def test_confusion_is_told_written_and_drawn(trained, pictures, capsys):
+    result = predict(trained, pictures, "--out", pictures / "out")
+    with open(pictures / "out" / "predictions.csv", newline="") as handle:
+        answers = [(row["truth"], row["class"]) for row in csv.DictReader(handle)]
+    with open(pictures / "out" / "confusion.csv", newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["truth"] for row in rows] == CLASSES
+    for row in rows:
+        right = answers.count((row["truth"], row["truth"]))
+        assert {kind: int(row[kind]) for kind in CLASSES} == {kind: answers.count((row["truth"], kind)) for kind in CLASSES}
+        assert (int(row["n"]), float(row["accuracy"])) == (2, right / 2)
+        assert result["confusion"]["accuracy"][row["truth"]] == right / 2
+    with Image.open(pictures / "out" / "confusion.png") as image:
+        assert min(image.size) > 200
+    out = capsys.readouterr().out
+    for kind in CLASSES:
+        assert re.search(rf"^ ?{kind} +{answers.count((kind, kind))} of 2 +\d\.\d{{4}}", out, re.MULTILINE)
+
+
+def test_many_classes_are_told_by_their_mistakes():
+    names = [f"c{i:02}" for i in range(30)]
+    image = np.zeros((1, 8, 8), np.uint8)
+    answers = [
+        Answer("x.png", image, {name: float(name == names[i * (i > 2)]) for name in names}, names[i]) for i in range(30) for _ in range(4)
+    ]
+    confusion = Confusion.of(answers, names)
+    assert confusion.right("c00") == (4, 4)
+    assert confusion.mistakes() == [("c01", "c00", 4), ("c02", "c00", 4)]
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(confusion.table())
+    text = console.export_text()
+    assert re.search(r"c01 +0 of 4 +0\.0000 +c00 \(4\)", text)
+    assert len(text.splitlines()) < 16
+    assert Confusion.of([Answer("x.png", image, {"a": 1.0, "b": 0.0}, None)], ["a", "b"]) is None
+
+
+def test_folders_that_nearly_name_a_class(trained, pictures, capsys):
+    paint(pictures / "query" / "crosss" / "9.png", "cross")
+    result = predict(trained, pictures, "--out", pictures / "out")
+    assert "folders that name no class of the support: crosss (1; did you mean 'cross'?)" in capsys.readouterr().out
+    assert result["of_no_class"] == {"crosss": 1}
+    assert result["confusion"]["truths"] == CLASSES  # without --reject no answer could be right
+
+
+def test_one_file_and_several(trained, pictures):
+    wanted = predict(trained, pictures, "--out", pictures / "all.json") and json.loads((pictures / "all.json").read_text())
+    places = [pictures / "query" / "bar" / "0.png", pictures / "query" / "dot"]
+    words = [str(trained / "protonet"), "--support", str(pictures / "support"), "--out", str(pictures / "one.json")]
+    assert call([*words, "--query", str(places[0])])["pictures"] == 1
+    (record,) = json.loads((pictures / "one.json").read_text())
+    assert record == {**wanted[0], "file": "0.png", "truth": None}
+    assert call([*words, *(word for place in places for word in ("--query", str(place)))])["pictures"] == 3
+    records = json.loads((pictures / "one.json").read_text())
+    assert [record["file"] for record in records] == [str(places[0]), *(str(places[1] / f"{i}.png") for i in range(2))]
+
+
+def test_tables_of_labels(trained, pictures):
+    """The same answers as from class folders, and the same truths."""
+    wanted = predict(trained, pictures, "--out", pictures / "folders.json")
+    for part in ("support", "query"):
+        flat = pictures / "flat" / part
+        flat.mkdir(parents=True)
+        lines = ["filename,label"]
+        for path in sorted((pictures / part).glob("*/*.png")):
+            shutil.copy(path, flat / f"{path.parent.name}{path.name}")
+            lines.append(f"{path.parent.name}{path.name},{path.parent.name}")
+        (flat / "labels.csv").write_text("\n".join(lines))
+    words = [str(trained / "protonet"), "--out", str(pictures / "table.json")]
+    for support, query in (("support", "query"), ("support/labels.csv", "query/labels.csv")):
+        found = call([*words, "--support", str(pictures / "flat" / support), "--query", str(pictures / "flat" / query)])
+        assert (found["accuracy"], found["shots"], found["confusion"]) == (wanted["accuracy"], wanted["shots"], wanted["confusion"])
+    (pictures / "flat" / "query" / "labels.csv").write_text("filename,label\nabsent.png,bar")
+    with pytest.raises(UserError, match=r"labels\.csv line 2 names absent\.png, which is not there"):
+        call([*words, "--support", str(pictures / "flat" / "support"), "--query", str(pictures / "flat" / "query")])
+
+
 def test_steps_change_the_answer(trained, pictures):
     tables = []
     for steps in (0, 3, 3):
@@ -238,14 +372,14 @@ def test_mistakes_in_the_folders(trained, pictures):
     refused("query has no readable picture")
     (pictures / "query").rmdir()
     (pictures / "query").touch()
-    refused("--query .*query is not a folder")
+    refused(r"query has no readable picture \(.*not a picture, or damaged\)")
     for name in ("bar", "dot"):
         (pictures / "support" / name).rename(pictures / name)
     (pictures / "query").unlink()
     (pictures / "kept").rename(pictures / "query")
     refused("all 2 images are of the class 'cross'")
     (pictures / "support" / "cross").rename(pictures / "cross")
-    refused("--support .*support has no class folders: it should hold one folder of pictures per class")
+    refused("--support .*support has no class folders: it should hold one folder of pictures per class, or labels.csv")
     (pictures / "support").rmdir()
     refused("--support .*support does not exist")
 
@@ -275,6 +409,9 @@ def test_runs_without_pictures(trained, pictures):
         (["--out", "table.csv", "--format", "json"], r"--out table\.csv and --format json contradict each other"),
         (["--out", "table.txt"], r"--out table\.txt is not possible: give a folder, or a file that ends in \.csv or \.json"),
         (["--sheet", "sheet.pdf"], r"--sheet sheet\.pdf is not possible: give a file that ends in \.png"),
+        (["--reject", "few"], "--reject few is not possible: it is a share between 0 and 1"),
+        (["--reject", "0"], "reject=0 is out of range: it is the share of pictures"),
+        (["--reject", "1"], "reject=1 is out of range"),
         (["--export", "net.onnx"], r"cannot export to net\.onnx: give a file that ends in \.pt2"),
     ],
 )

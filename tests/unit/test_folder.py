@@ -192,24 +192,70 @@ def test_an_empty_given_split(tmp_path):
         make(tmp_path / "data")
 
 
-def test_too_few_images(root):
+def test_small_classes_are_left_out_and_named(root, caplog):
     (root / "c3" / "0.png").unlink()
-    (root / "c3" / "1.png").write_bytes(b"")
-    with pytest.raises(UserError, match=r"class 'c3' has 2 readable pictures, but data\.min_images=3"):
-        make(root, min_images=3)
-    wanted = r"class 'c3' has 1 readable pictures \(passed over there: c3/1\.png: not a picture, or damaged\), but data\.min_images=2; add"
-    with pytest.raises(UserError, match=wanted):
-        make(root)
     (root / "empty").mkdir()
-    with pytest.raises(UserError, match=r"class 'empty' has 0"):
+    paint(root / "alone" / "1.png", 250)
+    with caplog.at_level(logging.WARNING):
+        data = make(root, min_images=3)
+    assert caplog.messages == ["left out, as they have fewer than data.min_images=3 readable pictures: alone (1), c3 (2), empty (0)"]
+    names = [name for part in data.splits.values() for name in part.names]
+    assert sorted(names) == [f"c{i}" for i in range(8) if i != 3]
+
+
+def test_a_class_whose_pictures_are_broken_is_left_out_of_its_split(root, caplog):
+    """Which ones are readable is known after the division, which stays."""
+    before = {split: part.names for split, part in make(root).splits.items()}
+    lost = before["train"][1]
+    for j in range(2):
+        (root / lost / f"{j}.png").write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        data = make(root)
+    assert f"left out, as they have fewer than data.min_images=2 readable pictures: {lost} (1)" in caplog.messages
+    assert {split: part.names for split, part in data.splits.items()} == {**before, "train": [n for n in before["train"] if n != lost]}
+    for part in data.splits.values():
+        for name, start, count in zip(part.names, part.starts, part.counts, strict=True):
+            assert part.images[start : start + count, 0, 0, 0].tolist() == [20 * int(name[1]) + j for j in range(3)]
+
+
+def test_a_split_without_a_class_that_is_large_enough(root):
+    with pytest.raises(
+        UserError, match=r"no class of data\.root has data\.min_images=4 readable pictures; the largest is 'c0' with 3: add"
+    ):
+        make(root, min_images=4)
+    for name in make(root).splits["val"].names:
+        for j in range(3):
+            (root / name / f"{j}.png").write_bytes(b"")
+    with pytest.raises(UserError, match=r"no class of val has data\.min_images=2 readable pictures; the largest is 'c\d' with 0"):
         make(root)
 
 
 def test_too_few_classes(tmp_path):
-    for name in "ab":
-        paint(tmp_path / "data" / name / "1.png")
-    with pytest.raises(UserError, match="2 class folders are too few for the splits train, val, test; add classes or set"):
+    for i, name in enumerate("ab"):
+        for j in range(2):
+            paint(tmp_path / "data" / name / f"{j}.png", 2 * i + j)
+    with pytest.raises(UserError, match="2 classes are too few for the splits train, val, test; add some or set"):
         make(tmp_path / "data")
+
+
+def test_folds_test_every_class_once(root):
+    tested = [make(root, fold=k).splits["test"].names for k in range(4)]
+    assert sorted(itertools.chain(*tested)) == [f"c{i}" for i in range(8)]
+    assert tested[0] == make(root).splits["test"].names == make(root, fold=4).splits["test"].names
+    for k in range(4):
+        names = [name for part in make(root, fold=k).splits.values() for name in part.names]
+        assert sorted(names) == [f"c{i}" for i in range(8)]
+
+
+def test_folders_within_a_class_folder(tmp_path):
+    """``depth`` says how many folders name a class; by default every folder with pictures is one."""
+    for value, (name, year) in enumerate(itertools.product("abcd", ("2021", "2022"))):
+        for j in range(2):
+            paint(tmp_path / "data" / name / year / f"{j}.png", 10 * value + j)
+    assert sum(part.classes for part in make(tmp_path / "data").splits.values()) == 8
+    data = make(tmp_path / "data", depth=1)
+    assert sorted(name for part in data.splits.values() for name in part.names) == list("abcd")
+    assert all((part.counts == 4).all() for part in data.splits.values())
 
 
 def test_fractions_above_one(root):

@@ -140,6 +140,30 @@ def test_every_form_of_an_image_is_the_same(runs, tmp_path):
         assert torch.allclose(model.inputs(images), wanted, atol=1e-7)
 
 
+def test_pictures_and_arrays_are_prepared_as_files_are(runs, tmp_path):
+    """PIL images and arrays of any size, as cameras and libraries give them; what has the shape of an input is one already."""
+    model = load(runs("protonet-layer"))
+    pictures = [Image.fromarray(np.random.default_rng(i).integers(0, 256, (40 + i, 30, 3), dtype=np.uint8)) for i in range(3)]
+    for i, picture in enumerate(pictures):
+        picture.save(tmp_path / f"{i}.png")
+    wanted = model.inputs(sorted(tmp_path.glob("*.png")))
+    before = [picture.tobytes() for picture in pictures]
+    assert torch.equal(model.inputs(pictures), wanted)
+    assert [picture.tobytes() for picture in pictures] == before
+    assert torch.equal(model.inputs([np.asarray(picture) for picture in pictures]), wanted)
+    assert torch.equal(model.inputs([pictures[0], tmp_path / "1.png", str(tmp_path / "2.png")]), wanted)
+    grey = np.stack([np.asarray(picture.convert("L").resize((33, 33))) for picture in pictures])
+    assert torch.equal(model.inputs(grey), model.inputs([Image.fromarray(image) for image in grey]))
+    fitted = model.adapt(pictures, ["a", "b", "b"])
+    assert len(fitted.predict([pictures[2]])) == 1
+    with pytest.raises(UserError, match="this is one picture: give a list of pictures"):
+        model.inputs(pictures[0])
+    with pytest.raises(UserError, match="one of the pictures cannot be used: 32 bits a channel"):
+        model.inputs([Image.new("F", (30, 30))])
+    with pytest.raises(UserError, match=r"the inputs have shape \[2, 30, 30\]"):
+        model.inputs(np.zeros((2, 30, 30), np.float32))
+
+
 def test_any_number_of_classes_and_of_shots_in_any_order(runs):
     model = load(runs("protonet-layer"))
     x, labels = torch.rand(9, 16, 16), ["c", "a", "b", "d", "a", "c", "c", "e", "a"]

@@ -20,7 +20,7 @@ def parser() -> Parser:
         "Tell your own pictures apart by a few labelled ones; nothing is trained. Features come from a pretrained backbone (net=package,\n"
         "net=timm, net=torchvision), or from a run; the head is the one that does best on the support, each picture left out in its turn.",
     )
-    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each")
+    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each; or labels.csv")
     parser.option(
         "--query", metavar="DIR|FILE", required=True, several=True,
         help="pictures to classify; in folders named like the classes: accuracy; more may follow",
@@ -43,8 +43,8 @@ def run(options: Namespace) -> dict[str, Any]:
         rate = float(options.reject)
     except ValueError:
         rate = -1
-    if not 0 <= rate <= 0.5:
-        raise UserError(f"--reject {options.reject} is not possible: it is a share of pictures, 0 to 0.5")
+    if not 0 <= rate < 1:
+        raise UserError(f"--reject {options.reject} is not possible: it is a share between 0 and 1, such as 0.05; 0 for never")
     words = [word for word in options.words if word.startswith(SETTING)]
     files = [word for word in options.words if not word.startswith(SETTING)]
     from metarun.predict.classify import Options, classify
@@ -52,7 +52,7 @@ def run(options: Namespace) -> dict[str, Any]:
     return classify(
         Options(
             support=options.support,
-            queries=[*options.query, *files],
+            query=[*options.query, *files],
             words=words,
             run=options.run,
             checkpoint=options.checkpoint,

@@ -1,4 +1,4 @@
-"""``metarun predict RUN --support DIR --query DIR``: the options of a prediction, which ``predict.prediction`` makes."""
+"""``metarun predict RUN --support DIR --query DIR|FILE``: the options of a prediction, which ``predict.prediction`` makes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ WORDS = "run"
 
 def parser() -> Parser:
     """Its options."""
-    parser = Parser("predict", "RUN --support DIR --query DIR", "Adapt a trained run to your own pictures and classify others.")
-    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each")
-    parser.option("--query", metavar="DIR", required=True, help="pictures to classify; in folders named like the classes: accuracy")
+    parser = Parser("predict", "RUN --support DIR --query DIR|FILE", "Adapt a trained run to your own pictures and classify others.")
+    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each; or labels.csv")
+    parser.option(
+        "--query",
+        metavar="DIR|FILE",
+        required=True,
+        several=True,
+        help="pictures to classify; in folders named like the classes, or with labels.csv: accuracy. May be given several times",
+    )
+    parser.option("--reject", metavar="RATE", help="answer 'unknown' where no class fits, and lose about RATE (0.05) of those that do")
     parser.option("--steps", metavar="K", help="inner steps of adaptation (default: as in the run's test)")
     parser.option("--checkpoint", choices=("best", "last"), default="best", help="best on development tasks (default), or last")
     parser.option("--out", metavar="DIR|FILE", help="folder for table and sheet, or a .csv or .json file (default: RUN/predict/<n>)")
@@ -33,6 +40,10 @@ def run(options: Namespace) -> dict[str, Any]:
     steps = options.steps
     if steps is not None and not steps.removeprefix("-").isdecimal():
         raise UserError(f"--steps {steps} is not possible: it is a number of inner steps, 0, 1, 2, …")
+    try:
+        reject = None if options.reject is None else float(options.reject)
+    except ValueError:
+        raise UserError(f"--reject {options.reject} is not possible: it is a share between 0 and 1, such as 0.05") from None
     from metarun.predict.prediction import Options, predict
 
     return predict(
@@ -40,6 +51,7 @@ def run(options: Namespace) -> dict[str, Any]:
             run=folder,
             support=options.support,
             query=options.query,
+            reject=reject,
             steps=None if steps is None else int(steps),
             checkpoint=options.checkpoint,
             out=options.out,

@@ -17,7 +17,8 @@ def parser() -> Parser:
         "resume",
         "RUN|SWEEP [trainer.iterations=N]",
         "Go on with an interrupted run, from its last checkpoint, or with what is missing of a sweep.\n"
-        "trainer.iterations, trainer.max_minutes and trainer.patience take a finished run further; a sweep takes hydra.launcher.… anew.",
+        "trainer.iterations, trainer.max_minutes and trainer.patience take a finished run further; a sweep takes hydra.launcher.… anew.\n"
+        "logger=… names where its numbers go beside its folder: what its configuration would send is left out otherwise.",
     )
 
 

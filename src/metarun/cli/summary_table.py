@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, presentations
+from metarun.protocols import calibration, presentations, unknown
 from metarun.protocols.verification import MEASURES
 from metarun.storage.run_folder import outputs_root, relative
 
@@ -20,6 +20,7 @@ from metarun.storage.run_folder import outputs_root, relative
 BESIDE = {
     "same class or not, over the pairs of query and class of all episodes": MEASURES,
     "how sure, over the answers of all episodes": calibration.SHOWN,
+    "of no class? queries of classes that are not in the support": unknown.MEASURES,
 }
 
 
@@ -29,7 +30,9 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print(f"\n [bold]{summary['algo']}[/] on [bold]{summary['data']}[/], {summary['task']}, seed {summary['seed']}")
     found = {**(summary["val"] or {}), **(summary["test"] or {})}
     presented = [name for name in found if name.startswith(presentations.AT)]
-    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *presented, "curve")] or [summary["metric"]]
+    first = [name for name in found if name not in (*MEASURES, *calibration.NAMES, *unknown.MEASURES, *presented, "curve")] or [
+        summary["metric"]
+    ]
     out.print(_results(summary, splits, first), end="")
     for words, names in BESIDE.items():
         if measured := [name for name in names if name in found]:

@@ -18,7 +18,10 @@ HOUSEKEEPING = (
     "seed",
     "trainer.name",
     "data.root",
+    "data.split_seed",
+    "data.fold",
 )  # and what starts with logger. or ends with _target_: no experiment differs by them
+DIVISION = ("data.split_seed", "data.fold")  # of classes into splits: runs repeat each other over these as over seeds
 TECHNICAL = ("device", "engine.")  # results are the same to rounding: these tell runs apart only when nothing else does
 
 
@@ -34,7 +37,7 @@ class Statistic(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Group:
-    """Runs of one block that differ in nothing but the seed, or that ``--group-by`` puts together."""
+    """Runs of one block that differ in nothing but the seed and the division of classes, or that ``--group-by`` puts together."""
 
     runs: list[FinishedRun]
     key: dict[str, Any]  # what tells it from other groups
@@ -48,6 +51,11 @@ class Group:
     def seeds(self) -> list[int]:
         """The distinct seeds."""
         return sorted({run.values["seed"] for run in self.runs})
+
+    @property
+    def divisions(self) -> int:
+        """How many divisions of the classes into splits there are."""
+        return len({tuple(run.values.get(name) for name in DIVISION) for run in self.runs})
 
     @property
     def metric(self) -> str:
@@ -84,7 +92,7 @@ def group(runs: list[FinishedRun], by: list[str] | None = None) -> list[Group]:
     """Group over seeds, or by the named keys alone, but never across blocks."""
     if len(runs) == 2 and len({_repetition(run) for run in runs}) == 1:
         by = by or ["run"]
-    technical = len({(*_identity(run), run.values["seed"]) for run in runs}) < len(runs)
+    technical = len({(*_identity(run), *_drawn(run)) for run in runs}) < len(runs)
     found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in runs:
         identity = tuple(run.values.get(name) for name in (*by, *BLOCK)) if by else _identity(run, technical)
@@ -189,7 +197,12 @@ def _identity(run: FinishedRun, technical: bool = False) -> tuple[Any, ...]:
 
 def _repetition(run: FinishedRun) -> tuple[Any, ...]:
     """What two runs share when one repeats the other."""
-    return *_identity(run, technical=True), run.values["seed"]
+    return *_identity(run, technical=True), *_drawn(run)
+
+
+def _drawn(run: FinishedRun) -> tuple[Any, ...]:
+    """What is drawn for a run: by its seed, and by how the classes are divided."""
+    return run.values["seed"], *(run.values.get(name) for name in DIVISION)
 
 
 def _implied(runs: list[FinishedRun], name: str) -> bool:

@@ -126,6 +126,24 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.1f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
+def cross_validations(view: View) -> list[str]:
+    """For every group that is tested on several divisions of the classes, what they have in common, in one line."""
+    lines = []
+    for member in view.groups if view.spread == "divisions" else ():
+        statistic = member.statistic(view.by, view.metric)
+        if statistic is None or statistic.std is None:
+            continue
+        name = view.metric or member.metric
+        means = [run.statistics[view.by][name]["mean"] for run in member.runs if name in run.statistics[view.by]]
+        others = [f"{short(key)} {text(member.key[key])}" for key in view.columns if key != "algo"]
+        who = ", ".join([str(member.runs[0].values["algo"]), *others])
+        lines.append(
+            f"{who}: {view.by} {name} {number(statistic.mean)} over {statistic.runs} divisions of the classes, "
+            f"std {number(statistic.std)}, from {number(min(means))} to {number(max(means))}"
+        )
+    return lines
+
+
 def describe(paired: Paired, first: str, second: str) -> str:
     """A paired comparison in one line."""
     sense = "" if paired.higher_is_better else f" (lower {paired.metric} is better)"
@@ -161,6 +179,8 @@ def print_rich(view: View) -> None:
             dropped = fewer
     out.print(drawn(dropped))
     out.print(caption(view), markup=False, soft_wrap=True)
+    for line in cross_validations(view):
+        out.print(line, markup=False, soft_wrap=True)
     if dropped:
         out.print(f"too narrow a terminal for {', '.join(dropped)}: see them with --csv or --markdown", markup=False, soft_wrap=True)
 

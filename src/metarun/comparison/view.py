@@ -26,7 +26,7 @@ class View:
         metric: the metric asked for; None for each run's own score.
         splits: shown, ``val`` and ``test`` or one of them.
         by: the split behind order and plots: the last of ``splits`` that has a result.
-        spread: over what std is taken, ``seeds`` or ``runs``.
+        spread: over what std is taken, ``seeds``, ``divisions`` of the classes, or ``runs`` that differ in both or more.
         best: for each split, the best group of each block of at least two.
         versus: for groups that can be paired with the best of their block on test episodes.
     """
@@ -71,11 +71,13 @@ def view(runs: list[FinishedRun], metric: str | None, split: str | None, group_b
     kept = [run for run in counted if any((metric or run.metric) in run.statistics[name] for name in splits)]
     groups = group(kept, keys)
     by = next((name for name in reversed(splits) if any(member.statistic(name, metric) for member in groups)), splits[-1])
-    only_seeds = all(len(member.seeds) == len(member.runs) and not differing(member.runs)[1:] for member in groups)
+    alike = all(not differing(member.runs)[1:] for member in groups)
+    only_seeds = alike and all(len(member.seeds) == len(member.runs) for member in groups)
+    only_divisions = alike and all(member.divisions == len(member.runs) > len(member.seeds) for member in groups)
     chosen = {name: best(groups, name, metric) for name in splits}
     groups = _sort(groups, sort, runs, by, metric)
     versus = _versus(groups, chosen["test"]) if "test" in splits and metric in (None, groups[0].metric) else {}
-    spread = "seeds" if only_seeds else "runs"
+    spread = "seeds" if only_seeds else "divisions" if only_divisions else "runs"
     repeated, unmeasured = len(runs) - len(counted), len(counted) - len(kept)
     return View(groups, columns_of(groups), repeated, unmeasured, metric, splits, by, spread, chosen, versus)
 

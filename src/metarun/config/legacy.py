@@ -18,12 +18,20 @@ FAMILIES = {
 }  # fmt: skip
 MODULES = {f"metarun.algos.{name}": f"metarun.algos.{family}.{name}" for family, names in FAMILIES.items() for name in names}
 TARGETS = {"metarun.optim.Outer": "metarun.optim.MetaOptimizer"}
+LATER = {"unknown": 0}  # keys of episodes that the first run folders lack
 KEYS = {("engine", "replay"): "record"}
 
 
 def updated(config: dict[str, Any]) -> dict[str, Any]:
     """A stored configuration with today's keys and ``_target_`` paths."""
-    return {key: _section(key, value) if isinstance(value, dict) else value for key, value in config.items()}
+    found = {key: _section(key, value) if isinstance(value, dict) else value for key, value in config.items()}
+    return found | {"episode": _episode(found["episode"])} if isinstance(found.get("episode"), dict) else found
+
+
+def _episode(values: dict[str, Any]) -> dict[str, Any]:
+    """With the keys that an evaluation may want to set, ``LATER``."""
+    both = {"eval": LATER | values["eval"]} if isinstance(values.get("eval"), dict) else {}
+    return LATER | values | both
 
 
 def _section(section: str, values: dict[str, Any]) -> dict[str, Any]:

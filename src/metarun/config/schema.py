@@ -127,6 +127,8 @@ def validate(config: dict[str, Any]) -> Valid:
         shots = {"shot": root.shot, **{f"episode.{part}.shot": spec.shot for part, spec in specs.items()}}
         if key := next((key for key, shot in shots.items() if shot == 0), None):
             raise UserError(f"{key}=0 is not possible: it should be 1 or more, unless algo is a zero-shot method such as protonet_zeroshot")
+    if specs["train"].unknown:
+        raise UserError(f"episode.train.unknown={specs['train'].unknown} is not possible: queries of no class are for episode.eval.unknown")
     for part, spec in specs.items():
         sections["data"].target.kind.check(spec, partial(_key, root, part, spec), config["data"]["name"])
         if spec.way > WIDEST:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,27 @@ from metarun.data.episodes import ClassEpisodes, Episodes, Split
 from metarun.data.picture import Reader
 from metarun.errors import UserError, nearest
 from metarun.problem import Classification, EpisodeSpec, Kind, Simulator
+
+
+class Scaling(NamedTuple):
+    """What turns anybody's numbers into those that a net is given: (x − mean) / deviation, by column."""
+
+    mean: Tensor  # [columns]
+    deviation: Tensor  # [columns], above 0
+
+    @classmethod
+    def of(cls, numbers: Tensor) -> Scaling:
+        """By which these numbers [n, columns] have mean 0 and deviation 1; a column that is constant keeps its scale."""
+        deviation = numbers.std(0, correction=0)
+        return cls(numbers.mean(0), torch.where(deviation > 0, deviation, 1.0))
+
+    def __call__(self, numbers: Tensor) -> Tensor:
+        """Of anybody's numbers [..., columns]."""
+        return (numbers - self.mean.to(numbers)) / self.deviation.to(numbers)
+
+    def back(self, numbers: Tensor) -> Tensor:
+        """Anybody's numbers again."""
+        return numbers * self.deviation.to(numbers) + self.mean.to(numbers)
 
 
 class Dataset(ABC):
@@ -26,6 +47,8 @@ class Dataset(ABC):
     attributes: int = 0  # length of a class's attribute vector; 0: there are none
     simulator: Simulator | None = None  # control: the environment
     note: str = ""  # in what the data are not as published, or which they are, for reports: "100 a class"
+    scaling: Scaling | None = None  # of inputs that are rows of numbers; None: they are taken as they are
+    target_scaling: Scaling | None = None  # of the targets of regression, likewise
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from metarun.data.archive import read
 from metarun.data.picture import search
+from metarun.data.records import records
 from metarun.errors import UserError, nearest
 
 LINE = '{"text": "…", "label": "…"}'
@@ -73,37 +71,13 @@ def _corpus(root: Path, corpus: str | None) -> Iterator[tuple[str, str]]:
 
 def _records(name: str, content: bytes) -> Iterator[tuple[str, str]]:
     """Label and text of every line."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is no text in UTF-8 ({error})") from None
-    for number, record in _table(name, text) if name.endswith(".csv") else _lines(name, text):
+    for number, record in records(name, content, ["text", "label"], LINE):
         where = f"{name} line {number}"
         if not isinstance(record, dict) or not isinstance(record.get("text"), str) or not isinstance(record.get("label"), (str, int)):
             raise UserError(f"{where} has no text and label; write it as {LINE}" if name.endswith(".jsonl") else f"{where} is too short")
         if not record["text"].strip() or not str(record["label"]).strip():
             raise UserError(f"{where} has an empty {'label' if record['text'].strip() else 'text'}; remove the line")
         yield str(record["label"]).strip(), record["text"]
-
-
-def _lines(name: str, text: str) -> Iterator[tuple[int, Any]]:
-    for number, line in enumerate(text.splitlines(), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{name} line {number} is not JSON ({error}); write it as {LINE}") from None
-
-
-def _table(name: str, text: str) -> Iterator[tuple[int, Any]]:
-    rows = csv.DictReader(io.StringIO(text))
-    try:
-        if missing := {"text", "label"} - set(rows.fieldnames or ()):
-            raise UserError(f"{name} has no column {sorted(missing)[0]}; its first line names the columns, text and label among them")
-        for row in rows:
-            yield rows.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{name} line {rows.line_num} is no line of a table ({error})") from None
 
 
 def _relations(name: str, content: bytes) -> Iterator[tuple[str, str]]:

@@ -20,6 +20,7 @@ from metarun.task import Batch, Context, Task, to_float
 
 # Streams keep the draws of one episode independent of each other.
 CLASSES, IMAGES, KEY, DISTRACTORS, UNLABELLED, ORDER, GROUP, SHOTS, TRAJECTORIES, WRONG, OTHERS = range(1, 12)
+UNKNOWN, UNKNOWN_IMAGES = 21, 22  # apart from those of other samplers
 
 _U64 = np.uint64
 
@@ -161,6 +162,8 @@ class ClassEpisodes(Episodes):
 
     With ``whole`` x of the support is rows [n] int64 of the images, which all tasks have in common as ``Context.shared``.
 
+    Queries of ``unknown`` classes are in the episodes of ``open_set``, which are these with more queries.
+
     Args:
         data: the split's images.
         split: its name, part of every episode's identity.
@@ -175,7 +178,7 @@ class ClassEpisodes(Episodes):
     def __init__(self, data: Split, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> None:
         if spec.distractors and not spec.unlabelled:
             raise UserError(f"distractors={spec.distractors} are classes of unlabelled images, but unlabelled=0; choose unlabelled >= 1")
-        asked, what, classes = _sum(spec, "way", "distractors")
+        asked, what, classes = _sum(spec, "way", "distractors", "unknown")
         members = [np.arange(data.classes)] if data.groups is None else [np.flatnonzero(data.groups == g) for g in np.unique(data.groups)]
         most = max(map(len, members))
         if classes > most:
@@ -201,6 +204,7 @@ class ClassEpisodes(Episodes):
                 f"have {there}; choose {what} <= {there // spec.way}"
             )
         self.data, self.split, self.spec, self.seed = data, split, spec, seed
+        self.asks_unknown = False
         self.same_classes = len(members) == 1 and len(members[0]) == spec.way
         self.images, self.attributes = data.images.to(device), data.attributes.to(device)
         spread = torch.arange(spec.way, device=device)
@@ -247,10 +251,7 @@ class ClassEpisodes(Episodes):
     def unlabelled(self, keys: np.ndarray, classes: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Image rows [B, (way + distractors) * unlabelled] in random order, beside what ``indices`` says of these episodes."""
         further, each = self.spec.distractors, self.spec.unlabelled
-        group = self.group(keys)
-        taken = (self.group_members[group][:, None] == classes[..., None]).argmax(-1)
-        others = choose_others(draws(keys, DISTRACTORS, (2 * further,)), self.group_sizes[group], further, taken)
-        others = self.group_members[group[:, None], others]
+        others = self._others(keys, classes, DISTRACTORS, further)
         uniform = draws(keys, UNLABELLED, (self.spec.way + further, 2 * each))
         known, unknown = np.split(uniform, [self.spec.way], axis=1)
         starts, counts = self.data.starts, self.data.counts
@@ -258,6 +259,27 @@ class ClassEpisodes(Episodes):
         foreign = choose(unknown, counts[others], each) + starts[others][..., None]
         found = np.concatenate([own, foreign], 1).reshape(len(keys), -1)
         return np.take_along_axis(found, draws(keys, ORDER, found.shape[1:]).argsort(-1), axis=-1)
+
+    def _others(self, keys: np.ndarray, classes: np.ndarray, stream: int, n: int) -> np.ndarray:
+        """``n`` classes [B, n] of the episodes' groups that are none of ``classes`` [B, …]."""
+        group = self.group(keys)
+        taken = (self.group_members[group][:, None] == classes[..., None]).argmax(-1)
+        return self.group_members[group[:, None], choose_others(draws(keys, stream, (2 * n,)), self.group_sizes[group], n, taken)]
+
+    def unknown(self, keys: np.ndarray, classes: np.ndarray) -> np.ndarray:
+        """Image rows [B, unknown * query] of classes that are neither among ``classes`` [B, way] nor distractors."""
+        spec = self.spec
+        known = np.concatenate([classes, self._others(keys, classes, DISTRACTORS, spec.distractors)], 1)
+        others = self._others(keys, known, UNKNOWN, spec.unknown)
+        found = choose(draws(keys, UNKNOWN_IMAGES, (spec.unknown, 2 * spec.query)), self.data.counts[others], spec.query)
+        rows: np.ndarray = (found + self.data.starts[others][..., None]).reshape(len(keys), -1)
+        return rows
+
+    def open_set(self) -> ClassEpisodes:
+        """The same episodes with the queries of unknown classes after the others, whose y is −1."""
+        other = copy.copy(self)
+        other.asks_unknown = self.spec.unknown > 0
+        return other
 
     def of_features(self, features: Tensor) -> ClassEpisodes:
         """The same episodes with features [n, d] in place of the n images they were computed from."""
@@ -293,11 +315,17 @@ class ClassEpisodes(Episodes):
             support_x = gather(support) if self.spec.shot else self.attributes[known]
         shared = self.images if self.spec.whole else ()
         context = Context(Batch(support_x, support_y), known, task_keys(keys).to(device), extras, shared)
-        return Task(context, Batch(gather(query), self.query_y.expand(n, -1)))
+        query_x, query_y = gather(query), self.query_y.expand(n, -1)
+        if self.asks_unknown:
+            more = gather(self.unknown(keys, classes))
+            query_x, query_y = torch.cat([query_x, more], 1), torch.cat([query_y, query_y.new_full(more.shape[:2], -1)], 1)
+        return Task(context, Batch(query_x, query_y))
 
     def identity(self, indices: Sequence[int]) -> bytes:
         keys, classes, rows = self.indices(indices)
         parts = [classes, rows.reshape(len(rows), -1)]
+        if self.spec.unknown:
+            parts.append(self.unknown(keys, classes))
         if self.spec.corrupt != "none":
             support = rows[..., : self.spec.shot].reshape(len(rows), -1)
             parts += [np.full((len(rows), 1), self.seed), *self.corruption(keys, support)]  # the seed is that of noise

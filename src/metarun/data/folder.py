@@ -1,4 +1,4 @@
-"""Your own pictures: a folder of class folders, or train/, val/ and test/ with class folders in each.
+"""Your own pictures, in class folders or named by a table of labels.
 Decoded once into the cache; classes, never pictures, are divided between the splits."""
 
 from __future__ import annotations
@@ -18,46 +18,39 @@ from PIL import Image, ImageOps
 from metarun.data.attributes import read_attributes
 from metarun.data.base import ImageDataset
 from metarun.data.cache import cached_images
-from metarun.data.episodes import CLASSES, Episodes, Split, draws, episode_keys
+from metarun.data.division import Share, divide
+from metarun.data.episodes import Episodes, Split
+from metarun.data.layout import LAYOUT, Classes, gather
 from metarun.data.leakage import Origin, digest, refuse_copies, refuse_shared
-from metarun.data.picture import Reader, UnreadableError, reasons, search, subfolders, tell, upright
+from metarun.data.picture import Reader, Source, UnreadableError, tell, upright
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
 
 log = logging.getLogger(__name__)
 
-LAYOUT = "FOLDER holds one folder of pictures per class, or train/, val/ and test/ with such class folders in each"
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-Classes = dict[str, list[Path]]  # pictures by class name
+NAMED = 5  # classes that a message names
 
 
 class Folder(ImageDataset):
-    """Any pictures sorted into folders. A class is a folder with pictures in it, at any depth; its name is its path below the root.
+    """Any pictures with labels. A class is a folder with pictures in it, at any depth, and its name is its path below the root; or it is a
+    label in a table, see ``layout``.
 
     What is passed over is named with the reason, see ``search``; ``decode`` says how a picture is read. Copies of a picture are refused
     between splits, see ``refuse_copies``. A file ``attributes.csv`` in the root tells the classes' attributes, see ``read_attributes``.
 
     Args:
         seed: the run's; unused, so that all runs share one division into splits.
-        root: the folder.
+        root: the folder, or a table of labels.
         channels: 1 (grey) or 3 (colour).
         size: height and width, pixels.
         invert: turn dark ink on light paper into ink = 1, paper = 0.
         val_fraction, test_fraction: share of the classes, at least one class unless 0, where the root is not divided already.
-        split_seed: shuffles the class names before that division.
-        min_images: fewest readable pictures of a class.
+        split_seed, fold: shuffle the class names before that division, and turn them on, see ``divide``.
+        min_images: fewest readable pictures of a class; classes with fewer are left out, and named.
+        depth: how many folders name a class, the first ones of a path; None: all.
 
     Raises:
-        UserError: the folder is not as described, or a class or split has too little in it.
+        UserError: the folder is not as described, or a split has no class that is large enough.
     """
 
     def __init__(
@@ -68,52 +61,52 @@ class Folder(ImageDataset):
         channels: Literal[1, 3],
         size: Annotated[int, Ge(8), Le(1024)],
         invert: bool,
-        val_fraction: Annotated[float, Ge(0), Le(1)],
-        test_fraction: Annotated[float, Ge(0), Le(1)],
+        val_fraction: Share,
+        test_fraction: Share,
         split_seed: int,
         min_images: Annotated[int, Ge(2)],
+        fold: Annotated[int, Ge(0)] = 0,
+        depth: Annotated[int, Ge(1)] | None = None,
     ) -> None:
         if root is None:
             raise UserError(f"data=folder needs data.root=FOLDER, where {LAYOUT}")
-        base = Path(root).expanduser()
-        if not base.is_dir():
-            raise UserError(
-                f"data.root={root} {'is not a folder' if base.exists() else 'does not exist'}; give data.root=FOLDER, where {LAYOUT}"
-            )
-        passed: dict[str, str] = {}
-        tops = _given_splits(base)
-        self.divided = tops is not None
-        if tops:
-            splits = {split: _classes(base, folder, passed) for split, folder in tops.items()}
+        base, given, whole, passed = gather(root, depth)
+        self.divided = given is not None
+        if given is not None:
+            refuse_shared(given)
+            splits = _large_enough(given, min_images)
         else:
-            splits = _divide(_classes(base, base, passed), val_fraction, test_fraction, split_seed)
-            tops = dict.fromkeys(splits, base)
+            kept = _large_enough({"data.root": whole}, min_images)["data.root"]
+            names = divide(list(kept), "classes", val_fraction, test_fraction, split_seed, fold)
+            splits = {split: {name: kept[name] for name in part} for split, part in names.items()}
+            refuse_shared(splits)
         passed.pop("attributes.csv", None)
-        refuse_shared(splits)
-        _refuse_small(base, tops, splits, passed, min_images)
 
         files = [path for classes in splits.values() for paths in classes.values() for path in paths]
         key = {"name": "folder", "version": 2, "files": _digest(base, files), "channels": channels, "size": size, "invert": invert}
         images, notes = cached_images(key, lambda: _decode_all(base, files, channels, size, invert))
         passed |= notes["passed"]
         tell(log, passed)
-        bad = {base / name for name in notes["passed"]}
-        readable = {split: {name: [p for p in paths if p not in bad] for name, paths in part.items()} for split, part in splits.items()}
-        _refuse_small(base, tops, readable, passed, min_images)
+        readable = {
+            split: {name: [path for path in paths if _name(base, path) not in notes["passed"]] for name, paths in part.items()}
+            for split, part in splits.items()
+        }
+        splits = _large_enough(readable, min_images)
+        if dropped := [name for split in splits for name in readable[split].keys() - splits[split].keys()]:
+            rows = np.array([name not in dropped for part in readable.values() for name, paths in part.items() for _ in paths])
+            images, notes["digests"] = images[rows], [mark for mark, row in zip(notes["digests"], rows) if row]
         origins = (
-            Origin(split, name, path.relative_to(base).as_posix())
-            for split, classes in readable.items()
-            for name, paths in classes.items()
-            for path in paths
+            Origin(split, name, _name(base, path)) for split, classes in splits.items() for name, paths in classes.items() for path in paths
         )
         refuse_copies(origins, notes["digests"])
 
         table = base / "attributes.csv"
-        known = read_attributes(table, [name for classes in readable.values() for name in classes]) if table.is_file() else {}
-        counts = {split: np.array([len(paths) for paths in classes.values()], np.int64) for split, classes in readable.items()}
+        named = [name for classes in (given or {"": whole}).values() for name in classes]  # those that are left out, too
+        known = read_attributes(table, named) if table.is_file() else {}
+        counts = {split: np.array([len(paths) for paths in classes.values()], np.int64) for split, classes in splits.items()}
         edges = np.cumsum([0, *(count.sum() for count in counts.values())])
         result = {}
-        for (split, classes), (first, last) in zip(readable.items(), pairwise(edges), strict=True):
+        for (split, classes), (first, last) in zip(splits.items(), pairwise(edges), strict=True):
             attributes = torch.from_numpy(np.stack([known[name] for name in classes])) if known else torch.empty(0, 0)
             starts = counts[split].cumsum() - counts[split]
             result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), attributes)
@@ -133,71 +126,29 @@ class Folder(ImageDataset):
         return Reader((channels, size, size), lambda path: decode(path, channels, size, invert))
 
 
-def _given_splits(base: Path) -> dict[str, Path] | None:
-    """The folders of the splits by name, if ``base`` is divided into such; ``train`` may also be the name of a class.
+def _large_enough(splits: dict[str, Classes], least: int) -> dict[str, Classes]:
+    """The classes that have so many pictures; the others are named.
 
     Raises:
-        UserError: two folders for one split, or others beside them.
+        UserError: a split has none.
     """
-    names = subfolders(base)
-    known = [name for name in names if name.lower() in SPLITS]
-    # A folder of pictures is a class, whatever its name; an empty one beside a true split is a split that lacks its classes.
-    if not any(subfolders(base / name) for name in known):
-        return None
-    if others := [name for name in names if name not in known]:
-        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-        raise UserError(
-            f"{base} has {', '.join(f'{name}/' for name in known)} and beside them {others[0]}/{more}, which fits no split: move it out of "
-            "data.root, or into one of them if it is a class"
-        )
-    found: dict[str, Path] = {}
-    for name in known:
-        split = SPLITS[name.lower()]
-        if split in found:
-            raise UserError(f"{base} has {found[split].name}/ and {name}/, both for the split {split}: keep one")
-        found[split] = base / name
-    return {split: found[split] for split in ("train", "val", "test") if split in found}
+    kept = {split: {name: paths for name, paths in classes.items() if len(paths) >= least} for split, classes in splits.items()}
+    small = [f"{name} ({len(paths)})" for split, classes in splits.items() for name, paths in classes.items() if len(paths) < least]
+    for split, classes in kept.items():
+        if not classes:
+            name, most = max(((name, len(paths)) for name, paths in splits[split].items()), key=lambda one: one[1])
+            raise UserError(
+                f"no class of {split} has data.min_images={least} readable pictures; the largest is '{name}' with {most}: add pictures"
+            )
+    if small:
+        more = f" and {len(small) - NAMED} more" if len(small) > NAMED else ""
+        log.warning("left out, as they have fewer than data.min_images=%d readable pictures: %s%s", least, ", ".join(small[:NAMED]), more)
+    return kept
 
 
-def _classes(base: Path, folder: Path, passed: dict[str, str]) -> Classes:
-    """The classes below ``folder``; what is passed over is added by its path below ``base``."""
-    found = search(folder)
-    if not found.classes:
-        raise UserError(f"{folder} has no class folders; give data.root=FOLDER, where {LAYOUT}")
-    below = {(folder / name).relative_to(base).as_posix(): reason for name, reason in found.passed.items()}
-    loose_ones = {path.relative_to(base).as_posix(): "outside of the class folders" for path in found.folders.get("", [])}
-    passed |= below | loose_ones
-    return found.classes
-
-
-def _divide(classes: Classes, val_fraction: float, test_fraction: float, split_seed: int) -> dict[str, Classes]:
-    """Shuffled classes in three parts; a part of fraction 0 is left out, any other has a class at least."""
-    rest = 1 - val_fraction - test_fraction
-    if rest < -1e-9:
-        raise UserError(f"data.val_fraction={val_fraction} + data.test_fraction={test_fraction} is above 1; leave a share for train")
-    n = len(classes)
-    sizes = {split: max(1, round(share * n)) for split, share in (("val", val_fraction), ("test", test_fraction)) if share > 0}
-    left = n - sum(sizes.values())
-    if left < (rest > 1e-9):
-        raise UserError(
-            f"{n} class folders are too few for the splits train, {', '.join(sizes)}; add classes or set the fraction of one to 0"
-        )
-    order = np.argsort(draws(episode_keys(split_seed, "folder", [0]), CLASSES, (n,))[0])
-    names = iter([list(classes)[i] for i in order])
-    sizes = {"train": left, **sizes} if left else sizes
-    return {split: {name: classes[name] for name in sorted(next(names) for _ in range(size))} for split, size in sizes.items()}
-
-
-def _refuse_small(base: Path, tops: dict[str, Path], splits: dict[str, Classes], passed: dict[str, str], least: int) -> None:
-    for split, classes in splits.items():
-        for name, paths in classes.items():
-            if len(paths) < least:
-                own = {path: reason for path, reason in passed.items() if (base / path).parent == tops[split] / name}
-                there = f" (passed over there: {reasons(own)})" if own else ""
-                raise UserError(
-                    f"class '{name}' has {len(paths)} readable pictures{there}, but data.min_images={least}; "
-                    "add pictures or remove the folder"
-                )
+def _name(base: Path, path: Path) -> str:
+    """A file's path below the folder; of a file that a table names elsewhere, its own."""
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else path.as_posix()
 
 
 def _digest(base: Path, files: list[Path]) -> str:
@@ -205,9 +156,7 @@ def _digest(base: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
         stat = path.stat() if path.exists() else path.lstat()  # a link to nowhere is reported as unreadable later
-        digest.update(
-            f"{path.relative_to(base)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape")
-        )
+        digest.update(f"{_name(base, path)}\0{stat.st_size}\0{stat.st_mtime_ns}\0{stat.st_ctime_ns}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()
 
 
@@ -226,15 +175,15 @@ def _decode_all(base: Path, files: list[Path], channels: int, size: int, invert:
     with ThreadPoolExecutor() as pool:
         for path, image in zip(files, pool.map(read, files), strict=True):
             if isinstance(image, str):
-                passed[path.relative_to(base).as_posix()] = image
+                passed[_name(base, path)] = image
             else:
                 images[len(digests)] = image
                 digests.append(digest(image))
     return images[: len(digests)], {"digests": digests, "passed": passed}
 
 
-def decode(file: Path | bytes, channels: int, size: int, invert: bool) -> np.ndarray:
-    """One picture, by its path or content, [channels, size, size] uint8.
+def decode(file: Source, channels: int, size: int, invert: bool) -> np.ndarray:
+    """One picture, [channels, size, size] uint8.
 
     It is turned as its EXIF tag says, laid on white if transparent, resized (Lanczos) until its shorter side is ``size``, cropped about its
     centre, and inverted if asked for.

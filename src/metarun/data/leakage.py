@@ -52,23 +52,27 @@ def refuse_copies(origins: Iterable[Origin], digests: Iterable[str]) -> None:
         log.warning("%s in two classes of a split, such as %s: remove the wrong one", _count(confused), _such_as(confused))
 
 
-def refuse_shared(splits: Mapping[str, Iterable[str]]) -> None:
+def refuse_shared(splits: Mapping[str, Iterable[str]], what: str = "class") -> None:
     """Tasks of val and test must be made of new classes; names that differ in capitals only are warned of within a split.
+
+    Args:
+        what: is in the splits by name, a ``class`` or a ``task``.
 
     Raises:
         UserError: a class, or one that differs from it in capitals only, is in two splits.
     """
+    several = {"class": "classes", "task": "tasks"}[what]
     seen: dict[str, tuple[str, str]] = {}
     for split, name in ((split, name) for split, names in splits.items() for name in names):
         before, other = seen.setdefault(unicodedata.normalize("NFC", name).casefold(), (split, name))
         if before != split:
             again = "in" if other == name else f"'{name}', which differs in capitals only, in"
             raise UserError(
-                f"class '{other}' is in {before} and {again} {split}, but splits must not share classes; "
-                "rename one if they differ, else put all pictures into one of the folders"
+                f"{what} '{other}' is in {before} and {again} {split}, but splits must not share {several}; "
+                f"rename one if they differ, else give all of it to one split, or put all {several} together to have them divided for you"
             )
         if other != name:
-            log.warning("the classes '%s' and '%s' of %s differ in capitals only: merge them unless they are two", other, name, split)
+            log.warning("the %s '%s' and '%s' of %s differ in capitals only: merge them unless they are two", several, other, name, split)
 
 
 def _count(pairs: list[tuple[Origin, Origin]]) -> str:

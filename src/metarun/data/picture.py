@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -27,6 +27,8 @@ NOT_READ = {"EPS", "BUFR", "GRIB", "HDF5", "WMF", "MPEG"}  # EPS runs Ghostscrip
 SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
 NO_PICTURE, OF_ANOTHER_KIND, OF_THE_SYSTEM = "no picture that Pillow reads", "of another kind", "an operating system's own"
 SHOWN = 4  # reasons in a line
+
+Source = Path | bytes | Image.Image  # a picture: its file, the content of one, or opened already
 
 _one_large = threading.Lock()
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # our limit is the lower one
@@ -47,7 +49,7 @@ class Reader(NamedTuple):
     """How a file of anybody's becomes an input."""
 
     shape: tuple[int, ...]  # of an input: channels, height, width of a picture
-    read: Callable[[Path], np.ndarray]  # one file as an input of that shape, uint8; raises UnreadableError
+    read: Callable[[Any], np.ndarray]  # a file as an input of that shape, uint8; of a picture any ``Source``; raises UnreadableError
     noun: str = "picture"  # what such a file is called
     endings: Collection[str] | None = None  # of such files' names, as ``.wav``; None: those of pictures
     wording: Wording | None = None  # where inputs are texts; None: they are drawn as images
@@ -155,7 +157,7 @@ def reasons(passed: dict[str, str]) -> str:
 
 
 @contextmanager
-def upright(file: Path | bytes, size: int) -> Iterator[Image.Image]:
+def upright(file: Source, size: int) -> Iterator[Image.Image]:
     """A picture turned as its EXIF tag says, laid on white if transparent, in 8 bits a channel; ``size`` is what it will be resized to.
 
     Of several frames or pages the first. Whatever goes wrong with it in the ``with`` block is a fault of the picture.
@@ -167,7 +169,7 @@ def upright(file: Path | bytes, size: int) -> Iterator[Image.Image]:
         raise UnreadableError("a link to nothing" if file.is_symlink() else "not a regular file" if file.exists() else "does not exist")
     try:
         names = sorted(set(suffixes().values()))
-        with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=names) as image:
+        with _opened(file, names) as image:
             _refuse_huge(image.width * image.height)
             # JPEG can decode straight to a half, quarter or eighth; twice the size leaves the detail to a later resize.
             image.draft(None, (2 * size, 2 * size))
@@ -182,6 +184,12 @@ def upright(file: Path | bytes, size: int) -> Iterator[Image.Image]:
         raise UnreadableError("not a picture, or damaged") from None
     except Exception as error:  # decoders raise nearly anything on damaged bytes
         raise UnreadableError(f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
+
+
+def _opened(file: Source, formats: list[str]) -> Image.Image:
+    if isinstance(file, Image.Image):
+        return file.copy()  # the user's own stays as it is
+    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
 
 
 def _refuse_huge(pixels: int) -> None:
@@ -205,7 +213,7 @@ def _opaque(image: Image.Image) -> Image.Image:
     return image
 
 
-def handwriting(path: Path, size: int) -> np.ndarray:
+def handwriting(file: Source, size: int) -> np.ndarray:
     """A drawing as [1, size, size] uint8 with ink = 255 on paper = 0.
 
     The paper is the median grey of the picture's border: a picture that is not square is completed with it, never cropped or stretched,
@@ -214,7 +222,7 @@ def handwriting(path: Path, size: int) -> np.ndarray:
     Raises:
         UnreadableError: see ``upright``.
     """
-    with upright(path, size) as picture:
+    with upright(file, size) as picture:
         grey = picture.convert("L")
         pixels = np.asarray(grey)
         paper = int(np.median(np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])))

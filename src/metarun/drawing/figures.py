@@ -63,7 +63,10 @@ def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
         rows = [f"{_short(name)}   {label}" for label, name in enumerate(names(run, split, task))]
         return _images(blocks, rows, title)
     if task.query.x.shape[1:] == (1,) and task.query.y.shape[1:] == (1,):
-        further = run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device)
+        try:
+            further = run.data.episodes(split, replace(spec, query=CURVE), run.valid.root.seed, run.device)
+        except UserError:  # a table has no more points than it has
+            further = episodes
         curve = select(further.batch([index]), 0).query
         fitted = _answers(run, task, curve.x) if answered else None
         return _points(task, curve, fitted, further.oracle(index, curve.x), f"{int(task.context.seen.sum())}-shot regression:  {where}")

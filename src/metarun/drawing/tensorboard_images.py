@@ -1,5 +1,5 @@
 """What TensorBoard shows of a finished run beside its curves: a development episode with the learner's answers, the pictures of the test
-(reliability, ROC), and in the projector the features of a test episode."""
+(reliability, ROC, unknown queries), and in the projector the features of a test episode."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def add(run: Run, tracker: Tracker, step: int, folder: Path) -> None:
     """Draw with the weights as they are, those of iteration ``step``; what these data have no picture of is left out."""
     with suppress(UserError):
         tracker.image("val/episode_0", figures.pixels(figures.episode(run, "val", 0, answered=True)), step)
-    for name in ("roc", "reliability"):
+    for name in ("roc", "reliability", "unknown"):
         if (path := folder / f"{name}.png").is_file():
             tracker.image(f"test/{name}", np.asarray(Image.open(path).convert("RGB")), step)
     if run.problem.kind.labelled and figures.is_image(run.problem.input_shape):

@@ -33,7 +33,7 @@ KEYS = ("net", "device")  # of a configuration: what decides here
 
 
 @dataclass(frozen=True)
-class Source:
+class Backbone:
     """A net that stays as it is.
 
     Attributes:
@@ -63,7 +63,7 @@ class Source:
         return features.kept(images, self.net, lambda parts: executor.map(encode, self.net, parts), f"{self.device.type} fp32")
 
 
-def of(words: Sequence[str], run: str | None, checkpoint: Literal["best", "last"] = "best") -> Source:
+def of(words: Sequence[str], run: str | None, checkpoint: Literal["best", "last"] = "best") -> Backbone:
     """What a command names: ``net=…``, a run, or nothing.
 
     Raises:
@@ -79,7 +79,7 @@ def of(words: Sequence[str], run: str | None, checkpoint: Literal["best", "last"
     return of_words(["net=package", *words]) if any(word.startswith("net.") for word in words) else at_hand(words)
 
 
-def of_words(words: Sequence[str]) -> Source:
+def of_words(words: Sequence[str]) -> Backbone:
     """The backbone that ``net=…`` and ``net.KEY=VALUE`` describe, frozen whatever ``net.freeze`` says.
 
     Raises:
@@ -108,10 +108,10 @@ def of_words(words: Sequence[str]) -> Source:
         return np.ascontiguousarray(whole[:, first : first + size, first : first + size])
 
     name = f"{net.title}, frozen, {net.features} numbers a picture"
-    return Source(name, net.to(device).eval(), Reader((3, size, size), read), device)
+    return Backbone(name, net.to(device).eval(), Reader((3, size, size), read), device)
 
 
-def of_run(run: str | Path, checkpoint: Literal["best", "last"] = "best") -> Source:
+def of_run(run: str | Path, checkpoint: Literal["best", "last"] = "best") -> Backbone:
     """The net of a trained run.
 
     Raises:
@@ -127,10 +127,10 @@ def of_run(run: str | Path, checkpoint: Literal["best", "last"] = "best") -> Sou
             "net.norm=running"
         )
     name = f"the net of {model.algo} trained on {model.data}, {net.features} numbers a picture"
-    return Source(name, net, model.reader, model.device, model.kernels)
+    return Backbone(name, net, model.reader, model.device, model.kernels)
 
 
-def at_hand(words: Sequence[str]) -> Source:
+def at_hand(words: Sequence[str]) -> Backbone:
     """The packaged backbone if it is installed, else the shipped learner; says how to get a backbone then."""
     if Package.there(Package.example()):
         return of_words(["net=package", *words])

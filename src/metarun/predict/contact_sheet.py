@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from metarun.data.picture import Wording
+from metarun.protocols.belonging import UNKNOWN
 from metarun.runtime.fonts import covering, legible
 from metarun.storage.files import replace_file
 
@@ -31,17 +32,32 @@ class Answer:
     file: str  # its path below the query folder
     image: np.ndarray  # [channels, height, width] or bytes of a text [length], uint8, as the net sees it
     probabilities: dict[str, float]  # by class
-    truth: str | None  # the class its folder is named after, if there is one
+    truth: str | None  # the class its folder is named after, or that a table names, if there is one
+    stray: str | None = None  # that name, where it is none of the classes
+    belonging: float | None = None  # how well it fits the class that it fits best; None: not asked
+    unknown: bool = False  # whether that is too little, so that the answer is none of the classes
 
     @property
-    def guess(self) -> str:
+    def likeliest(self) -> str:
         """The most probable class."""
         return max(self.probabilities, key=self.probabilities.__getitem__)
 
     @property
+    def guess(self) -> str:
+        """The answer: the most probable class, or ``UNKNOWN``."""
+        return UNKNOWN if self.unknown else self.likeliest
+
+    @property
     def confidence(self) -> float:
-        """Its probability, 0..1."""
-        return self.probabilities[self.guess]
+        """The probability of the most probable class, 0..1."""
+        return self.probabilities[self.likeliest]
+
+    @property
+    def right(self) -> bool | None:
+        """Whether the answer is right; None where that is not known."""
+        if self.truth is not None:
+            return self.guess == self.truth
+        return self.unknown if self.stray is not None and self.belonging is not None else None
 
 
 def draw(
@@ -82,7 +98,9 @@ def draw(
         for i, image in enumerate(images[:SHOTS]):
             sheet.paste(_tile(image, wording), (x + i * (TILE + GAP), y + 18))
     heading = f"the first {len(shown)} of {len(answers)} {noun}s" if len(shown) < len(answers) else f"{noun}s"
-    colors = "; frame: blue if the answer is the name of its folder, red if it is another class" if any(a.truth for a in shown) else ""
+    colors = (
+        "; frame: blue if the answer is right by the folder's name, red if it is not" if any(a.right is not None for a in shown) else ""
+    )
     _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
     for i, answer in enumerate(shown):
         _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer, wording)
@@ -90,16 +108,16 @@ def draw(
 
 
 def _answer(sheet: Image.Image, pen: ImageDraw.ImageDraw, x: int, y: int, answer: Answer, wording: Wording | None) -> None:
-    color = OPEN if answer.truth is None else RIGHT if answer.guess == answer.truth else WRONG
+    color = OPEN if answer.right is None else RIGHT if answer.right else WRONG
     sheet.paste(_tile(answer.image, wording), (x, y))
-    if answer.truth is not None:
+    if answer.right is not None:
         pen.rectangle((x - 3, y - 3, x + TILE + 2, y + TILE + 2), outline=color, width=3)
     pen.rectangle((x, y + TILE + 5, x + TILE - 1, y + TILE + 8), RULE)
     pen.rectangle((x, y + TILE + 5, x + max(1, round(answer.confidence * (TILE - 1))), y + TILE + 8), color)
     _write(pen, (x, y + TILE + 11), answer.guess, color if color == WRONG else TEXT, 13, TILE)
     _write(pen, (x, y + TILE + 27), f"{100 * answer.confidence:.0f} %", FAINT, 11, TILE)
     if color == WRONG:
-        _write(pen, (x, y + TILE + 41), str(answer.truth), FAINT, 11, TILE, before="is ")
+        _write(pen, (x, y + TILE + 41), str(answer.truth or answer.stray), FAINT, 11, TILE, before="is ")
 
 
 def _heading(pen: ImageDraw.ImageDraw, y: int, text: str) -> None:

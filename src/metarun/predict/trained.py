@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.config.stored import read_config
+from metarun.data.base import Dataset, Scaling
 from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
 from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
+from metarun.protocols.belonging import UNKNOWN, belonging, left_out, threshold
 from metarun.protocols.calibration import temperature_in
 from metarun.run import build_algorithm, pick_device
 from metarun.runtime.private import tree_leaves, tree_map
@@ -29,8 +32,9 @@ from metarun.storage.checkpoint import load as load_checkpoint
 from metarun.storage.files import replace_file
 from metarun.task import Batch, Context
 
-Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[float]
+Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[Image.Image] | Sequence[np.ndarray] | Sequence[float]
 CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
+LEFT_OUT = 50  # examples that a learner without features adapts without, one after the other, to calibrate a threshold
 
 
 def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: str = "auto") -> Model:
@@ -57,8 +61,9 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     reader: Reader | None = data.target.reader(**data.values)
-    shape = reader.shape if reader else data.build(seed).input_shape
-    problem = Problem(data.target.kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
+    built: Dataset | None = None if reader else data.build(seed)
+    shape, kind = (built.input_shape, built.kind) if built else (reader.shape if reader else (), kind)
+    problem = Problem(kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
         algorithm = build_algorithm(valid, problem, trained)
     chosen = pick_device(device)
@@ -66,7 +71,10 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     key = task_keys(episode_keys(seed, "predict", [0]))[0].to(chosen)
     choice = valid.engine.values.get("kernels", "auto")
     temperature = temperature_in(trained["progress"].get("best", {}))
-    return Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
+    model = Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
+    if built:
+        model.scaling, model.target_scaling = built.scaling, built.target_scaling
+    return model
 
 
 class Model:
@@ -79,7 +87,11 @@ class Model:
         key: [] int64, of the randomness of methods that draw; always the same, so that equal tasks get equal answers.
         kernels: as the run's ``engine.kernels``.
         temperature: by which logits are divided, as validation fitted it; 1 where it did not.
+        scaling, target_scaling: of rows of numbers and of the targets of regression, as in the run; None: taken as they are.
     """
+
+    scaling: Scaling | None = None
+    target_scaling: Scaling | None = None
 
     def __init__(
         self,
@@ -114,8 +126,9 @@ class Model:
         """Learn a new task from labelled examples.
 
         Args:
-            images: files; or [n, channels, height, width] or (grey) [n, height, width], uint8 0..255 or floats 0..1, of the run's size
-                and polarity (handwriting: ink = 1). Of a run on texts: texts, or their files as ``Path``.
+            images: files, PIL images, or arrays [height, width] or [height, width, 3 or 4] uint8 of any size, which are prepared as the
+                training pictures were; or inputs as they are, [n, channels, height, width] or (grey) [n, height, width], uint8 0..255
+                or floats 0..1, of the run's size and polarity (handwriting: ink = 1). Of a run on texts: texts, or their files as ``Path``.
                 Regression: inputs [n, *input_shape], or [n] where an input is one number.
                 Zero-shot: no images but attribute vectors [n, attributes].
             labels: n labels, any hashable things; classes may differ in their number of examples. Regression: targets [n] or [n, outputs].
@@ -136,11 +149,13 @@ class Model:
             x, y = x[order], y[order]
         ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
         extras = {} if unlabelled is None else {"unlabelled": self.inputs(unlabelled)}
-        context = Context(Batch(x, y.to(self.device)), ids, self.key, extras)
+        return self._fit(Context(Batch(x, y.to(self.device)), ids, self.key, extras), classes, steps)
+
+    def _fit(self, context: Context, classes: list[Any], steps: int | None) -> Fitted:
         with torch.no_grad(), kernels.using(self.kernels):
             for last in adapt(self.algorithm, context, self.algorithm.steps(context, False) if steps is None else steps):
                 state = last
-        return Fitted(self, state, classes)
+        return Fitted(self, state, classes, context, lambda other: self._fit(other, classes, steps))
 
     def inputs(self, images: Images) -> Tensor:
         """What the net is given for ``images`` (see ``adapt``): [n, *input_shape] float32 in 0..1 on the model's device.
@@ -151,8 +166,12 @@ class Model:
         if isinstance(images, (str, Path)):
             kind = "text" if self.reader and self.reader.wording else "file"
             raise UserError(f"'{images}' is one {kind}: give a list of {kind}s")
-        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path)) for image in images):
-            images = self._read(cast(Sequence[str | Path], images))
+        if isinstance(images, Image.Image):
+            raise UserError("this is one picture: give a list of pictures")
+        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path, Image.Image)) for image in images):
+            images = self._read(cast(Sequence[str | Path | Image.Image], images))
+        elif pictures := self._as_pictures(images):
+            images = self._read(pictures)
         x, shape = _tensor(images, "images"), self.algorithm.problem.input_shape
         if shape[0] == 1 and x.shape[1:] == shape[1:]:
             x = x.unsqueeze(1)
@@ -162,7 +181,7 @@ class Model:
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
         if self.reader or len(shape) == 3:
             x = _unit_range(x)
-        return x.float().to(self.device)
+        return (self.scaling(x.double()) if self.scaling else x).float().to(self.device)
 
     def _attributes(self, vectors: Any) -> Tensor:
         """[n, attributes] float32 on the model's device."""
@@ -171,13 +190,36 @@ class Model:
             raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
         return x.float().to(self.device)
 
-    def _read(self, these: Sequence[str | Path]) -> np.ndarray:
+    def _as_pictures(self, images: Any) -> list[Image.Image]:
+        """Arrays as cameras and libraries give them, [height, width] or [height, width, 3 or 4] uint8 of any size, as pictures.
+
+        None where one is something else, or has the shape of an input already, or the run is not on pictures.
+        """
+        shape = self.algorithm.problem.input_shape
+        ready = (shape, shape[1:] if shape[0] == 1 else shape)
+        if self.reader is None or self.reader.endings is not None or isinstance(images, Tensor):
+            return []
+
+        def pictured(image: Any) -> bool:
+            plain = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape not in ready
+            return plain and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
+
+        return [Image.fromarray(image) for image in images] if all(map(pictured, images)) else []
+
+    def _read(self, these: Sequence[str | Path | Image.Image]) -> np.ndarray:
         if self.reader is None:
             raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
         return np.stack([self._one(self.reader, this) for this in these])
 
     @staticmethod
-    def _one(reader: Reader, this: str | Path) -> np.ndarray:
+    def _one(reader: Reader, this: str | Path | Image.Image) -> np.ndarray:
+        if isinstance(this, Image.Image):
+            if reader.endings is not None:
+                raise UserError(f"this run was trained on {reader.noun}s: give their files instead of pictures")
+            try:
+                return reader.read(this)
+            except UnreadableError as reason:
+                raise UserError(f"one of the pictures cannot be used: {reason}") from None
         if reader.wording and isinstance(this, str):
             try:
                 return reader.wording.encode(this)
@@ -201,7 +243,7 @@ class Model:
         y = y.unsqueeze(-1) if outputs == 1 and y.dim() == 1 else y
         if y.shape != (n, outputs):
             raise UserError(f"the targets have shape {list(y.shape)}, but {n} inputs with {outputs} numbers each need [{n}, {outputs}]")
-        return y
+        return self.target_scaling(y) if self.target_scaling else y
 
     def _labels(self, labels: Any, n: int) -> tuple[list[Any], Tensor]:
         """The classes in sorted order, and every label as an index into them, [n] int64."""
@@ -236,28 +278,91 @@ class Fitted:
         model: where it comes from.
         state: the algorithm's own task state.
         classes: the labels in sorted order (by type and text if they cannot be compared); empty for regression.
+        context: what it has adapted to.
+        again: adapts to another context with the same classes.
     """
 
-    def __init__(self, model: Model, state: State, classes: list[Any]) -> None:
-        self.model, self.state, self.classes = model, state, classes
+    def __init__(self, model: Model, state: State, classes: list[Any], context: Context, again: Callable[[Context], Fitted]) -> None:
+        self.model, self.state, self.classes, self.context, self.again = model, state, classes, context, again
 
     @property
     def transductive(self) -> bool:
         """Whether the answer to one query depends on the queries beside it."""
         return self.model.transductive
 
-    def predict(self, images: Images) -> Any:
+    def predict(self, images: Images, reject: float | None = None) -> Any:
         """The label of every image as a list of n; regression: predictions, a tensor [n, outputs] on the CPU.
 
         Args:
             images: n queries, in any of the forms that ``Model.adapt`` takes.
+            reject: answer ``UNKNOWN`` to images below ``threshold(reject)``; None: every image is of one of the classes.
 
         Raises:
             UserError: shapes or values that do not fit.
             RunError: the adapted net does not answer with numbers.
         """
-        outputs = best_guess(self._outputs(images))
-        return [self.classes[i] for i in outputs.argmax(-1).tolist()] if self.classes else outputs
+        if reject is not None:
+            least, _ = self.threshold(reject)
+            images = self.model.inputs(images)
+        outputs, scaling = best_guess(self._outputs(images)), self.model.target_scaling
+        if not self.classes:
+            return scaling.back(outputs) if scaling else outputs
+        named = [self.classes[i] for i in outputs.argmax(-1).tolist()]
+        if reject is None:
+            return named
+        return [UNKNOWN if score < least else name for name, score in zip(named, self.belonging(images).tolist())]
+
+    def belonging(self, images: Images) -> Tensor:
+        """How well every image fits the class that it fits best, [n] on the CPU: the higher, the better; raises as ``predict`` does.
+
+        Of a method that sees images through its net alone by ``protocols.belonging``, in its features; else the largest probability.
+        """
+        if not self.model.algorithm.encodes or self.model.algorithm.zero_shot:
+            return self.probabilities(images).max(-1).values
+        x = self.model.inputs(images)
+        support = self._features(self.context.support.x)
+        return belonging(self._features(x), support, self.context.support.y.cpu(), len(self.classes))
+
+    def threshold(self, rate: float) -> tuple[float, float]:
+        """The ``belonging`` below which an image is of none of the classes, calibrated by leaving out examples of the support.
+
+        About ``rate`` of the images that do belong are below it; the second number is the rate to be expected, which cannot be below
+        1 / (examples + 1). Methods that have no features adapt anew without each example, of at most ``LEFT_OUT``.
+
+        Raises:
+            UserError: ``rate`` is not between 0 and 1, or no class has two examples; regression.
+        """
+        if not self.classes or self.model.algorithm.zero_shot:
+            raise UserError("there are no examples of classes here, so nothing to tell what belongs to none of them")
+        if not 0 < rate < 1:
+            raise UserError(f"reject={rate:g} is out of range: it is the share of pictures of the classes that may be lost, as 0.05")
+        x, y = self.context.support
+        if self.model.algorithm.encodes:
+            scores = left_out(self._features(x), y.cpu(), len(self.classes))
+        else:
+            several = (y.bincount()[y] > 1).nonzero()[:, 0]
+            chosen = several[torch.linspace(0, len(several) - 1, min(LEFT_OUT, len(several)), device=y.device).round().long()]
+            scores = torch.cat([self._without(int(i)) for i in chosen]) if len(chosen) else torch.empty(0)
+        try:
+            return threshold(scores, rate)
+        except ValueError:
+            raise UserError(
+                "a threshold needs two examples of a class at least, of which one is left out: add some, or do not reject"
+            ) from None
+
+    def _without(self, i: int) -> Tensor:
+        """The ``belonging`` of example i of the support to a learner that has adapted to the others, [1]."""
+        support = self.context.support
+        rest = torch.arange(len(support.y), device=support.y.device) != i
+        others = self.context._replace(support=Batch(support.x[rest], support.y[rest]))
+        return self.again(others).belonging(support.x[i : i + 1])
+
+    @torch.no_grad()
+    def _features(self, x: Tensor) -> Tensor:
+        """[n, features] on the CPU."""
+        net, support_x = self.model.algorithm.net, self.context.support.x
+        with kernels.using(self.model.kernels):
+            return torch.cat([net(part, support_x).cpu() for part in ([x] if self.transductive else x.split(CHUNK))])
 
     def probabilities(self, images: Images, raw: bool = False) -> Tensor:
         """Probabilities [n, way] on the CPU, columns as in ``classes``; raises as ``predict`` does.
@@ -276,7 +381,8 @@ class Fitted:
         outputs = self._outputs(inputs)
         if self.classes or isinstance(outputs, Tensor):
             raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
-        return spread(outputs).sqrt()
+        scaling = self.model.target_scaling
+        return spread(outputs).sqrt() * (scaling.deviation.to(outputs[0]) if scaling else 1)
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
@@ -332,10 +438,12 @@ class Network(nn.Module):
             parameter.data = parameter.data.contiguous()
         state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
         self.answer = lambda x: best_guess(algorithm.predict(state, x))
-        self.classify, self.temperature = bool(fitted.classes), fitted.model.temperature
+        self.classify, self.temperature, self.scaling = bool(fitted.classes), fitted.model.temperature, fitted.model.target_scaling
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self.answer(x) / self.temperature).softmax(-1) if self.classify else self.answer(x)
+        if self.classify:
+            return (self.answer(x) / self.temperature).softmax(-1)
+        return self.scaling.back(self.answer(x)) if self.scaling else self.answer(x)
 
 
 def _tensor(values: Any, what: str) -> Tensor:

@@ -79,6 +79,8 @@ class Kind(ABC):
         if spec.clean or spec.corrupt != "none":
             wrong = f"{key('clean')}={spec.clean}" if spec.clean else f"{key('corrupt')}={spec.corrupt}"
             raise UserError(f"{wrong} is not possible: data={data} has no classes of images; leave it at {0 if spec.clean else 'none'}")
+        if spec.unknown:
+            raise UserError(f"{key('unknown')}={spec.unknown} is not possible: data={data} has no classes; leave it at 0")
 
 
 @dataclass(frozen=True)

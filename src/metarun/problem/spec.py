@@ -22,6 +22,7 @@ class EpisodeSpec:
     With ``uneven`` the support has as many images, but ``shot`` is their mean number per class: each class has at least one.
     The support may be a training set that is not what it should be: a ``rate`` of its images is ``corrupt``, see ``Corruption``; ``clean``
     further images per class, with labels, are not. With ``whole`` the support holds places of the data, which lie in memory once.
+    Of ``unknown`` classes more there are queries alone, for protocols that ask whether a learner notices.
     """
 
     way: Annotated[int, Ge(1)]
@@ -34,11 +35,14 @@ class EpisodeSpec:
     corrupt: Corruption = "none"
     rate: Annotated[float, Ge(0), Le(1)] = 0.0
     whole: bool = False
+    unknown: Annotated[int, Ge(0)] = 0
 
     @property
     def images(self) -> int:
         """How many there are in an episode."""
-        return (self.shot + self.query + self.clean) * self.way + self.unlabelled * (self.way + self.distractors)
+        return (
+            (self.shot + self.query + self.clean) * self.way + self.unlabelled * (self.way + self.distractors) + self.query * self.unknown
+        )
 
     def __str__(self) -> str:
         words = f"{self.way}-way {self.shot}-shot{' (uneven)' * self.uneven}, {self.query} queries per class"
@@ -46,6 +50,8 @@ class EpisodeSpec:
             words += f", {self.unlabelled} unlabelled" + (f" (and of {self.distractors} further classes)" if self.distractors else "")
         if self.clean:
             words += f", {self.clean} clean"
+        if self.unknown:
+            words += f", and of {self.unknown} unknown classes"
         if self.corrupt != "none":
             words += f", corrupt={self.corrupt} at rate {self.rate:g}"
         return words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,8 @@ from metarun.storage.run_folder import held, new_folder, relative, worth_keeping
 from metarun.tracking.console import start_logging
 
 log = logging.getLogger(__name__)
-FURTHER = ("trainer.iterations", "trainer.max_minutes", "trainer.patience")  # what a run that goes on may be given anew
+FURTHER = ("trainer.iterations", "trainer.max_minutes", "trainer.patience", "logger")  # what a run that goes on may be given anew
+STAYS = {"wandb": "offline", "mlflow": "local"}  # services of a logger, and what of each sends nothing anywhere
 
 
 def run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str, Any]:
@@ -43,8 +44,16 @@ def run(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[str,
         raise type(stop)(f"{str(stop) or 'interrupted'}{how}") from None
 
 
+def goes_further(word: str) -> bool:
+    """Whether a run that goes on takes this KEY=VALUE."""
+    key = compose.parse(word).key_or_group
+    return key in FURTHER or key.startswith("logger.")
+
+
 def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     """Go on with a run, from its checkpoint or, without one, from the beginning; with ``FURTHER`` keys in ``words``, a finished one too.
+
+    What its logger would send is left out, unless ``words`` name it.
 
     Raises:
         UserError: the run is finished, or a word changes what it is.
@@ -53,9 +62,9 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     values = read_config(folder)
     foreign.refuse_links(folder)
     for word in words:
-        if compose.parse(word).key_or_group not in FURTHER:
+        if not goes_further(word):
             raise UserError(f"resume takes no '{word}': a run goes on with its own configuration, but for {', '.join(FURTHER)}")
-    changed = compose.override(values, words)
+    changed = _unsent(compose.override(values, words), words)
     schema.validate(changed)
     before, after = (config["trainer"]["iterations"] for config in (values, changed))
     finished = (folder / "summary.json").exists()
@@ -75,16 +84,37 @@ def resume(folder: Path, words: list[str]) -> dict[str, Any]:
     return run(changed, folder, resume=True)
 
 
+def _unsent(values: dict[str, Any], words: Sequence[str], kept: Collection[str] = tuple(STAYS.values())) -> dict[str, Any]:
+    """A configuration whose logger sends nothing, unless ``words`` name one: a folder may be somebody else's.
+
+    Args:
+        kept: of the ``STAYS``, what is left as it is.
+    """
+    logger = values.get("logger")
+    if not isinstance(logger, dict) or any(word.startswith("logger") for word in words):
+        return values
+    if sent := [name for name in STAYS if logger.get(name) and logger[name] not in kept]:
+        for name in sent:
+            if logger[name] != STAYS[name]:
+                log.warning(
+                    "%s gets nothing of this: it is in the run's configuration, but not on the command line; add logger=%s", name, name
+                )
+        return values | {"logger": {key: value for key, value in logger.items() if key not in sent}}
+    return values
+
+
 @contextmanager
 def evaluation(folder: Path, words: Sequence[str]) -> Iterator[tuple[dict[str, Any], Path]]:
     """The values of a run's next evaluation, ``words`` applied, and its ``folder/eval/<n>``, which goes again if nothing comes of it.
+
+    Its logger has no service beside, unless ``words`` name it.
 
     Raises:
         UserError: no such run, values that do not fit, a folder that cannot be written.
     """
     values = read_config(folder)
     foreign.refuse_links(folder)
-    values = compose.override(values, list(words))
+    values = _unsent(compose.override(values, list(words)), words, kept=())
     numbers = (folder / "eval" / str(n) for n in range(10**6))
     with new_folder(numbers, f"copy {folder} to where you may write") as target:
         yield values, target

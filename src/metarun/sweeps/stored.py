@@ -24,6 +24,7 @@ HARMLESS = re.compile(
     r"|tasks_per_node|nodes|mem_gb|partition|qos|account|constraint|gres)=[\w.:,-]*"
     r"|\+hydra\.launcher\.ray\.(init\.num_cpus|init\.num_gpus|remote\.num_cpus|remote\.num_gpus)=[\d.]*"
 )
+SENDS = re.compile(r"\+*logger\.(wandb=(?!(offline|null)$)|mlflow=(?!(local|null)$))")  # whatever a run would send elsewhere
 LOOKED_UP = re.compile(r"\$\{[^}]*[:$]")  # ${oc.env:…}: a resolver, which asks this machine
 
 
@@ -58,8 +59,8 @@ def words(folder: Path, given: list[str]) -> list[str]:
     for word in kept:
         if not _harmless(word):
             raise UserError(
-                f"{folder / RECORD} has {foreign.printable(word)}, which can run code or write elsewhere and is not taken from a file; "
-                f"if it is yours, give it again: metarun resume {folder} '{foreign.printable(word)}'"
+                f"{folder / RECORD} has {foreign.printable(word)}, which can run code, or write or send elsewhere, and is not taken from "
+                f"a file; if it is yours, give it again: metarun resume {folder} '{foreign.printable(word)}'"
             )
     return kept + given
 
@@ -70,7 +71,7 @@ def key(word: str) -> str:
 
 
 def _harmless(word: str) -> bool:
-    if LOOKED_UP.search(word):
+    if LOOKED_UP.search(word) or SENDS.match(word):
         return False
     override = compose.parse(word)
     if override.package is not None:  # a group's content, put into another section

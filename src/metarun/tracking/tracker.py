@@ -1,20 +1,24 @@
-"""Where a run's numbers go: metrics.jsonl and TensorBoard, kept in its folder, and the progress display."""
+"""Where a run's numbers go: metrics.jsonl and TensorBoard, kept in its folder, other services that are named, the progress display."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from annotated_types import Ge
+from annotated_types import Ge, MinLen
 from torch import Tensor
 
 from metarun.storage.files import writing
 from metarun.storage.resume import whole_lines
 from metarun.tracking.console import Display
+from metarun.tracking.sink import INNER, ITERATION, Sink
+from metarun.tracking.sinks import Guarded, open_sinks
 
 
 class Tracker:
@@ -27,6 +31,9 @@ class Tracker:
         tensorboard: write TensorBoard events to ``folder/tb``.
         pictures: want pictures, in the run's folder and in TensorBoard, and embeddings there.
         progress: show a live bar when on a terminal, a plain line now and then elsewhere.
+        wandb: send the numbers to Weights & Biases: ``online`` while the run is on, or ``offline``, kept in its folder; None: not at all.
+        mlflow: send them to MLflow, by the address of a server, or ``local``, kept beside the runs; None: not at all.
+        project: under which these two list the run.
     """
 
     def __init__(
@@ -38,8 +45,13 @@ class Tracker:
         tensorboard: bool,
         pictures: bool = True,
         progress: bool,
+        wandb: Literal["offline", "online"] | None = None,
+        mlflow: Annotated[str, MinLen(1)] | None = None,
+        project: Annotated[str, MinLen(1)] = "metarun",
     ) -> None:
         self.every, self.display = every, Display(progress)
+        self.services: dict[str, Any] = {"wandb": wandb, "mlflow": mlflow, "project": project}
+        self.sinks: list[Guarded] = []
         self.path = folder / "metrics.jsonl" if folder else Path(os.devnull)
         # Never through a link, and without a buffer: what has been logged is in the file, and closing cannot fail.
         with writing(self.path):
@@ -52,7 +64,19 @@ class Tracker:
             # Of a new run, too: TensorBoard takes the second such mark for a restart, not the first.
             self.writer = SummaryWriter(str(folder / "tb"), purge_step=start + 1)
         self.draws = pictures
-        self.pictures = pictures and self.writer is not None
+
+    @property
+    def pictures(self) -> bool:
+        """Whether pictures go anywhere beside the run's folder."""
+        return self.draws and (self.writer is not None or bool(self.sinks))
+
+    def begin(self, folder: Path, values: dict[str, Any], parameters: dict[str, Any]) -> None:
+        """Open what the configuration ``values`` names beside TensorBoard; ``parameters`` is what is shown of it, by dotted name.
+
+        Raises:
+            UserError, RunError: see ``open_sinks``.
+        """
+        self.sinks = open_sinks(folder, values, parameters, **self.services)
 
     def layout(self, metric: str) -> None:
         """TensorBoard's Custom Scalars: learning and adaptation with 95 % bands, and the two losses."""
@@ -78,6 +102,7 @@ class Tracker:
         with writing(self.path):
             while line:  # a disk that is nearly full takes a part
                 line = line[self.metrics.write(line) :]
+        self._send(lambda sink: sink.scalars(ITERATION, step, {f"{split}/{name}": value for name, value in values.items()}))
         if self.writer:
             for name, value in values.items():
                 self.writer.add_scalar(f"{split}/{name}", value, step)
@@ -86,9 +111,11 @@ class Tracker:
                 self._band(f"{split}/{name}", values[name], values["ci95"], step)
 
     def curve(self, split: str, curve: list[dict[str, float]]) -> None:
-        """The adaptation curve as TensorBoard scalars over inner steps."""
+        """The adaptation curve as scalars over inner steps."""
+        tag = f"{split}/adaptation_curve"
+        for point in curve:
+            self._send(lambda sink, point=point: sink.scalars(INNER, int(point["step"]), {tag: point["mean"]}))
         if self.writer:
-            tag = f"{split}/adaptation_curve"
             for point in curve:
                 self.writer.add_scalar(tag, point["mean"], int(point["step"]))
                 self._band(tag, point["mean"], point["ci95"], int(point["step"]))
@@ -99,15 +126,19 @@ class Tracker:
 
     def image(self, tag: str, image: np.ndarray, step: int) -> None:
         """A picture [height, width, 3] uint8; ask for ``pictures`` first."""
-        self.writer.add_image(tag, image, step, dataformats="HWC")
+        self._send(lambda sink: sink.image(tag, image, step))
+        if self.writer:
+            self.writer.add_image(tag, image, step, dataformats="HWC")
 
     def embedding(self, tag: str, features: Tensor, header: list[str], rows: list[list[str]], thumbnails: Tensor, step: int) -> None:
         """Points [n, features] for the projector with a row of words each and pictures [n, channels, height, width] in 0..1."""
         clean = [[" ".join(word.split()) for word in row] for row in rows]  # they become a table with tabs
-        self.writer.add_embedding(features, clean, thumbnails, step, tag, metadata_header=header)
+        if self.writer:
+            self.writer.add_embedding(features, clean, thumbnails, step, tag, metadata_header=header)
 
     def hparams(self, values: dict[str, Any], results: dict[str, float]) -> None:
         """Hyperparameters and final results, in the run's own event file (``add_hparams`` would open a sub-run)."""
+        self._send(lambda sink: sink.results(results))
         if self.writer:
             from torch.utils.tensorboard.summary import hparams
 
@@ -117,6 +148,10 @@ class Tracker:
             for name, value in results.items():
                 self.writer.add_scalar(name, value)
 
+    def _send(self, do: Callable[[Sink], None]) -> None:
+        for guarded in self.sinks:
+            guarded(do)
+
     def show(self, label: str, done: int, total: int, values: dict[str, float], note: str = "") -> None:
         """Move the progress display: ``done`` of ``total``, and a few numbers or a note."""
         self.display.show(label, done, total, values, note)
@@ -125,6 +160,9 @@ class Tracker:
         """Flush and close everything; safe to call twice."""
         self.display.close()
         self.metrics.close()
+        failed = sys.exc_info()[0] is not None
+        self._send(lambda sink: sink.close(failed))
+        self.sinks = []
         if self.writer:
             self.writer.close()
 
