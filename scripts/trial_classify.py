@@ -179,7 +179,7 @@ def accuracies(pictures: Pictures, runs: dict[str, Path], n: int) -> dict[str, l
         x, asked = pictures.features[support], pictures.features[query]
         y, truth = pictures.labels[support], pictures.labels[query]
         names = [f"{label:02}" for label in y]
-        answers = {"metarun classify": learn(x, names, 0.0).answer(asked)[0].argmax(-1)}
+        answers = {"metarun classify": learn(x, names).answer(asked)[0].argmax(-1)}
         for name, head in somebodys_heads(pictures.theirs[support], y).items():
             answers[f"scikit-learn, {name}"] = head.predict(pictures.theirs[query])
         for name, model in models.items():
@@ -236,9 +236,11 @@ def open_set(pictures: Pictures, n: int) -> dict[str, list[float]]:
         known = np.isin(np.arange(way), np.random.default_rng([seed, 1]).permutation(way)[:KNOWN])
         support = support[known[pictures.labels[support]]]
         inside = known[pictures.labels[query]]
-        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]], 0.05)
+        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]])
         probabilities, scores = learned.answer(pictures.features[query])
-        highest, refused = probabilities.max(-1), scores < learned.belonging.threshold
+        limit = learned.threshold(0.05)
+        assert limit
+        highest, refused = probabilities.max(-1), scores < limit[0]
         for name, value in {
             "belonging": roc(scores[inside], scores[~inside]).auc,
             "maximum softmax": roc(highest[inside], highest[~inside]).auc,
@@ -249,16 +251,14 @@ def open_set(pictures: Pictures, n: int) -> dict[str, list[float]]:
     return found
 
 
-def intervals(pictures: Pictures, n: int) -> list[dict[str, float]]:
+def intervals(pictures: Pictures, n: int) -> list[dict[str, Any]]:
     """The interval that the support gives, and the accuracy on all other pictures of its classes."""
     found = []
     for support, _, others in repetitions(pictures, n):
-        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]], 0.0)
-        tried = learned.tried
-        right = int((tried.nested().argmax(-1) == tried.y)[tried.once].sum())
-        low, high = heads.wilson(right, int(tried.once.sum()))
+        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]])
+        low, high = learned.expected().low, learned.expected().high
         true = (learned.answer(pictures.features[others])[0].argmax(-1) == pictures.labels[others]).mean()
-        found.append({"low": low, "high": high, "estimate": right / int(tried.once.sum()), "true": float(true), "head": learned.head.name})
+        found.append({"low": low, "high": high, "estimate": learned.expected().accuracy, "true": float(true), "head": learned.head.name})
     return found
 
 

@@ -14,7 +14,7 @@ from metarun.data import picture
 from metarun.errors import UserError
 from metarun.nets.package import Package
 from metarun.predict import classify as work
-from metarun.predict import contact_sheet, sources
+from metarun.predict import backbones
 
 CLASSES = ["arch", "cross", "ring", "zigzag"]
 
@@ -86,14 +86,14 @@ def test_it_tells_new_characters_apart_without_any_run(pictures, capsys, caplog)
     assert "of 3" in out
 
     rows = rows_of("outputs/classify/0/predictions.csv")
-    assert list(rows[0]) == ["file", "class", "probability", "belonging", "truth", *(f"p_{name}" for name in CLASSES)]
+    assert list(rows[0]) == ["file", "class", "probability", "truth", "belonging", *(f"p_{name}" for name in CLASSES)]
     assert [row["file"] for row in rows] == [f"{kind}/{i}.png" for kind in CLASSES for i in range(3)]
     for row in rows:
         assert sum(float(row[f"p_{name}"]) for name in CLASSES) == pytest.approx(1, abs=1e-5)
         best = max(CLASSES, key=lambda name: float(row[f"p_{name}"]))
         assert row["class"] == ("unknown" if float(row["belonging"]) < result["threshold"] else best)
     table = rows_of("outputs/classify/0/confusion.csv")
-    assert [row["truth"] for row in table] == CLASSES
+    assert [row["truth"] for row in table] == CLASSES == result["confusion"]["truths"]
     assert sum(int(row[row["truth"]]) for row in table) == round(result["accuracy"] * 12)
     for name in ("sheet.png", "confusion.png"):
         with Image.open(f"outputs/classify/0/{name}") as image:
@@ -103,7 +103,7 @@ def test_it_tells_new_characters_apart_without_any_run(pictures, capsys, caplog)
 
 def test_features_are_computed_once(pictures, monkeypatch):
     first = classify("--query", "query")
-    monkeypatch.setattr(sources.Executor, "map", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(backbones.Executor, "map", lambda *_: pytest.fail("computed again"))
     assert classify("--query", "query", "--reject", "0")["accuracy"] == pytest.approx(first["accuracy"], abs=0.4)
 
 
@@ -124,16 +124,17 @@ def test_what_belongs_to_no_class_is_unknown_and_its_folder_is_listed(pictures, 
         paint(pictures / "query" / "noise" / f"{i}.png", "noise", i)
     result = classify("--query", "query", "--reject", "0.06")
     out = capsys.readouterr().out
-    assert result["no_class"] == {"noise": 6}
+    assert result["of_no_class"] == {"noise": 6}
     rows = [row for row in rows_of("outputs/classify/0/predictions.csv") if row["file"].startswith("noise/")]
     unknown = sum(row["class"] == "unknown" for row in rows)
     assert unknown >= 5
-    assert f"noise (6): folders that name none of the classes; {unknown} of 6 pictures answered unknown" in out
-    assert result["auroc"]["belonging"] > 0.9
+    assert "6 pictures in folders that name no class of the support: noise (6)" in out
+    assert f"{result['rejected']} answered 'unknown', with 0.060 to be expected of pictures that do belong" in out
+    assert result["auroc_unknown"] > 0.9
     assert result["accuracy"] >= 9 / 12
-    assert result["confusion"]["noise"]["unknown"] == unknown
+    assert result["confusion"]["counts"][-1][-1] == unknown
     never = classify("--query", "query", "--reject", "0")
-    assert never["threshold"] is None
+    assert never["threshold"] is never["rejected"] is None
     assert "unknown" not in never["answers"]
 
 
@@ -146,7 +147,7 @@ def test_one_picture_of_a_class_gives_no_estimate(pictures, capsys):
     assert result["expected"] == {"accuracy": None, "low": None, "high": None, "n": 0}
     assert "no estimate: with one picture of a class there is none to try it on" in out
     assert "nearest class means: with one picture of a class there is nothing to choose by" in out
-    assert "never answered: with one picture of a class its spread is not known" in out
+    assert "none can be: with one picture of a class nothing is known of its spread" in out
     assert result["accuracy"] >= 0.5
 
 
@@ -219,18 +220,18 @@ def test_few_pictures_are_in_memory_at_a_time(pictures, monkeypatch):
         most = max(most, len(alive))
         return image
 
-    shipped = sources.of_run(sources.SHIPPED)
+    shipped = backbones.of_run(backbones.SHIPPED)
     reader = shipped.reader._replace(read=lambda path: counted(path, 28))
-    monkeypatch.setattr(sources, "of", lambda *_: sources.replace(shipped, reader=reader))
+    monkeypatch.setattr(sources, "of", lambda *_: backbones.replace(shipped, reader=reader))
     monkeypatch.setattr(work, "BLOCK", 8)
     monkeypatch.setattr(work, "ANSWERS", 4)
     result = classify("--query", *["query"] * 20, "--out", "many.csv")
     assert result["pictures"] == 240
-    assert most <= 16 + 2 * 8 + 4 + 2
+    assert most <= 16 + 2 * 8 + 4 + 2  # of the support, of two blocks, of the sheet
 
 
 def test_the_net_of_a_run(pictures):
-    result = classify("--query", "query", "--run", str(sources.SHIPPED))
+    result = classify("--query", "query", "--run", str(backbones.SHIPPED))
     assert result["features"] == "the net of protonet trained on omniglot, 64 numbers a picture"
 
 
@@ -248,8 +249,8 @@ def test_a_backbone_in_a_package(pictures, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--query", "nowhere"], "--query nowhere does not exist: give folders of pictures, or pictures"),
-        (["--query", "query", "--reject", "2"], "--reject 2 is not possible: it is a share of pictures, 0 to 0.5"),
+        (["--query", "nowhere"], "nowhere does not exist: --support takes a folder with one folder of pictures per class"),
+        (["--query", "query", "--reject", "2"], "--reject 2 is not possible: it is a share between 0 and 1, such as 0.05; 0 for never"),
         (["--query", "query", "--reject", "some"], "--reject some is not possible"),
         (["--query", "query", "net=conv4"], "net=conv4 has no weights yet: choose net=package, net=timm or net=torchvision, or --run RUN"),
         (["--query", "query", "net=packge"], "packge.*did you mean"),
@@ -258,9 +259,10 @@ def test_a_backbone_in_a_package(pictures, monkeypatch):
         (["--query", "query", "--run", "x"], "there is no run folder x"),
         (["--query", "query", "--sheet", "a.jpg"], "--sheet a.jpg is not possible: give a file that ends in .png"),
         (["--query", "query", "--out", "a.csv", "--format", "json"], "contradict each other"),
-        (["--query", "empty"], "--query has no readable picture"),
+        (["--query", "empty"], "empty has no readable picture"),
         (["--query", "query", "--support", "one"], "--support one has one class: telling classes apart needs two at least"),
-        (["--query", "query", "--support", "nowhere"], "--support nowhere does not exist: give a folder with one folder of pictures per class"),
+        (["--query", "query", "--support", "nowhere"], "nowhere does not exist: --support takes a folder with one folder of pictures per"),
+        (["--query", "query", "--support", "named"], "a class of named is called 'unknown', as is the answer where none fits: rename it"),
         (["--query", "query", "--support", "hollow"], "class 'b' of hollow has no readable picture: add some, or remove the folder"),
         (["--query", "query", "--quiet"], "there is no option '--quiet'.*"),
     ],
@@ -270,13 +272,8 @@ def test_mistakes_are_one_line(pictures, words, complaint):
     paint(pictures / "one" / "a" / "0.png", "ring", 0)
     paint(pictures / "hollow" / "a" / "0.png", "ring", 0)
     (pictures / "hollow" / "b").mkdir()
+    for name in ("a", "unknown"):
+        paint(pictures / "named" / name / "0.png", "ring", 0)
     with pytest.raises(UserError, match=complaint) as caught:
         classify(*words)
     assert "\n" not in str(caught.value)
-
-
-def test_the_sheet_says_unknown(tmp_path):
-    image = np.zeros((1, 28, 28), np.uint8)
-    known = contact_sheet.Answer("a", image, {"x": 0.9, "y": 0.1}, "x", -0.5)
-    refused = contact_sheet.Answer("a", image, {"x": 0.9, "y": 0.1}, "x", -9.0, "unknown")
-    assert (known.guess, refused.guess, refused.confidence) == ("x", "unknown", 0.9)

@@ -13,6 +13,7 @@ from torch import Tensor
 from metarun.predict import heads
 from metarun.predict.classifier import directions, learn
 from metarun.predict.heads import HEADS, Head
+from metarun.protocols.belonging import belonging
 
 WAY = 3
 
@@ -135,16 +136,16 @@ def test_wilsons_interval(right: int, n: int, low: float, high: float) -> None:
 def test_the_answer_of_a_fitted_classifier_is_the_heads() -> None:
     for seed in range(6):
         x, y = examples((4, 4, 4), seed=seed)
-        learned = learn(x, [f"class {i}" for i in y], 0.05)
+        learned = learn(x, [f"class {i}" for i in y])
         probabilities, scores = learned.answer(x)
         expected = fitted(learned.head, x, y, np.arange(len(y))) / learned.temperature
         np.testing.assert_allclose(probabilities, torch.from_numpy(expected).softmax(-1).numpy(), atol=2e-3)
-        np.testing.assert_allclose(-scores, (-means(x, torch.from_numpy(y), x, WAY, 0).numpy() / learned.belonging.spread).min(-1), atol=1e-9)
+        np.testing.assert_allclose(scores, belonging(x, x, torch.from_numpy(y), WAY).numpy(), atol=1e-9)
 
 
 def test_probabilities_of_few_examples_without_an_error_are_not_certain() -> None:
     x, y = examples((3, 3, 3), apart=9.0)
-    learned = learn(x, [str(i) for i in y], 0.0)
+    learned = learn(x, [str(i) for i in y])
     probabilities, _ = learned.answer(x)
     assert (probabilities.argmax(-1) == y).all()
     assert probabilities.max() < 0.99
@@ -157,3 +158,13 @@ def test_scikit_learn_agrees() -> None:
     theirs = linear.LogisticRegression(C=10.0, fit_intercept=False, tol=1e-10, max_iter=10_000).fit(z, y).decision_function(z)
     ours = heads.left_out(Head("logistic", 0.1), x @ x.T, torch.from_numpy(y), WAY, torch.ones(1, len(y), dtype=torch.bool))[0].numpy()
     np.testing.assert_allclose(ours - ours.mean(-1, keepdims=True), theirs - theirs.mean(-1, keepdims=True), atol=5e-3)
+
+
+def test_a_threshold_needs_two_examples_of_a_class() -> None:
+    x, y = examples((1, 1, 1))
+    assert learn(x, [str(i) for i in y]).threshold(0.05) is None
+    x, y = examples((4, 4, 4))
+    assert learn(x, [str(i) for i in y]).threshold(0.0) is None
+    found = learn(x, [str(i) for i in y]).threshold(0.05)
+    assert found
+    assert found[1] == 1 / 13  # the lowest rate that 12 examples can tell

@@ -38,12 +38,12 @@ def of_frozen(episodes: Episodes, net: Net, encode: Encode, computed_by: str) ->
     """
     if not (net.frozen and isinstance(episodes, ClassEpisodes) and episodes.images.dim() == 4):
         return None
-    return episodes.of_features(kept(episodes.images, net, encode, computed_by))
-
-
-def kept(images: Tensor, net: Net, encode: Encode, computed_by: str) -> Tensor:
-    """Features [n, features] of a frozen net for images [n, channels, height, width] as they are stored; each computed once, on disk since."""
     store = Store(fingerprint(net, computed_by), net.features)
+    return episodes.of_features(kept(episodes.images, store, encode))
+
+
+def kept(images: Tensor, store: Store, encode: Encode) -> Tensor:
+    """Features [n, features] of images [n, channels, height, width] as they are stored: those in the store, and for the others ``encode``'s."""
     found = []
     for block in images.split(BLOCK):
         marks = stored_marks(block)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from metarun.config import compose, schema
 from metarun.data import features
+from metarun.data.feature_store import Store, fingerprint
 from metarun.data.folder import decode
 from metarun.data.picture import Reader
 from metarun.errors import UserError
@@ -50,17 +52,21 @@ class Backbone:
     device: torch.device
     kernels: kernels.Choice = "auto"
 
+    @cached_property
+    def store(self) -> Store:
+        """Where its features are kept."""
+        return Store(fingerprint(self.net, f"{self.device.type} fp32"), self.net.features)
+
     @torch.no_grad()
     def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """[n, features] float32 on the CPU of n pictures as ``reader`` reads them; those of a picture are computed once, see ``data.features``."""
-        images = torch.from_numpy(np.stack(pictures))
+        """[n, features] float32 on the CPU of n pictures as ``reader`` reads them; those of a picture are computed once, and kept on disk."""
 
         def encode(net: Net, part: Tensor) -> Tensor:
             with kernels.using(self.kernels):
                 return net(to_float(part.to(self.device)))
 
         executor = Executor(self.device, record=False, threads="auto")
-        return features.kept(images, self.net, lambda parts: executor.map(encode, self.net, parts), f"{self.device.type} fp32")
+        return features.kept(torch.from_numpy(np.stack(pictures)), self.store, lambda parts: executor.map(encode, self.net, parts))
 
 
 def of(words: Sequence[str], run: str | None, checkpoint: Literal["best", "last"] = "best") -> Backbone:
