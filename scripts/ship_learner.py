@@ -24,7 +24,7 @@ from metarun.storage import checkpoint
 LARGEST = 10**6  # bytes
 WORDS = [
     "algo=protonet", "net=conv4", "net.norm=running", "data=omniglot", "data.split=vinyals", "way=20", "shot=1", "query=5", "seed=0",
-    "trainer.meta_batch=2", "trainer.val_every=250", "trainer.val_episodes=100", "trainer.test_episodes=400", "optim.lr=0.002",
+    "trainer.meta_batch=2", "trainer.val_every=400", "trainer.val_episodes=100", "trainer.test_episodes=200", "optim.lr=0.002",
     "optim.schedule=cosine", "augment=characters", "device=cpu", "logger=quiet", "name=shipped",
 ]  # fmt: skip
 
@@ -32,7 +32,7 @@ WORDS = [
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--omniglot", required=True, help="the folder with images_background.zip and images_evaluation.zip")
-    parser.add_argument("--iterations", type=int, default=1500)
+    parser.add_argument("--iterations", type=int, default=800)
     given = parser.parse_args()
     values = resolve(compose([*WORDS, f"data.root={given.omniglot}", f"trainer.iterations={given.iterations}"]))
     with tempfile.TemporaryDirectory() as place:

@@ -14,7 +14,7 @@ from torch import Tensor
 from metarun.protocols.calibration import fitted_temperature, nll
 
 BYTES = 2**28  # of matrices [masks, n, n] at a time
-TOLERANCE, MOST_STEPS = 1e-4, 500  # of the logistic regression
+TOLERANCE, MOST_STEPS = 1e-6, 500  # of the logistic regression
 ONE_BY_ONE = 120  # examples up to which each is left out by itself
 FOLDS = 10  # beyond
 
