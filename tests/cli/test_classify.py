@@ -222,7 +222,7 @@ def test_few_pictures_are_in_memory_at_a_time(pictures, monkeypatch):
 
     shipped = backbones.of_run(backbones.SHIPPED)
     reader = shipped.reader._replace(read=lambda path: counted(path, 28))
-    monkeypatch.setattr(sources, "of", lambda *_: backbones.replace(shipped, reader=reader))
+    monkeypatch.setattr(backbones, "of", lambda *_: backbones.replace(shipped, reader=reader))
     monkeypatch.setattr(work, "BLOCK", 8)
     monkeypatch.setattr(work, "ANSWERS", 4)
     result = classify("--query", *["query"] * 20, "--out", "many.csv")
