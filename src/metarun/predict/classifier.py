@@ -73,22 +73,24 @@ class Classifier(NamedTuple):
             return Expected(None, None, None, 0, f"no estimate: {ONE_EACH} there is none to try it on")
         right = int((tried.nested().argmax(-1) == tried.y)[tried.once].sum())
         low, high = heads.wilson(right, n)
-        how = "each left out in its turn" if len(tried.y) <= heads.ONE_BY_ONE else f"left out in {heads.FOLDS} folds"
         few = f"; of {len(tried.y) - n} classes there is one picture, which cannot be tried" * (n < len(tried.y))
-        said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {right} of {n} pictures of the support, {how}{few}"
+        said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {right} of {n} by nested {heads.how(len(tried.y))} on the support{few}"
         return Expected(right / n, low, high, n, said)
 
     def chosen(self) -> str:
         """The head, and how it was chosen, in words."""
         if not self.tried.once.any():
             return f"{self.head.name}: {ONE_EACH} there is nothing to choose by"
-        how = "leave-one-out" if len(self.tried.y) <= heads.ONE_BY_ONE else f"{heads.FOLDS}-fold cross-validation"
-        return f"{self.head.name}, the best of {len(self.tried.heads)} by {how} on the support"
+        return f"{self.head.name}, the best of {len(self.tried.heads)} by {heads.how(len(self.tried.y))} on the support"
 
 
 def directions(features: Tensor) -> Tensor:
-    """Features [n, d] of length 1, in float64: how alike two pictures are is the angle between theirs."""
-    return F.normalize(features.double(), dim=-1)
+    """Features [n, d] in float64: the square root of each, with its sign, and all of a picture brought to length 1.
+
+    Power and length normalisation as of Perronnin, Sánchez, Mensink 2010: few large features do not decide alone.
+    """
+    features = features.double()
+    return F.normalize(features.sign() * features.abs().sqrt(), dim=-1)
 
 
 def learn(support: Tensor, labels: Sequence[str]) -> Classifier:
@@ -101,7 +103,7 @@ def learn(support: Tensor, labels: Sequence[str]) -> Classifier:
     classes = sorted(set(labels))
     y = np.array([classes.index(label) for label in labels])
     way, gram, target = len(classes), support @ support.T, torch.from_numpy(y)
-    tried = heads.tried(gram, y, way)
+    tried = heads.tried(gram.float(), y, way)  # precise enough to choose by
     chosen = tried.best()
     head, once = tried.heads[chosen], tried.once
     temperature = heads.temperature(tried.alone(chosen)[once], y[once]) if once.any() else 1.0

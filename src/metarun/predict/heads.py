@@ -14,9 +14,9 @@ from torch import Tensor
 from metarun.protocols.calibration import fitted_temperature, nll
 
 BYTES = 2**28  # of matrices [masks, n, n] at a time
-TOLERANCE, MOST_STEPS = 1e-6, 500  # of the logistic regression
-ONE_BY_ONE = 120  # examples up to which each is left out by itself
-FOLDS = 10  # beyond
+STEPS, FURTHER = 300, 60  # of the logistic regression: from nothing, and from its solution on all examples once some are left out
+ONE_BY_ONE = 40  # examples up to which each is left out by itself; two at a time are many masks
+FOLDS = {200: 20, 10**9: 10}  # beyond, by the number of examples up to which
 
 
 class Head(NamedTuple):
@@ -47,52 +47,56 @@ def left_out(head: Head, gram: Tensor, y: Tensor, way: int, kept: Tensor) -> Ten
         y: [n] int64 labels.
         kept: [masks, n] bool.
     """
+    classes = torch.arange(way).unsqueeze(1)
+    whole = None if head.kind == "means" else coefficients(head, gram, (y == classes).unsqueeze(0))
     step = max(1, BYTES // (gram.numel() * gram.element_size()))
-    return torch.cat([_left_out(head, gram, y, way, part) for part in kept.split(step)])
+    return torch.cat([_left_out(head, gram, part.unsqueeze(1) & (y == classes), whole) for part in kept.split(step)])
 
 
-def _left_out(head: Head, gram: Tensor, y: Tensor, way: int, kept: Tensor) -> Tensor:
-    member = kept.unsqueeze(1) & (y == torch.arange(way).unsqueeze(1))  # [masks, way, n]
-    there = member.any(-1)
+def _left_out(head: Head, gram: Tensor, member: Tensor, whole: Tensor | None) -> Tensor:
     if head.kind == "means":
         weights = member.to(gram.dtype) / member.sum(-1, keepdim=True).clamp(min=1)
         products = weights @ gram  # [masks, way, n]
         logits = (2 * products - (products * weights).sum(-1, keepdim=True)).mT - gram.diagonal().unsqueeze(-1)
     else:
-        logits = (gram + 1) @ coefficients(head, gram, member)
+        logits = (gram + 1) @ coefficients(head, gram, member, whole)
     # A class of which no example is left is as unlikely as the least likely of the others.
-    least = logits.masked_fill(~there.unsqueeze(1), torch.inf).amin(-1, keepdim=True)
-    return torch.where(there.unsqueeze(1), logits, least)
+    there = member.any(-1).unsqueeze(1)
+    least = logits.masked_fill(~there, torch.inf).amin(-1, keepdim=True)
+    return torch.where(there, logits, least)
 
 
-def coefficients(head: Head, gram: Tensor, member: Tensor) -> Tensor:
-    """A [masks, n, way] of the answer (x, 1) · Σ_i A_i (x_i, 1); zero for examples that belong to no class of ``member`` [masks, way, n]."""
-    kept, target = member.any(1), member.mT.to(gram.dtype)
-    eye, weight = torch.eye(len(gram), dtype=gram.dtype), kept.to(gram.dtype)
-    masked = weight.unsqueeze(-1) * (gram + 1) * weight.unsqueeze(-2)
+def coefficients(head: Head, gram: Tensor, member: Tensor, near: Tensor | None = None) -> Tensor:
+    """A [masks, n, way] of the answer (x, 1) · Σ_i A_i (x_i, 1); zero for examples that belong to no class of ``member`` [masks, way, n].
+
+    Args:
+        near: A [1, n, way] of all examples, from which the search for a head without a closed form sets out.
+    """
+    target, kept = member.mT.to(gram.dtype), member.any(1).to(gram.dtype).unsqueeze(-1)
+    gram, eye = gram + 1, torch.eye(len(gram), dtype=gram.dtype)
+    masked = kept * gram * kept.mT
     if head.kind == "ridge":
         return torch.linalg.solve(masked + head.strength * eye, target)
-    return _logistic(gram + 1, masked, kept, target, head.strength)
+    return _logistic(gram, torch.linalg.inv(masked / 2 + head.strength * eye), kept, target, near)
 
 
-def _logistic(gram: Tensor, masked: Tensor, kept: Tensor, target: Tensor, penalty: float) -> Tensor:
+def _logistic(gram: Tensor, inverse: Tensor, kept: Tensor, target: Tensor, near: Tensor | None) -> Tensor:
     """argmin_A  Σ_i CE(f_i, y_i) + penalty / 2 tr(Aᵀ G A),  f = G A: the bias is penalised like all weights.
 
-    By the upper bound ½ I of the softmax's curvature (Böhning 1992), so that one factorisation serves all steps, with Nesterov's momentum.
+    By the upper bound ½ I of the softmax's curvature (Böhning 1992), so that one factorisation, the ``inverse`` of ½ G + penalty I over the
+    examples ``kept``, serves all steps, with Nesterov's momentum. As many steps whatever comes of them, so that no mask depends on others.
     """
-    eye = torch.eye(gram.shape[-1], dtype=gram.dtype)
-    inverse = torch.linalg.inv(masked / 2 + penalty * eye)
-    rows = kept.unsqueeze(-1)
-    a = ahead = torch.zeros_like(target)
-    momentum = 1.0
-    for _ in range(MOST_STEPS):
+    a = ahead = torch.zeros_like(target) if near is None else near * kept
+    momentum = torch.ones_like(kept[:, :1])  # [masks, 1, 1]
+    for _ in range(STEPS if near is None else FURTHER):
         f = gram @ ahead
-        new = inverse @ ((f / 2 + target - f.softmax(-1)) * rows)
-        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        moved, a, ahead = (new - a).abs().max(), new, new + (momentum - 1) / following * (new - a)
+        new = inverse @ ((f / 2 + target - f.softmax(-1)) * kept)
+        # Momentum that leads uphill is lost (O'Donoghue & Candès 2015).
+        uphill = ((ahead - new) * (new - a)).sum((1, 2), keepdim=True) > 0
+        momentum = torch.where(uphill, 1.0, momentum)
+        following = (1 + (1 + 4 * momentum**2).sqrt()) / 2
+        a, ahead = new, new + (momentum - 1) / following * (new - a)
         momentum = following
-        if moved < TOLERANCE * a.abs().max():
-            break
     return a
 
 
@@ -174,6 +178,16 @@ def tried(gram: Tensor, y: np.ndarray, way: int, heads: Sequence[Head] = HEADS) 
     return Tried(heads, folds, without, possible, y)
 
 
+def count_of(n: int) -> int:
+    """Into how many folds n examples are divided: n where each is left out by itself."""
+    return n if n <= ONE_BY_ONE else next(folds for most, folds in FOLDS.items() if n <= most)
+
+
+def how(n: int) -> str:
+    """The same, in words."""
+    return "leave-one-out" if n <= ONE_BY_ONE else f"{count_of(n)}-fold cross-validation"
+
+
 def folds_of(y: np.ndarray) -> np.ndarray:
     """Which examples are left out together, [n]: each by itself if there are few, else in folds that have as many of every class."""
     if len(y) <= ONE_BY_ONE:
@@ -181,7 +195,7 @@ def folds_of(y: np.ndarray) -> np.ndarray:
     folds, following = np.empty(len(y), int), 0
     for c in np.unique(y):
         rows = np.flatnonzero(y == c)
-        folds[rows] = (following + np.arange(len(rows))) % FOLDS
+        folds[rows] = (following + np.arange(len(rows))) % count_of(len(y))
         following += len(rows)
     return folds
 
