@@ -28,6 +28,7 @@ from metarun.nets import foreign
 from metarun.nets.base import Net
 from metarun.nets.module import Module
 from metarun.nets.norm import Norm
+from metarun.nets.pretrained import Pretrained
 from metarun.problem import EpisodeSpec, Problem
 from metarun.protocols.base import AfterAdaptation, Protocol, Together
 from metarun.protocols.episodes import LAST
@@ -231,12 +232,11 @@ def _net(valid: Valid, input_shape: tuple[int, ...]) -> Net:
     """The net; one of the user is tried first, so that what is wrong with it is said in one line."""
     net: Net = valid.net.build(input_shape)
     theirs = valid.net.target if targets.foreign(valid.net.target) else type(net.module) if isinstance(net, Module) else None
-    if theirs:
-        home = Path(inspect.getfile(theirs)).parent
-        if theirs is valid.net.target:
-            foreign.check_net(net, input_shape, home)
-        if valid.engine.values["map"] == "vmap":
-            foreign.check_mapped(net, input_shape, home)
+    home = Path(inspect.getfile(theirs)).parent if theirs else Path()
+    if theirs is valid.net.target:
+        foreign.check_net(net, input_shape, home)
+    if valid.engine.values["map"] == "vmap" and (theirs or (isinstance(net, Pretrained) and not net.frozen)):
+        foreign.check_mapped(net, input_shape, home)
     return net
 
 
