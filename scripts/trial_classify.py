@@ -2,8 +2,8 @@
 
 python scripts/trial_classify.py --cifar-fs FOLDER [--runs outputs/trial] [--repetitions 20] [--write]
 
-FOLDER is one that `data=cifar_fs data.root=FOLDER` takes. Compares `metarun classify` with a backbone in a package, thirty lines with the same
-backbone and scikit-learn (`somebodys_…` below), prototypical networks and pre-training from scratch on the 64 training classes, and
+FOLDER is one that `data=cifar_fs data.root=FOLDER` takes. Compares `metarun classify` with a backbone in a package, thirty lines with
+the same backbone and scikit-learn (`somebodys_…` below), prototypical networks and pre-training from scratch on the 64 training classes, and
 nearest pixels: accuracy over repetitions that draw other pictures, and the seconds of one call. Then pictures of 10 classes that are in the
 support among those of 10 that are not, and how often the interval that the support itself gives holds the accuracy on all other pictures.
 Needs the extra `backbone` and scikit-learn. Finished runs are not repeated. --write puts tables and picture into docs/your-pictures.md.
@@ -32,7 +32,7 @@ from metarun.config.compose import compose, resolve
 from metarun.data.base import ImageDataset
 from metarun.experiment import train
 from metarun.predict import backbones
-from metarun.predict.classifier import directions, learn
+from metarun.predict.classifier import Classifier, directions, learn
 from metarun.protocols.verification import roc
 from metarun.run import Run
 
@@ -42,9 +42,9 @@ SHOT, QUERY, KNOWN = 5, 15, 10
 BACKBONE = "net=package net.model=efficientnet_lite0"
 SCRATCH = {
     "ProtoNet from scratch": "algo=protonet way=5 shot=5 query=5 episode.train.way=20 net.norm=running trainer.meta_batch=1 "
-    "trainer.iterations=1200 trainer.val_every=300 trainer.val_episodes=100 trainer.test_episodes=200 optim.lr=0.002 augment=photos",
+    "trainer.iterations=300 trainer.val_every=150 trainer.val_episodes=60 trainer.test_episodes=60 optim.lr=0.002",
     "pre-training from scratch": "algo=pretrain way=5 shot=5 query=5 episode.train.way=20 net.norm=running trainer.meta_batch=1 "
-    "trainer.iterations=1200 trainer.val_every=300 trainer.val_episodes=100 trainer.test_episodes=200 optim.lr=0.002 augment=photos",
+    "trainer.iterations=300 trainer.val_every=150 trainer.val_episodes=60 trainer.test_episodes=60 optim.lr=0.002",
 }
 OURS, THEIRS = "#2f6690", "#c8553d"
 
@@ -92,6 +92,7 @@ class Pictures(NamedTuple):
     names: list[str]
     features: torch.Tensor  # [n, 1280], of length 1, as metarun classify computes them
     theirs: np.ndarray  # [n, 1280], of length 1, as somebody's script does
+    learned: dict[bytes, Classifier]  # by the rows of the support
 
 
 def main() -> None:
@@ -99,6 +100,7 @@ def main() -> None:
     parser.add_argument("--cifar-fs", help="folder with the data")
     parser.add_argument("--runs", type=Path, default=Path("outputs/trial"))
     parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--pictures", type=int, default=60, help="of each new class: the first ones")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: the 16 development classes, to choose settings on")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--script", nargs=2, metavar=("SUPPORT", "QUERY"), help="run somebody's script alone, in a process of its own")
@@ -107,15 +109,17 @@ def main() -> None:
         print(json.dumps(somebodys_script(*given.script)))
         return
     runs = {name: run(name, words, given) for name, words in SCRATCH.items()}
+    print("trained", flush=True)
     with tempfile.TemporaryDirectory() as place:
         pictures = new_pictures(given, Path(place) / "all")
+        print("features computed", flush=True)
         found = {
             "accuracy": accuracies(pictures, runs, given.repetitions),
             "seconds": seconds(pictures, runs, Path(place)),
             "open": open_set(pictures, given.repetitions),
             "interval": intervals(pictures, given.repetitions),
         }
-    found["settings"] = {"split": given.split, "repetitions": given.repetitions, "torch": torch.__version__}
+    found["settings"] = {"split": given.split, "repetitions": given.repetitions, "pictures": given.pictures, "torch": torch.__version__}
     given.runs.mkdir(parents=True, exist_ok=True)
     (given.runs / f"trial-{given.split}.json").write_text(json.dumps(found, indent=1))
     tables = dict(zip(("ACCURACY", "OPEN"), (told_accuracy(found), told_open(found))))
@@ -144,9 +148,10 @@ def new_pictures(given: argparse.Namespace, place: Path) -> Pictures:
     data: Any = Run(resolve(compose(["data=cifar_fs", f"data.root={given.cifar_fs}", "algo=nearest", "device=cpu"]))).data
     assert isinstance(data, ImageDataset)
     split = data.splits[given.split]
-    labels = np.repeat(np.arange(split.classes), split.counts)
+    labels = np.arange(split.classes).repeat(given.pictures)
+    images = split.images[np.concatenate([first + np.arange(given.pictures) for first in split.starts])].numpy()
     files = []
-    for i, (image, label) in enumerate(zip(split.images.numpy(), labels)):
+    for i, (image, label) in enumerate(zip(images, labels)):
         files.append(place / split.names[label] / f"{i:04}.png")
         files[-1].parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(image.transpose(1, 2, 0)).save(files[-1])
@@ -154,7 +159,15 @@ def new_pictures(given: argparse.Namespace, place: Path) -> Pictures:
     rows = [backbone.features([backbone.reader.read(file) for file in files[i : i + 64]]) for i in range(0, len(files), 64)]
     theirs = somebodys_features(files)
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    return Pictures(split.images.numpy(), labels, list(split.names), directions(torch.cat(rows)), theirs)
+    return Pictures(images, labels, list(split.names), directions(torch.cat(rows)), theirs, {})
+
+
+def learned_from(pictures: Pictures, support: np.ndarray) -> Classifier:
+    """What metarun classify learns from these rows, once."""
+    key = support.tobytes()
+    if key not in pictures.learned:
+        pictures.learned[key] = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]])
+    return pictures.learned[key]
 
 
 def drawn(pictures: Pictures, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -176,10 +189,8 @@ def accuracies(pictures: Pictures, runs: dict[str, Path], n: int) -> dict[str, l
     models = {name: metarun.load(folder, device="cpu") for name, folder in runs.items()}
     found: dict[str, list[float]] = {}
     for support, query, _ in repetitions(pictures, n):
-        x, asked = pictures.features[support], pictures.features[query]
         y, truth = pictures.labels[support], pictures.labels[query]
-        names = [f"{label:02}" for label in y]
-        answers = {"metarun classify": learn(x, names).answer(asked)[0].argmax(-1)}
+        answers = {"metarun classify": learned_from(pictures, support).answer(pictures.features[query])[0].argmax(-1)}
         for name, head in somebodys_heads(pictures.theirs[support], y).items():
             answers[f"scikit-learn, {name}"] = head.predict(pictures.theirs[query])
         for name, model in models.items():
@@ -209,7 +220,9 @@ def seconds(pictures: Pictures, runs: dict[str, Path], place: Path) -> dict[str,
     def timed(*words: str) -> tuple[float, dict[str, Any]]:
         with tempfile.TemporaryDirectory() as cache:
             began = time.monotonic()
-            done = subprocess.run([sys.executable, *words], check=True, capture_output=True, text=True, env={**os.environ, "METARUN_CACHE": cache})
+            done = subprocess.run(
+                [sys.executable, *words], check=True, capture_output=True, text=True, env={**os.environ, "METARUN_CACHE": cache}
+            )
             return time.monotonic() - began, json.loads(done.stdout.splitlines()[-1])
 
     found = {}
@@ -236,7 +249,7 @@ def open_set(pictures: Pictures, n: int) -> dict[str, list[float]]:
         known = np.isin(np.arange(way), np.random.default_rng([seed, 1]).permutation(way)[:KNOWN])
         support = support[known[pictures.labels[support]]]
         inside = known[pictures.labels[query]]
-        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]])
+        learned = learned_from(pictures, support)
         probabilities, scores = learned.answer(pictures.features[query])
         limit = learned.threshold(0.05)
         assert limit
@@ -255,7 +268,7 @@ def intervals(pictures: Pictures, n: int) -> list[dict[str, Any]]:
     """The interval that the support gives, and the accuracy on all other pictures of its classes."""
     found = []
     for support, _, others in repetitions(pictures, n):
-        learned = learn(pictures.features[support], [f"{label:02}" for label in pictures.labels[support]])
+        learned = learned_from(pictures, support)
         low, high = learned.expected().low, learned.expected().high
         true = (learned.answer(pictures.features[others])[0].argmax(-1) == pictures.labels[others]).mean()
         found.append({"low": low, "high": high, "estimate": learned.expected().accuracy, "true": float(true), "head": learned.head.name})
@@ -276,7 +289,7 @@ def told_accuracy(found: dict[str, Any]) -> str:
     few = ", 15 + 36 pictures"
     chance = 1 / 20 if found["settings"]["split"] == "test" else 1 / 16
     return "\n".join(rows) + (
-        f"\n\nMean over {found['settings']['repetitions']} draws of the pictures, ± 1.96 standard errors; chance is {chance:.4f}. The seconds are those of a "
+        f"\n\nMean over {found['settings']['repetitions']} draws from {found['settings']['pictures']} pictures of each class, ± 1.96 standard errors; chance is {chance:.4f}. The seconds are those of a "
         f"process from its start on, 100 + 300 pictures, features kept by nobody; with 3 classes, 15 + 36 pictures: `metarun classify` "
         f"{took[f'metarun classify{few}']:.1f}, the script {took[f'scikit-learn{few}']:.1f}."
     )

@@ -1,4 +1,4 @@
-"""``metarun classify``: without any run, by the learner that is shipped with the package; tables, sheet, confusion, and every mistake in a line."""
+"""``metarun classify``, without any run, by the learner that is shipped: tables, sheet, confusion, and every mistake in one line."""
 
 import csv
 import json
@@ -13,8 +13,8 @@ from metarun.cli import classify as command
 from metarun.data import picture
 from metarun.errors import UserError
 from metarun.nets.package import Package
-from metarun.predict import classify as work
 from metarun.predict import backbones
+from metarun.predict import classify as work
 
 CLASSES = ["arch", "cross", "ring", "zigzag"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from metarun.data import feature_store
 from metarun.errors import MissingLibrary, UserError
 from metarun.nets.norm import Norm
 from metarun.nets.package import PACKAGES, Package
-from metarun.nets.pretrained import Pretrained, Recipe, parts, resizing
+from metarun.nets.pretrained import Pretrained, Recipe, imported, parts, resizing
 from metarun.run import Run
 
 SETTINGS: dict[str, Any] = {"model": "tiny", "weights": "default", "freeze": "all", "norm": "stored", "size": "auto"}
@@ -33,7 +33,9 @@ class Tiny(nn.Module):
         super().__init__()
         self.position = nn.Parameter(torch.randn(3, side, side) / 10)
         self.stem = nn.Sequential(nn.Conv2d(3, 6, 3, stride=2), nn.BatchNorm2d(6), nn.ReLU(inplace=True))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6(inplace=True)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU6(inplace=True)) for _ in range(2)
+        )
         self.norm, self.drop = nn.LayerNorm(6), nn.Dropout(0.5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -80,10 +82,9 @@ sys.modules["metarun.nets.toy"] = sys.modules[__name__]
 
 
 @pytest.fixture(autouse=True)
-def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
     Toy.fetched = Toy.passes = 0
-    yield
 
 
 def built(shape: tuple[int, ...] | None = (3, 16, 16), **settings: Any) -> Toy:
@@ -217,7 +218,7 @@ def test_a_file_that_is_not_the_models(tmp_path: Path, content: Any, complaint: 
 
 
 def test_a_model_must_be_named() -> None:
-    with pytest.raises(UserError, match="net=toy needs net.model=NAME, such as net.model=tiny"):
+    with pytest.raises(UserError, match=r"net=toy needs net\.model=NAME, such as net\.model=tiny"):
         built(model=None)
 
 
@@ -263,7 +264,9 @@ def test_a_trained_run_needs_neither_weights_nor_network(freeze: Any, tmp_path: 
     model = metarun.load(tmp_path / "run", device="cpu")
     x = torch.rand(6, 1, 16, 16)
     assert len(model.adapt(x, [0, 0, 1, 1, 2, 2]).predict(x)) == 6
-    again = experiment.evaluate(values("protonet", freeze=freeze, weights=str(tmp_path / "w.pth")), tmp_path / "run", "best", tmp_path / "e")
+    again = experiment.evaluate(
+        values("protonet", freeze=freeze, weights=str(tmp_path / "w.pth")), tmp_path / "run", "best", tmp_path / "e"
+    )
     assert again["test"] == summary["test"]
     assert Toy.fetched == 0
 
@@ -344,13 +347,21 @@ class TestStore:
         assert self.store().find(marks).keys() == set(marks[2:])
 
 
+def usable(library: str) -> Any:
+    """The library, or a skipped test."""
+    try:
+        return imported(library, f"{library}.{'data' if library == 'timm' else 'models'}")
+    except UserError as error:
+        pytest.skip(str(error))
+
+
 class TestLibraries:
     """The real ones, with random weights in a file, as none can be downloaded for a test."""
 
     @pytest.mark.parametrize("model", ["resnet10t", "convnext_atto", "vit_tiny_patch16_224", "efficientnet_lite0"])
     @pytest.mark.filterwarnings("ignore")
     def test_timm(self, model: str, tmp_path: Path) -> None:
-        timm = pytest.importorskip("timm", reason="timm is not installed")
+        timm = usable("timm")
         from metarun.nets.timm import Timm
 
         theirs = timm.create_model(model, num_classes=5).eval()
@@ -366,22 +377,28 @@ class TestLibraries:
             assert net.picture[1] == config["input_size"][-1]
 
     @pytest.mark.filterwarnings("ignore")
-    def test_timm_says_what_is_wrong(self) -> None:
-        timm = pytest.importorskip("timm", reason="timm is not installed")
+    def test_timm_says_what_is_wrong(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        timm = usable("timm")
         from metarun.nets.timm import Timm
 
         with pytest.raises(UserError, match=r"net.model=resnet19 is no model of timm; did you mean 'resnet1"):
             Timm(None, **SETTINGS | {"model": "resnet19"})
-        with pytest.raises(UserError, match="timm has no weights of vit_tiny_patch16_rope"):
-            monkey = Timm(None, **SETTINGS | {"model": "resnet18"})
-            monkey.model = "vit_tiny_patch16_rope"
-            pytest.MonkeyPatch().setattr(timm, "get_pretrained_cfg", lambda _: None)
-            monkey.fetch(stored=False)
+        net = Timm(None, **SETTINGS | {"model": "resnet18"})
+
+        def closed(*_: Any, **settings: Any) -> nn.Module:
+            raise ConnectionError("no network")
+
+        monkeypatch.setattr(timm, "create_model", closed)
+        with pytest.raises(UserError, match=r"cannot be downloaded \(ConnectionError\): get model\.safetensors of timm/resnet18"):
+            net.fetch(stored=False)
+        monkeypatch.setattr(timm, "get_pretrained_cfg", lambda _: None)
+        with pytest.raises(UserError, match=r"timm has no weights of resnet18: give net\.weights=FILE"):
+            net.fetch(stored=False)
 
     @pytest.mark.parametrize("model", ["resnet18", "mobilenet_v3_small", "shufflenet_v2_x0_5"])
     @pytest.mark.filterwarnings("ignore")
     def test_torchvision(self, model: str, tmp_path: Path) -> None:
-        models = pytest.importorskip("torchvision.models", reason="torchvision is not installed")
+        models = usable("torchvision").models
         from metarun.nets.torchvision import Torchvision
 
         theirs = models.get_model(model, weights=None).eval()
@@ -402,7 +419,7 @@ class TestLibraries:
         monkeypatch.setitem(sys.modules, library, None)
         module, _, name = cls.partition(".")
         target = getattr(__import__(f"metarun.nets.{module}", fromlist=[name]), name)
-        with pytest.raises(MissingLibrary, match=rf"net={library} needs what the extra '{library}' brings: pip install -e '.\[{library}\]'"):
+        with pytest.raises(MissingLibrary, match=rf"net={library} needs an extra: pip install -e '.\[{library}\]'"):
             target(None, **SETTINGS | {"model": "resnet18"})
 
     @pytest.mark.parametrize("model", PACKAGES)

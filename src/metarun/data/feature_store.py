@@ -25,10 +25,7 @@ LARGEST = 4 * 2**30  # bytes of the file; beyond, the quarter that was longest n
 AT_A_TIME = 500  # rows of one question: SQLite's own limit is 999 in old versions
 NEUTRAL = ("weights", "freeze")  # attributes of nets that say where the weights came from, and what becomes of them
 PATIENCE = 10.0  # seconds that another process may write
-TABLE = (
-    "CREATE TABLE IF NOT EXISTS features "
-    "(net BLOB, image BLOB, used INTEGER, vector BLOB, PRIMARY KEY (net, image)) WITHOUT ROWID"
-)
+TABLE = "CREATE TABLE IF NOT EXISTS features (net BLOB, image BLOB, used INTEGER, vector BLOB, PRIMARY KEY (net, image)) WITHOUT ROWID"
 
 
 def mark(image: np.ndarray) -> bytes:

@@ -31,7 +31,7 @@ def of_images(episodes: Episodes, net: Net, n: int, encode: Encode) -> Episodes 
 
 
 def of_frozen(episodes: Episodes, net: Net, encode: Encode, computed_by: str) -> Episodes | None:
-    """The same episodes with features [features] in place of images; None where the net is not frozen, or images change from one to the next.
+    """The same episodes with features [features] in place of images; None where the net is not frozen, or images change.
 
     Args:
         computed_by: what beside net and image decides the features' last digits, such as the kind of device.
@@ -43,7 +43,7 @@ def of_frozen(episodes: Episodes, net: Net, encode: Encode, computed_by: str) ->
 
 
 def kept(images: Tensor, store: Store, encode: Encode) -> Tensor:
-    """Features [n, features] of images [n, channels, height, width] as they are stored: those in the store, and for the others ``encode``'s."""
+    """Features [n, features] of images [n, channels, height, width] as they are kept in memory, from the store where it has them."""
     found = []
     for block in images.split(BLOCK):
         marks = stored_marks(block)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from metarun.errors import MissingLibrary, UserError
+from metarun.errors import MissingLibrary, UserError, install
 from metarun.nets import foreign
 from metarun.nets.base import Net, image_shape
 from metarun.nets.native import BatchKind, with_our_norms
@@ -142,8 +143,8 @@ class Pretrained(Net):
             state = read(Path(self.weights).expanduser())
         elif stored and self.downloads:
             raise UserError(
-                f"the weights of {self.title} would be downloaded, which a stored configuration never does, and there is no checkpoint yet: "
-                "start the run again"
+                f"the weights of {self.title} would be downloaded, which a stored configuration never does, and there is no checkpoint "
+                "yet: start the run again"
             )
         else:
             state = self.default()
@@ -172,7 +173,9 @@ class Pretrained(Net):
             return module
         there, held = parts(module), self._held(module)
         if isinstance(self.freeze, int) and self.freeze >= len(there):
-            raise UserError(f"net.freeze={self.freeze} is out of range: {self.title} has {len(there)} parts; use net.freeze=all for all of it")
+            raise UserError(
+                f"net.freeze={self.freeze} is out of range: {self.title} has {len(there)} parts; use net.freeze=all for all of it"
+            )
         for part in held:
             _as_buffers(part)
         if held:
@@ -210,9 +213,24 @@ def resizing(side: int, size: int, resample: Filter) -> Tensor:
     return F.interpolate(eye, size=(size, side), mode=resample, align_corners=False, antialias=True)[0, 0]
 
 
-def missing(library: str, extra: str) -> MissingLibrary:
-    """The error where a library is not installed."""
-    return MissingLibrary(f"net={library} needs what the extra '{extra}' brings: pip install -e '.[{extra}]' in metarun's checkout")
+def imported(library: str, *modules: str) -> Any:
+    """The library of this name, which is an extra of the same name, with some of its modules.
+
+    Raises:
+        MissingLibrary: it is not installed.
+        UserError: it is, but not for this torch.
+    """
+    try:
+        for module in modules:
+            import_module(module)
+        return import_module(library)
+    except ImportError:
+        raise MissingLibrary(f"net={library} needs an extra: {install(library)}") from None
+    except RuntimeError as error:  # operators that were compiled for another torch
+        text = next(iter(str(error).splitlines()), "")
+        raise UserError(
+            f"{library} cannot be imported ({text}): install the torchvision that is made for torch {torch.__version__}"
+        ) from None
 
 
 def _as_buffers(module: nn.Module, recurse: bool = True) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metarun.errors import UserError, nearest
-from metarun.nets.pretrained import Pretrained, Recipe, missing
+from metarun.nets.pretrained import Pretrained, Recipe, imported
 
 
 class Timm(Pretrained):
@@ -55,12 +55,7 @@ class Timm(Pretrained):
 
 
 def _timm() -> Any:
-    try:
-        import timm
-        import timm.data
-    except ImportError:
-        raise missing("timm", "timm") from None
-    return timm
+    return imported("timm", "timm.data")
 
 
 def _told(net: Timm, make: Any) -> Any:

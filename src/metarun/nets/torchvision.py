@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, nearest
-from metarun.nets.pretrained import Pretrained, Recipe, missing
+from metarun.nets.pretrained import Pretrained, Recipe, imported
 
 
 class Torchvision(Pretrained):
@@ -51,8 +51,8 @@ class Torchvision(Pretrained):
         except Exception as error:
             name, folder = Path(weights.url).name, Path(torch.hub.get_dir()) / "checkpoints"
             raise UserError(
-                f"the weights of {self.title} cannot be downloaded ({type(error).__name__}): get {weights.url} on a machine with a network, "
-                f"and put it into {folder}, or anywhere with net.weights={name}"
+                f"the weights of {self.title} cannot be downloaded ({type(error).__name__}): get {weights.url} on a machine with a "
+                f"network, and put it into {folder}, or anywhere with net.weights={name}"
             ) from None
 
     def _weights(self) -> Any:
@@ -60,8 +60,4 @@ class Torchvision(Pretrained):
 
 
 def _models() -> Any:
-    try:
-        from torchvision import models
-    except ImportError:
-        raise missing("torchvision", "torchvision") from None
-    return models
+    return imported("torchvision", "torchvision.models").models

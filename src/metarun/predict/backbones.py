@@ -59,7 +59,7 @@ class Backbone:
 
     @torch.no_grad()
     def features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        """[n, features] float32 on the CPU of n pictures as ``reader`` reads them; those of a picture are computed once, and kept on disk."""
+        """[n, features] float32 on the CPU of n pictures as ``reader`` reads them; computed once, and kept on disk."""
 
         def encode(net: Net, part: Tensor) -> Tensor:
             with kernels.using(self.kernels):

@@ -74,7 +74,8 @@ class Classifier(NamedTuple):
         right = int((tried.nested().argmax(-1) == tried.y)[tried.once].sum())
         low, high = heads.wilson(right, n)
         few = f"; of {len(tried.y) - n} classes there is one picture, which cannot be tried" * (n < len(tried.y))
-        said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {right} of {n} by nested {heads.how(len(tried.y))} on the support{few}"
+        how = f"{right} of {n} by nested {heads.how(len(tried.y))} on the support"
+        said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {how}{few}"
         return Expected(right / n, low, high, n, said)
 
     def chosen(self) -> str:

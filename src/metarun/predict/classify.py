@@ -1,5 +1,5 @@
-"""``metarun classify``: pictures told apart by a few labelled ones without any training: features of a net that stays as it is, and the head
-that does best on the labelled pictures, each left out in its turn. Queries are read and answered a block at a time."""
+"""``metarun classify``: pictures told apart by a few labelled ones without any training: features of a net that stays as it is, and the
+head that does best on the labelled pictures, each left out in its turn. Queries are read and answered a block at a time."""
 
 from __future__ import annotations
 
@@ -111,9 +111,7 @@ def classify(options: Options) -> dict[str, Any]:
     return result | {"skipped": [*broken, *done.passed], "predictions": str(table), "sheet": sheet and str(sheet)}
 
 
-def _answer(
-    query: Sequence[str], backbone: Backbone, learned: Classifier, support: Sequence[Picture], least: float | None
-) -> Done:
+def _answer(query: Sequence[str], backbone: Backbone, learned: Classifier, support: Sequence[Picture], least: float | None) -> Done:
     """All queries, a block at a time; with a threshold ``least``, ``UNKNOWN`` to what is below it."""
     known, done, seen = {digest(picture.image): picture.path for picture in support}, Done(), 0
     files, done.passed = listed([sources.query(Path(place), backbone.reader) for place in query])
@@ -133,9 +131,7 @@ def _answer(
     return done
 
 
-def _answers(
-    backbone: Backbone, learned: Classifier, pictures: Sequence[Picture], least: float | None, drawn: int
-) -> list[Answer]:
+def _answers(backbone: Backbone, learned: Classifier, pictures: Sequence[Picture], least: float | None, drawn: int) -> list[Answer]:
     """Of one block; the first ``drawn`` keep their picture."""
     probabilities, scores = learned.answer(directions(backbone.features([picture.image for picture in pictures])))
     return [
@@ -194,9 +190,8 @@ def _found(
         "rejected": _rejected(options.reject, limit, counts[UNKNOWN], noun),
         "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
         "of no class": of_no_class(strays, classes, noun),
-        "told apart": "" if areas["belonging"] is None else f"pictures of a class from those of none with AUROC {areas['belonging']:.4f} by "
-        f"belonging, {areas['maximum_softmax']:.4f} by the highest probability",
-    }  # fmt: skip
+        "told apart": _areas_told(areas, noun),
+    }
     result = {
         "features": backbone.name,
         "classes": classes,
@@ -217,6 +212,14 @@ def _found(
         "confusion": confusion and confusion.record(),
     }
     return told, result, confusion
+
+
+def _areas_told(areas: dict[str, float | None], noun: str) -> str:
+    """How well two scores tell pictures of a class from those of none; empty where one of these is missing."""
+    if areas["belonging"] is None:
+        return ""
+    by = f"{areas['belonging']:.4f} by belonging, {areas['maximum_softmax']:.4f} by the highest probability"
+    return f"{noun} of a class from those of none with AUROC {by}"
 
 
 def _rejected(rate: float, limit: tuple[float, float] | None, count: int, noun: str) -> str:

@@ -140,7 +140,7 @@ class Tried:
         return np.stack([self.without[chosen[self.folds[i]]][self.folds[i], i] for i in range(n)])
 
     def _best(self, answers: Sequence[np.ndarray], judged: np.ndarray) -> int:
-        """By the likelihood of the labels at each head's own best temperature: it tells more than the number of errors, where that is small."""
+        """By the likelihood of the labels at each head's own best temperature, which tells more than a small number of errors."""
         if not judged.any():
             return 0
         y = self.y[judged]
