@@ -3,9 +3,9 @@
 python scripts/trial_classify.py --cifar-fs FOLDER [--runs outputs/trial] [--repetitions 20] [--write]
 
 FOLDER is one that `data=cifar_fs data.root=FOLDER` takes. Compares `metarun classify` with a backbone in a package, thirty lines with
-the same backbone and scikit-learn (`somebodys_…` below), prototypical networks and pre-training from scratch on the 64 training classes, and
-nearest pixels: accuracy over repetitions that draw other pictures, and the seconds of one call. Then pictures of 10 classes that are in the
-support among those of 10 that are not, and how often the interval that the support itself gives holds the accuracy on all other pictures.
+the same backbone and scikit-learn (`somebodys_…` below), prototypical networks and pre-training from scratch on the 64 training classes,
+and nearest pixels: accuracy over repetitions that draw other pictures, and the seconds of one call. Then pictures of 10 classes that are
+in the support among those of 10 that are not, and how often the interval that the support gives holds the accuracy on all others.
 Needs the extra `backbone` and scikit-learn. Finished runs are not repeated. --write puts tables and picture into docs/your-pictures.md.
 """
 
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -286,12 +287,12 @@ def told_accuracy(found: dict[str, Any]) -> str:
         call = took.get(name, took["scikit-learn"] if name.startswith("scikit") else None)
         before = took.get(f"{name}, training")
         rows.append(f"| {name} | {shown(values)} | {'' if call is None else f'{call:.1f}'} | {'' if before is None else f'{before:.0f}'} |")
-    few = ", 15 + 36 pictures"
-    chance = 1 / 20 if found["settings"]["split"] == "test" else 1 / 16
+    few, of = ", 15 + 36 pictures", found["settings"]
+    chance = 1 / 20 if of["split"] == "test" else 1 / 16
     return "\n".join(rows) + (
-        f"\n\nMean over {found['settings']['repetitions']} draws from {found['settings']['pictures']} pictures of each class, ± 1.96 standard errors; chance is {chance:.4f}. The seconds are those of a "
-        f"process from its start on, 100 + 300 pictures, features kept by nobody; with 3 classes, 15 + 36 pictures: `metarun classify` "
-        f"{took[f'metarun classify{few}']:.1f}, the script {took[f'scikit-learn{few}']:.1f}."
+        f"\n\nMean over {of['repetitions']} draws from {of['pictures']} pictures of each class, ± 1.96 standard errors; chance is "
+        f"{chance:.4f}. The seconds are those of a process from its start on, 100 + 300 pictures, features kept by nobody; with 3 classes, "
+        f"15 + 36 pictures: `metarun classify` {took[f'metarun classify{few}']:.1f}, the script {took[f'scikit-learn{few}']:.1f}."
     )
 
 
@@ -299,12 +300,13 @@ def told_open(found: dict[str, Any]) -> str:
     of, inside = found["open"], found["interval"]
     held = sum(each["low"] <= each["true"] <= each["high"] for each in inside)
     rows = ["| score | AUROC |", "| --- | --- |", *(f"| {name} | {shown(of[name])} |" for name in ("belonging", "maximum softmax"))]
-    heads_chosen = {each["head"]: sum(other["head"] == each["head"] for other in inside) for each in inside}
+    chosen = Counter(each["head"] for each in inside)
+    estimate, true = (np.mean([each[name] for each in inside]) for name in ("estimate", "true"))
     return "\n".join(rows) + (
-        f"\n\nAt `--reject 0.05`, {100 * np.mean(of['members refused']):.1f} % of pictures of the 10 classes and "
-        f"{100 * np.mean(of['outsiders refused']):.1f} % of those of the 10 others are answered `unknown`. The interval that the support gives holds the "
-        f"accuracy on all other pictures of its classes in {held} of {len(inside)} draws (mean estimate {np.mean([e['estimate'] for e in inside]):.4f}, mean "
-        f"accuracy {np.mean([e['true'] for e in inside]):.4f}). Heads chosen: {', '.join(f'{name} ({n})' for name, n in heads_chosen.items())}."
+        f"\n\nAt `--reject 0.05`, {100 * np.mean(of['members refused']):.1f} % of the pictures of the 10 classes and "
+        f"{100 * np.mean(of['outsiders refused']):.1f} % of those of the 10 others are answered `unknown`. The interval that the support "
+        f"gives holds the accuracy on all other pictures of its classes in {held} of {len(inside)} draws (mean estimate {estimate:.4f}, "
+        f"mean accuracy {true:.4f}). Heads chosen: {', '.join(f'{name} ({n})' for name, n in chosen.items())}."
     )
 
 
