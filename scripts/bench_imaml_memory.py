@@ -11,17 +11,17 @@ import sys
 
 # The peak so far holds what importing and building took; the step's own is what it adds to that.
 STEP = """
-import resource, sys
+import sys
 from metarun.config.compose import compose, resolve
 from metarun.run import Run
+from metarun.runtime.memory import resident_peak
 algo, steps = sys.argv[1:]
 words = [f"algo={algo}", f"algo.inner_steps={steps}", "data.train_classes=100", "net.down=stride", "net.flatten=false", "engine.chunk=16"]
 run = Run(resolve(compose(words)))
 tasks = run.episodes("train").batch(range(16))
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-before = peak()
+before = resident_peak()
 run.engine.meta_gradient(run.algorithm, tasks, 0.0)
-print(before, peak())
+print(before, resident_peak())
 """
 
 

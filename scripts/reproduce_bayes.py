@@ -28,6 +28,9 @@ FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
 PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
+MIXTURE = "experiment=sine_line"
+ASKING = "protocol=[default,active]"
+ALPACA = f"experiment=sinusoid_alpaca data.noise=0.1 episode.eval.shot=15 {ASKING}"
 PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
 RUNS = {
     "omniglot": {
@@ -51,7 +54,21 @@ RUNS = {
         "algo.member.inner_lr=0.01 algo.member.inner_steps=1 algo.member.test_steps=10",
         "bmaml": WAVES,
     },
+    "mixture": {
+        "maml": f"{MIXTURE} algo=maml algo.inner_lr=0.01 algo.inner_steps=5 algo.test_steps=5",
+        "emaml": f"{MIXTURE} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps ~algo.test_samples "
+        "algo.member.inner_lr=0.01 algo.member.inner_steps=5 algo.member.test_steps=5 trainer.iterations=3000",
+        "pmaml": f"{MIXTURE} algo=pmaml algo.inner_lr=0.01 algo.inner_steps=5 algo.test_steps=5 algo.test_samples=10",
+        "platipus": MIXTURE,
+    },
+    "active": {
+        "alpaca, sine waves": ALPACA,
+        "dkt, sine waves": f"{ALPACA} algo=dkt",
+        "protonet, Omniglot": f"{PROTONET} episode.eval.shot=5 {ASKING}",
+        "versa, Omniglot": f"{PROTONET} episode.eval.shot=5 {ASKING} algo=versa",
+    },
 }
+OF_OMNIGLOT = "experiment=omniglot"
 COLUMNS = {
     "omniglot": {
         "accuracy": "accuracy",
@@ -71,6 +88,14 @@ COLUMNS = {
         "inside the 90 % interval": "coverage_90",
     },
     "waves": {"MSE": "mse", "NLL": "nll", "calibration error": "calibration_error", "inside the 90 % interval": "coverage_90"},
+    "mixture": {
+        "MSE of the best sample": "best_sample_mse",
+        "of one": "sample_mse",
+        "of their mean": "mean_of_samples_mse",
+        "of one against the best": "readings",
+        "inside the 90 % interval": "coverage_90",
+    },
+    "active": {"labels chosen": "active", "labels at random": "random", "gain, in mean over labels": "active_gain"},
 }
 
 
@@ -85,7 +110,7 @@ def main() -> None:
     for name in [options.only] if options.only else RUNS:
         found = {}
         for run, words in RUNS[name].items():
-            extra = [f"data.root={options.omniglot}"] if name == "omniglot" else []
+            extra = [f"data.root={options.omniglot}"] if words.startswith(OF_OMNIGLOT) else []
             found[run] = finished([*words.split(), *extra], options.runs / name / run)
             print(name, run, {key: scores(found[run], key) for key in COLUMNS[name].values()}, flush=True)
         text = table(name, found)
@@ -114,7 +139,7 @@ def scores(summary: dict[str, Any], name: str) -> str:
     """A score of the test as ``mean ± ci95``; the temperature, of the development tasks, without the latter."""
     if name == "temperature":
         return f"{summary['val'][name]['mean']:.2f}"
-    found = summary["test"].get(name)
+    found = summary["test"].get(f"{name}_{summary['metric']}" if name in ("active", "random") else name)
     return f"{found['mean']:.4f} ± {found['ci95']:.4f}" if found else "–"
 
 
@@ -124,8 +149,8 @@ def table(name: str, found: dict[str, dict[str, Any]]) -> str:
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
     for run, summary in found.items():
         text += f"| {run} | {' | '.join(scores(summary, key) for key in columns.values())} |\n"
-    root = " data.root=PATH" * (name == "omniglot")
-    return text + "\n```\n" + "".join(f"metarun {words}{root}\n" for words in RUNS[name].values()) + "```\n"
+    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in RUNS[name].values())
+    return text + "\n```\n" + "".join(commands) + "```\n"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -14,6 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from metarun.runtime.memory import resident_peak
 
 Step = Callable[[], Any]
 Outcome = dict[str, Tensor]  # "loss", and the meta-gradient of every weight by metarun's name; or what else both sides must agree on
@@ -80,7 +81,7 @@ def peak_mb(device: str) -> float:
     """The most memory that this process has had: of the GPU's, tensors since the last ``prepare``; or resident in main memory."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return resident_peak()
 
 
 def flops(step: Step) -> int:

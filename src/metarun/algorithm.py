@@ -37,23 +37,21 @@ class Algorithm(nn.Module, ABC):
         kinds: names of the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
-        zero_shot: the support is an attribute vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
+        reads: how it meets the support. ``examples``: all at once. ``one_by_one``: inner step k reads example k of ``inner.order``,
+            whatever comes later, so that answers on the way can be judged (``protocols.presentations``). ``minibatches``: through
+            ``Context.examples`` alone, some at a time; it may then be a whole training set, of which a task holds places in what all
+            tasks share. ``attributes``: a vector of each class, whatever ``shot`` is, and no image; the data must have such vectors.
         unrolls: meta-updates per training task, with ``inner_steps`` steps in each: more than 1 where the inner loop is too long for one,
             and is cut (truncated back-propagation). States are then handed on from one meta-update to the next, without their graph.
         label_dependent: the answer may depend on which class got which label (a learned head does, prototypes do not).
         ordered: the answer may depend on the order of the support's examples, minibatches included, though the key stays the same.
-        sequential: inner step k reads example k of ``inner.order``, whatever comes later, so that answers on the way can be judged (see
-            ``protocols.presentations``).
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
-        by_minibatch: the support is read through ``Context.examples`` alone, some at a time: it may then be a whole training set, of
-            which a task holds places in what all tasks share.
         keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
             again, so that memory hardly grows with steps.
         attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
-        query_bytes: what is held for each query beside activations, in bytes, as for its pairs with the support.
         batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
@@ -62,17 +60,14 @@ class Algorithm(nn.Module, ABC):
     test_steps: int = 0
     fixed_way: bool = False
     every_state: bool = False
-    zero_shot: bool = False
+    reads: Literal["examples", "one_by_one", "minibatches", "attributes"] = "examples"
     unrolls: int = 1
     label_dependent: bool = False
     ordered: bool = False
-    sequential: bool = False
     pairwise: bool = False
     encodes: bool = False
-    by_minibatch: bool = False
     keeps: Literal["auto", "states"] = "auto"
     attacks: bool = False
-    query_bytes: int = 0
     batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
@@ -125,8 +120,8 @@ class Algorithm(nn.Module, ABC):
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         """What one task takes in memory; by default the activations of its images, in training those of the support at every step."""
-        support, query, more = task.context.support.y.shape[0], task.query.y.shape[0], task.context.unlabelled.shape[0]
-        return Footprint(support + query + more, support if train else 0, query * self.query_bytes)
+        support, query, more = len(task.context.support.y), len(task.query.y), len(task.context.unlabelled)
+        return Footprint(support + query + more, support if train else 0)
 
     def groups(self) -> list[dict[str, Any]]:
         """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""

@@ -7,7 +7,6 @@ import json
 import logging
 import math
 import platform
-import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -29,6 +28,7 @@ from metarun.optim import MetaOptimizer
 from metarun.protocols.base import Scores, statistics
 from metarun.run import Run
 from metarun.runtime.distributed import World
+from metarun.runtime.memory import resident_peak
 from metarun.runtime.version import __version__
 from metarun.storage import checkpoint, provenance
 from metarun.storage import resume as stored
@@ -274,8 +274,7 @@ def summary_of(
         tasks_per_s: of training; None if there was none.
     """
     cuda = run.device.type == "cuda"
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # of ru_maxrss in a megabyte
-    peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+    peak = torch.cuda.max_memory_allocated(run.device) / 2**20 if cuda else resident_peak()
     spec = run.spec["eval"]
     metric, higher_is_better = run.protocols[0].parts[0].metric(run.problem)
     asked, tested = episodes.get("test"), int(test[metric]["n"]) if test else 0

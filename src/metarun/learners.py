@@ -221,7 +221,7 @@ class ZeroShotLearner(Algorithm):
     """
 
     kinds = frozenset({"classification"})
-    zero_shot = True
+    reads = "attributes"
     pairwise = True
     encodes = True
 

@@ -67,7 +67,7 @@ class Run:
         self.data: Dataset = valid.data.build(root.seed)
         targets.require("the data set", self.data, ("splits", "input_shape"))
         specs: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
-        by_minibatch = valid.algo.target.by_minibatch
+        by_minibatch = valid.algo.target.reads == "minibatches"
         self.spec = {part: replace(spec, whole=spec.whole and by_minibatch) for part, spec in specs.items()}
         outputs = self.data.kind.outputs(valid.train)
         shape = {"classes": self.data.classes, "outputs": outputs, "attributes": self.data.attributes}
@@ -82,7 +82,7 @@ class Run:
             attacked=valid.algo.target.attacks,
             **shape,
         )
-        if valid.algo.target.zero_shot:
+        if valid.algo.target.reads == "attributes":
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
         self.algorithm = build_algorithm(valid, self.problem, trained, stored).to(self.device)

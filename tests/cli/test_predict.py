@@ -5,12 +5,14 @@ import csv
 import io
 import json
 import logging
+import os
 import re
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from cli_support import program
 from helpers import small
 from PIL import Image
 from rich.console import Console
@@ -444,3 +446,24 @@ def test_a_sheet_of_many_pictures_in_colour_with_long_names(tmp_path):
     with Image.open(tmp_path / "many.png") as many, Image.open(tmp_path / "few.png") as few, Image.open(tmp_path / "fewer.png") as fewer:
         assert many.size == few.size  # the first 120 only
         assert few.size[1] == fewer.size[1] + contact_sheet.TILE + contact_sheet.CAPTION + contact_sheet.GAP
+
+
+def test_folders_named_in_any_letters_and_in_bytes_that_are_no_utf8(tmp_path):
+    """As a terminal is: a strict encoding, which a name that is no UTF-8 would break."""
+    strange = {"花": "bar", os.fsdecode(b"caf\xe9"): "cross", "tab\there": "dot"}
+    for folder in ("support", "query", "train/train", "train/val", "train/test"):
+        for name, kind in strange.items():
+            for shot in range(4):
+                paint(tmp_path / folder / f"{folder[6:]}{name}" / f"{shot}.png", kind, len(folder) - 8 + shot)
+    words = ["data=folder", "data.root=train", "data.size=16", "way=3", "query=2", "net.hidden=8", "algo=protonet", "device=cpu"]
+    budget = ["trainer.iterations=2", "trainer.meta_batch=2", "trainer.val_episodes=4", "trainer.test_episodes=4", "hydra.run.dir=run"]
+    predicting = ["predict", "run", "--support", "support", "--query", "query", "--out", "out"]
+    for line in ([*words, *budget], ["show", "run"], predicting):
+        process = program(*line, cwd=tmp_path, PYTHONIOENCODING="utf-8:strict")
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+    assert "花" in out
+    assert "caf\\xe9" in out
+    rows = [row.split(b",") for row in (tmp_path / "out" / "predictions.csv").read_bytes().splitlines()]
+    assert b"p_caf\xe9" in rows[0]  # as the folder is named: whoever reads the table finds it
+    assert len(rows) == 1 + 3 * 4

@@ -22,7 +22,7 @@ from metarun.protocols.presentations import Presentations
 from metarun.run import Run
 from metarun.task import Batch, Task, select
 
-READERS = [algo for algo in ALGORITHMS if getattr(TRIED.get((algo, classification)), "sequential", False)]
+READERS = [algo for algo in ALGORITHMS if getattr(TRIED.get((algo, classification)), "reads", None) == "one_by_one"]
 WORDS = ["net.norm=instance", "query=1", "protocol=presentations"]
 
 

@@ -36,14 +36,14 @@ def test_shapes_and_types():
 
 def test_points_lie_on_the_wave():
     episodes = make()
-    _, amplitude, phase, x = episodes.waves(range(3))
+    _, (amplitude, phase), x = episodes.drawn(range(3))
     task = episodes.batch(range(3))
     both = np.concatenate([task.context.support.y, task.query.y], axis=1)[..., 0]
     np.testing.assert_allclose(both, amplitude * np.sin(x - phase), atol=1e-6)
 
 
 def test_ranges_and_uniformity():
-    _, amplitude, phase, x = make().waves(range(4000))
+    _, (amplitude, phase), x = make().drawn(range(4000))
     for values, (low, high) in ((amplitude, (0.1, 5.0)), (phase, (0.0, math.pi)), (x, (-5.0, 5.0))):
         assert low <= values.min() < values.max() < high
         assert abs(values.mean() - (low + high) / 2) < 0.03 * (high - low)

@@ -121,7 +121,7 @@ def validate(config: dict[str, Any]) -> Valid:
     protocols = {name: _section({f"protocol.{name}": part}, f"protocol.{name}") for name, part in config["protocol"].items()}
     episode = check(Episode, without_meta(config["episode"]), "episode.")
     specs = {part: EpisodeSpec(**check(EpisodeSpec, episode[part], f"episode.{part}.")) for part in ("train", "eval")}
-    if sections["algo"].target.zero_shot:
+    if sections["algo"].target.reads == "attributes":
         specs = {part: replace(spec, shot=0) for part, spec in specs.items()}
     elif not sections["data"].target.kind.acts:  # an actor may be judged from its first action on
         shots = {"shot": root.shot, **{f"episode.{part}.shot": spec.shot for part, spec in specs.items()}}

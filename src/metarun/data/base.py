@@ -59,6 +59,11 @@ class Dataset(ABC):
             UserError: the split does not exist here, or the spec asks for more than it holds.
         """
 
+    def check_split(self, split: str) -> None:
+        """Refuse, with a UserError, a split that does not exist here."""
+        if split not in self.splits:
+            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+
     def describe(self, split: str) -> str:
         """What a split holds, in a few words."""
         return f"{self.kind.name} tasks"
@@ -89,8 +94,7 @@ class ImageDataset(Dataset):
         self.attributes = first.attributes.shape[1]
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Episodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         return ClassEpisodes(self.splits[split], split, spec, seed, device)
 
     def examples(self) -> Tensor | None:

@@ -10,7 +10,6 @@ import torch
 
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, episode_keys, task_keys, trajectory_keys
-from metarun.errors import UserError, nearest
 from metarun.problem import EpisodeSpec, Simulator
 from metarun.task import Batch, Context, Task
 
@@ -32,8 +31,7 @@ class Environment(Dataset):
         """What returns in these environments mean: by name, [B] each, of a rule that knows nothing and of an ``oracle`` that knows all."""
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> EnvironmentEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         return EnvironmentEpisodes(self, split, spec, seed, device)
 
 

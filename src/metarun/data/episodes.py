@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -47,6 +48,13 @@ def draws(keys: np.ndarray, stream: int, shape: tuple[int, ...]) -> np.ndarray:
         start = mix(keys + _U64(stream) * _U64(0xD1342543DE82EF95))
         bits = mix(start[:, None] + counter)
         return ((bits >> _U64(11)) * 2.0**-53).reshape(len(keys), *shape)
+
+
+def normal_draws(keys: np.ndarray, stream: int, shape: tuple[int, ...]) -> np.ndarray:
+    """Standard normal numbers [B, *shape] float64 (Box and Muller 1958), otherwise as ``draws``."""
+    radius, angle = np.moveaxis(draws(keys, stream, (*shape, 2)), -1, 0)
+    made: np.ndarray = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * math.pi * angle)
+    return made
 
 
 def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from annotated_types import Ge, Len
 
 from metarun.data.base import Dataset
-from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
+from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
 from metarun.errors import UserError, nearest
 from metarun.problem import EpisodeSpec, Kind, Regression
 from metarun.task import Batch, Context, Task
@@ -49,7 +49,7 @@ class FewWavesEpisodes(Episodes):
         low, high = data.domain
         x = low + (high - low) * draws(waves, POINTS, (held,))
         clean = slope * x + amplitude * np.sin(frequency * x - phase) + offset
-        y = clean + (data.noise + data.relative_noise * amplitude) * _normal(draws(waves, NOISE, (held, 2)))
+        y = clean + (data.noise + data.relative_noise * amplitude) * normal_draws(waves, NOISE, (held,))
         if self.split == "train":
             order = draws(keys, ORDER, (held,)).argsort(1)[:, :n]
             x, y, clean = (np.take_along_axis(values, order, 1) for values in (x, y, clean))
@@ -126,8 +126,7 @@ class FewWaves(Dataset):
 
     def parameters(self, keys: np.ndarray) -> np.ndarray:
         """``PARAMETERS`` of the waves of these keys, [B, 5]."""
-        uniform = draws(keys, WAVE, (len(PARAMETERS), 2))
-        bell = _normal(uniform)
+        uniform, bell = draws(keys, WAVE, (len(PARAMETERS), 2)), normal_draws(keys, WAVE, (len(PARAMETERS),))
         found = [
             first + second * bell[:, i] if name in self.normal else first + (second - first) * uniform[:, i, 0]
             for i, (name, (first, second)) in enumerate(self.pairs.items())
@@ -135,8 +134,7 @@ class FewWaves(Dataset):
         return np.stack(found, 1)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> FewWavesEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         if split == "train" and (n := spec.shot + spec.query) > self.points:
             raise UserError(
                 f"an episode of {spec.shot} support and {spec.query} query points has {n}, and a training task has data.points="
@@ -146,9 +144,3 @@ class FewWaves(Dataset):
 
     def describe(self, split: str) -> str:
         return f"{self.tasks} sine waves of {self.points} points" if split == "train" else "endless sine waves"
-
-
-def _normal(uniform: np.ndarray) -> np.ndarray:
-    """Standard normal numbers [...] of uniform ones [..., 2] (Box & Muller 1958)."""
-    made: np.ndarray = np.sqrt(-2 * np.log1p(-uniform[..., 0])) * np.cos(2 * math.pi * uniform[..., 1])
-    return made

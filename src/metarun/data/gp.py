@@ -14,8 +14,8 @@ from annotated_types import Ge, Gt, Len
 from torch import Tensor
 
 from metarun.data.base import Dataset
-from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
-from metarun.errors import UserError, nearest
+from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
+from metarun.errors import UserError
 from metarun.problem import Density, EpisodeSpec, Gaussian, Kind
 from metarun.task import Batch, Context, Task
 
@@ -125,9 +125,7 @@ class GPEpisodes(Episodes):
         n = self.spec.shot + self.spec.query
         low, high = self.domain
         x = low + (high - low) * draws(keys, POINTS, (n,))
-        radius, angle = np.moveaxis(draws(keys, VALUES, (n, 2)), -1, 0)
-        normals = np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * math.pi * angle)  # Box-Muller
-        return keys, number, x, normals, draws(keys, WAVE, (3,))
+        return keys, number, x, normal_draws(keys, VALUES, (n,)), draws(keys, WAVE, (3,))
 
     def drawn(self, indices: Sequence[int]) -> Drawn:
         """These episodes."""
@@ -215,8 +213,7 @@ class GP(Dataset):
         self.domain, self.fewest = domain, fewest
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> GPEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         if self.fewest > spec.shot:
             raise UserError(f"data.fewest={self.fewest} is more than shot={spec.shot}; choose data.fewest <= {spec.shot}, or a larger shot")
         return GPEpisodes(self.prior, self.domain, self.fewest, split, spec, seed, device)

@@ -17,7 +17,7 @@ from torch import Tensor
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
 from metarun.data.graph_file import Arrays, made_up, read
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Kind, NodeClassification
 from metarun.task import Batch, Context, Task
 
@@ -152,8 +152,7 @@ class GraphData(Dataset):
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> NodeEpisodes:
         """Divisions of the nodes, whatever ``spec`` says: ``fixed_spec`` is their shape in the mean over classes."""
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         return NodeEpisodes(self.arrays, self.labelled, self.validation, split, seed, device)
 
     def describe(self, split: str) -> str:

@@ -78,8 +78,7 @@ class SearchTable(Dataset):
         self.validation, self.test = validation.astype(np.float32), test.astype(np.float32)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> SearchEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         worth = self.test if split == "test" else self.validation
         return SearchEpisodes(self.kind.space, self.validation, worth, split, seed, device)
 

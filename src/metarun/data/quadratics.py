@@ -11,8 +11,7 @@ import torch
 from annotated_types import Ge
 
 from metarun.data.base import Dataset
-from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
-from metarun.errors import UserError, nearest
+from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
 from metarun.problem import EpisodeSpec, Kind, Regression
 from metarun.task import Batch, Context, Task
 
@@ -36,10 +35,7 @@ class QuadraticEpisodes(Episodes):
         """Keys [B] uint64, and W and y beside each other, [B, size, size + 1] float64."""
         keys = episode_keys(self.seed, self.split, indices)
         shape = (self.size, self.size + 1)
-        if self.distribution == "uniform":
-            return keys, draws(keys, ENTRIES, shape)
-        radius, angle = np.moveaxis(draws(keys, ENTRIES, (*shape, 2)), -1, 0)
-        return keys, np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box-Muller
+        return keys, (draws if self.distribution == "uniform" else normal_draws)(keys, ENTRIES, shape)
 
     def batch(self, indices: Sequence[int]) -> Task:
         keys, entries = self.entries(indices)
@@ -73,8 +69,7 @@ class Quadratics(Dataset):
         self.size, self.distribution, self.input_shape = size, distribution, (size,)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> QuadraticEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         return QuadraticEpisodes(self.size, self.distribution, split, seed, device)
 
     def describe(self, split: str) -> str:

@@ -13,8 +13,8 @@ from annotated_types import Ge, Len
 from torch import Tensor
 
 from metarun.data.base import Dataset
-from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
-from metarun.errors import UserError, nearest
+from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
+from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Kind, Regression
 from metarun.task import Batch, Context, Task
 
@@ -48,20 +48,28 @@ class SinusoidEpisodes(Episodes):
         self.amplitude, self.phase, self.domain, self.noise = amplitude, phase, domain, noise
         self.split, self.spec, self.seed, self.device = split, spec, seed, device
 
-    def waves(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Keys [B] uint64, amplitudes [B, 1], phases [B, 1] and points x [B, shot + query], float64."""
+    def drawn(self, indices: Sequence[int]) -> tuple[np.ndarray, list[np.ndarray], np.ndarray]:
+        """Keys [B] uint64, the ``parameters`` of the waves and points x [B, shot + query], float64."""
         keys = episode_keys(self.seed, self.split, indices)
-        wave = draws(keys, WAVE, (2,))
         # One counter per point: more query points do not move the support.
         points = draws(keys, POINTS, (self.spec.shot + self.spec.query,))
-        return keys, _scale(wave[:, :1], self.amplitude), _scale(wave[:, 1:], self.phase), _scale(points, self.domain)
+        return keys, self.parameters(keys), scale(points, self.domain)
+
+    def parameters(self, keys: np.ndarray) -> list[np.ndarray]:
+        """Amplitudes and phases [B, 1] of the waves of these keys."""
+        wave = draws(keys, WAVE, (2,))
+        return [scale(wave[:, :1], self.amplitude), scale(wave[:, 1:], self.phase)]
+
+    def function(self, x: np.ndarray, amplitude: np.ndarray, phase: np.ndarray) -> np.ndarray:
+        """y [B, n] at x [B, n] without noise."""
+        found: np.ndarray = amplitude * np.sin(x - phase)
+        return found
 
     def batch(self, indices: Sequence[int]) -> Task:
-        keys, amplitude, phase, x = self.waves(indices)
-        y = amplitude * np.sin(x - phase)
+        keys, parameters, x = self.drawn(indices)
+        y = self.function(x, *parameters)
         if self.noise:
-            radius, angle = np.moveaxis(draws(keys, NOISE, (*x.shape[1:], 2)), -1, 0)
-            y = y + self.noise * np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * math.pi * angle)  # Box-Muller
+            y = y + self.noise * normal_draws(keys, NOISE, x.shape[1:])
 
         def part(points: slice) -> Batch:
             return Batch(self._tensor(x[:, points]), self._tensor(y[:, points]))
@@ -71,7 +79,8 @@ class SinusoidEpisodes(Episodes):
         return Task(context, part(slice(self.spec.shot, None)))
 
     def identity(self, indices: Sequence[int]) -> bytes:
-        return np.concatenate(self.waves(indices)[1:], 1).astype("<f8").tobytes()
+        _, parameters, x = self.drawn(indices)
+        return np.concatenate([*parameters, x], 1).astype("<f8").tobytes()
 
     def content(self) -> bytes:
         return f"noise {self.noise!r}".encode()  # the rest of a point is in its identity
@@ -99,21 +108,25 @@ class Sinusoid(Dataset):
     classes = 0
 
     def __init__(self, seed: int, *, amplitude: Interval, phase: Interval, domain: Interval, noise: Annotated[float, Ge(0)]) -> None:
-        for name, (low, high) in {"amplitude": amplitude, "phase": phase, "domain": domain}.items():
-            if not (math.isfinite(low) and math.isfinite(high) and low < high):
-                raise UserError(f"data.{name}=[{low}, {high}] is not an interval; give [low, high] with low < high")
+        check_intervals(amplitude=amplitude, phase=phase, domain=domain)
         self.amplitude, self.phase, self.domain, self.noise = amplitude, phase, domain, noise
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> SinusoidEpisodes:
-        if split not in self.splits:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         return SinusoidEpisodes(self.amplitude, self.phase, self.domain, self.noise, split, spec, seed, device)
 
     def describe(self, split: str) -> str:
         return "endless sine waves"
 
 
-def _scale(uniform: np.ndarray, interval: Interval) -> np.ndarray:
+def scale(uniform: np.ndarray, interval: Interval) -> np.ndarray:
     """Uniform in [0, 1) to uniform in [low, high)."""
     low, high = interval
     return low + (high - low) * uniform
+
+
+def check_intervals(**intervals: Interval) -> None:
+    """Refuse, with a UserError, intervals of these keys that are empty or not finite."""
+    for name, (low, high) in intervals.items():
+        if not (math.isfinite(low) and math.isfinite(high) and low < high):
+            raise UserError(f"data.{name}=[{low}, {high}] is not an interval; give [low, high] with low < high")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.data.environment import Drawn, Environment
-from metarun.data.episodes import draws
+from metarun.data.episodes import draws, normal_draws
 from metarun.problem import Control, Kind
 
 TRANSITIONS, REWARDS = 34, 35  # streams of draws, apart from those of other data
@@ -70,8 +70,7 @@ class TabularMDP(Environment):
         """``transitions`` [B, states, choices, states] and mean ``rewards`` [B, states, choices]."""
         states = self.simulator.states
         waits = -np.log1p(-draws(keys, TRANSITIONS, (states, self.choices, states)))
-        radius, angle = np.moveaxis(draws(keys, REWARDS, (states, self.choices, 2)), -1, 0)
-        rewards = 1 + np.sqrt(-2 * np.log1p(-radius)) * np.cos(2 * np.pi * angle)  # Box-Muller
+        rewards = 1 + normal_draws(keys, REWARDS, (states, self.choices))
         return {"transitions": waits / waits.sum(-1, keepdims=True), "rewards": rewards}
 
     def bounds(self, drawn: Drawn) -> Drawn:

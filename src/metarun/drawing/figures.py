@@ -31,7 +31,8 @@ COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
 INCH = 0.5  # side of an image
 CURVE = 500  # points that show the curve behind a regression task
 GAP = 0.12  # between images, as a fraction of their side
-SUPPORT, QUERY, RIGHT, WRONG, ORACLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e"
+SUPPORT, QUERY, RIGHT, WRONG, ORACLE, SAMPLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e", "#3d8f86"
+LINES = 20  # samples of an answer that are drawn at most
 
 
 def episode(run: Run, split: str, index: int, answered: bool = False) -> Figure:
@@ -248,6 +249,9 @@ def _points(task: Task, curve: Batch, fitted: Tensor | Gaussian | Samples | None
         if isinstance(fitted, (Gaussian, Samples)):
             wide = 2 * spread(fitted)[order, 0].sqrt().cpu()
             axes.fill_between(x, mean - wide, mean + wide, color="#444444", alpha=0.15, linewidth=0, label="± 2 s.d.")
+        if isinstance(fitted, Samples) and isinstance(fitted.members, Gaussian):
+            of_each = fitted.members.mean[:LINES, order, 0].cpu()
+            axes.plot(x, of_each.T, color=SAMPLE, linewidth=0.8, alpha=0.7, label=["samples", *[None] * (len(of_each) - 1)], zorder=1)
     if oracle is not None:
         mean, wide = oracle.mean[order, 0].cpu(), 2 * oracle.variance[order, 0].sqrt().cpu()
         axes.plot(x, mean, "--", color=ORACLE, linewidth=1.1, label="oracle, ± 2 s.d.", zorder=1)

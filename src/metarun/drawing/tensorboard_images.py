@@ -35,7 +35,7 @@ def _embed(run: Run, tracker: Tracker, split: str, step: int) -> None:
     task = select(run.episodes(split).batch([0]), 0)
     net = run.algorithm.net.eval()
     support, names = task.context.support, figures.names(run, split, task)
-    parts = {"query": task.query} if run.algorithm.zero_shot else {"support": support, "query": task.query}
+    parts = {"query": task.query} if run.algorithm.reads == "attributes" else {"support": support, "query": task.query}
     features = torch.cat([net(batch.x, support.x) for batch in parts.values()])
     rows = [[legible(names[label]), part] for part, batch in parts.items() for label in batch.y.tolist()]
     thumbnails = torch.cat([batch.x for batch in parts.values()]).cpu()

@@ -62,7 +62,7 @@ class Conv4(Net):
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "conv4")
-        self.norm, self.flatten, self.modulated = norm, flatten, "blocks.3.norm"
+        self.norm, self.flatten, self.modulated = norm, flatten, "blocks.2.norm"
         widths = [channels, hidden, hidden, hidden, hidden]
         self.blocks = nn.ModuleList(Block(a, b, down if i < downs else "none", norm) for i, (a, b) in enumerate(pairwise(widths)))
         for _ in range(downs):

@@ -64,7 +64,7 @@ class ResNet12(Net):
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "resnet12")
-        self.norm, self.flatten, self.modulated = norm, flatten, f"blocks.{len(widths) - 1}.norms.2"
+        self.norm, self.flatten, self.modulated = norm, flatten, f"blocks.{max(0, len(widths) - 2)}.norms.2"
         self.blocks = nn.ModuleList(ResidualBlock(a, b, norm) for a, b in pairwise([channels, *widths]))
         for _ in self.blocks:
             sides = [(side + 1) // 2 for side in sides]

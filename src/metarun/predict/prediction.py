@@ -76,7 +76,7 @@ def predict(options: Options) -> dict[str, Any]:
             f"{options.run} was trained on data={model.data}, which does not say how pictures are read; use it from Python: "
             "metarun.load(RUN).adapt(x, y).predict(x)"
         )
-    if model.algorithm.zero_shot:
+    if model.algorithm.reads == "attributes":
         raise UserError(
             f"{options.run} is zero-shot: it knows classes by their attributes, not by pictures; use it from Python: "
             "metarun.load(RUN).adapt(attributes, names).predict(files)"

@@ -139,7 +139,7 @@ class Model:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
         """
         self._check_steps(steps)
-        x = self._attributes(images) if self.algorithm.zero_shot else self.inputs(images)
+        x = self._attributes(images) if self.algorithm.reads == "attributes" else self.inputs(images)
         classes: list[Any] = []
         if not self.algorithm.problem.kind.labelled:
             y = self._targets(labels, len(x))

@@ -36,7 +36,7 @@ class Presentations(Protocol):
     needs = "a classifier that reads its support example by example, as lstm, mann or snail, and with it a net.norm other than batch"
 
     def asks(self, algorithm: Algorithm) -> bool:
-        return algorithm.sequential and algorithm.problem.kind.labelled and not algorithm.net.transductive
+        return algorithm.reads == "one_by_one" and algorithm.problem.kind.labelled and not algorithm.net.transductive
 
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return METRIC, True

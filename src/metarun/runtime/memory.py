@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import resource
+import sys
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,18 @@ CORES = 2  # chunks come in multiples of it on a CPU, so that cores end together
 def size(tree: Any) -> int:
     """Bytes of the tensors in nested values."""
     return sum(leaf.numel() * leaf.element_size() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def resident_peak() -> float:
+    """The most main memory that this process has had, in MB.
+
+    Linux tells it of the program alone; ``ru_maxrss`` begins with that of the process that started it, however large that was.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        lines = dict(line.split(":", 1) for line in status.read_text(encoding="utf-8").splitlines() if ":" in line)
+        return int(lines["VmHWM"].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class Ensemble(Algorithm):
         self.members = nn.ModuleList(member(each, problem) for each in nets)
         self.noise = noise
         first = self.learners[0]
-        if isinstance(first, Ensemble) or first.zero_shot or problem.kind.name not in first.kinds:
+        if isinstance(first, Ensemble) or first.reads == "attributes" or problem.kind.name not in first.kinds:
             raise ValueError(f"algo.member={type(first).__name__} is not possible: take a method for {problem.kind.name} from examples")
         self.net = first.net
         for name in ("inner_steps", "test_steps", "unrolls", "every_state", "fixed_way", "label_dependent", "ordered", "batchable"):

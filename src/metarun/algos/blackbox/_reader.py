@@ -50,7 +50,7 @@ class RecurrentReader(Algorithm):
     label_dependent = True
     ordered = True
     encodes = True
-    sequential = True
+    reads = "one_by_one"
 
     def __init__(self, net: Net, problem: Problem, *, pairs: bool) -> None:
         super().__init__(net, problem)

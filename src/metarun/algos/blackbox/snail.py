@@ -86,7 +86,7 @@ class SNAIL(Algorithm):
     label_dependent = True
     ordered = True
     encodes = True
-    sequential = True
+    reads = "one_by_one"
 
     def __init__(
         self,

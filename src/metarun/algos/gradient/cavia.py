@@ -21,13 +21,13 @@ class CAVIA(InnerLoop):
         c_0 = 0,   c_{k+1} = c_k − α ∇_c L_support(c_k, θ)          (equation 4)
         min_θ  mean over tasks of L_query(c_K, θ)                  (equation 5)
 
-    Images: the context scales and shifts the channels of one layer before its ReLU, h ← γ(c) h + β(c), (γ, β) linear in c (FiLM,
-    section 3.4). Other inputs: the first layer sees [x, c] (section 3.3), which is to say that W_c c is added to its output.
+    Images: the context scales and shifts the channels of the third layer of four before its ReLU, h ← γ(c) h + β(c), (γ, β) linear in c
+    (FiLM, section 3.4). Other inputs: the first layer sees [x, c] (section 3.3), which is to say that W_c c is added to its output.
 
-    Deviations: (1) γ starts from 1 and β from 0 at c = 0, as of no effect; the authors start the layer at random. (2) The layer is the
-    last one of convolutional nets, which learns faster, not the third of four. (3) The authors modulate after max-pooling, here it is
-    before: the same as long as γ > 0. (4) Behind a norm of the first layer of an MLP the context is added after it, as batch
-    statistics would take it away again. (5) Defaults: α = 30 where the authors have 1, which in these few iterations moves nothing.
+    Deviations: (1) γ starts from 1 and β from 0 at c = 0, as of no effect; the authors start the layer at random. (2) The authors
+    modulate after max-pooling, here it is before: the same as long as γ > 0. (3) Behind a norm of the first layer of an MLP the context is
+    added after it, as batch statistics would take it away again. (4) Defaults: α = 30 in five steps where the authors have 1 in two, which
+    in these few iterations moves nothing.
 
     Args:
         net, problem: the backbone and the data's shape.

@@ -11,11 +11,11 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, Footprint
 from metarun.nets.base import Net
 from metarun.nets.norm import Norm
 from metarun.problem import Problem
-from metarun.task import Context
+from metarun.task import Context, Task
 
 
 class Nodes(NamedTuple):
@@ -57,8 +57,11 @@ class GNN(Algorithm):
         self.layers = nn.ModuleList(GraphLayer(first + i * width, width, hidden, net.features) for i in range(layers))
         self.norms = nn.ModuleList(GraphNorm(width) for _ in range(layers))
         self.answer = GraphLayer(first + layers * width, problem.outputs, hidden, net.features)
-        # Edges of a graph, and what the MLP makes of each.
-        self.query_bytes = 4 * (problem.most_support + 1) ** 2 * (first + layers * width + 6 * hidden)
+        self.edge_bytes = 4 * (first + layers * width + 6 * hidden)  # of an edge of a graph, and what the MLP makes of it
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        # A graph of its own for each query.
+        return super().footprint(task, train)._replace(bytes=len(task.query.y) * (self.problem.most_support + 1) ** 2 * self.edge_bytes)
 
     def begin(self, context: Context) -> Nodes:
         x, y = context.support

@@ -10,11 +10,11 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, Footprint
 from metarun.nets.base import Net, image_shape
 from metarun.nets.pixels import Pixels
 from metarun.problem import Problem
-from metarun.task import Context
+from metarun.task import Context, Task
 
 
 class Ink(NamedTuple):
@@ -55,7 +55,10 @@ class Hausdorff(Algorithm):
         _, height, self.width = image_shape(problem.input_shape, "hausdorff")
         self.threshold, self.points = threshold, min(points, height * self.width)
         self.diagonal = float(height**2 + self.width**2) ** 0.5
-        self.query_bytes = 3 * 4 * self.points**2  # distances of all pairs of points, and what they are made of
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        # Distances of all pairs of points, and what they are made of.
+        return super().footprint(task, train)._replace(bytes=len(task.query.y) * 3 * 4 * self.points**2)
 
     def begin(self, context: Context) -> Drawings:
         x, y = context.support

@@ -12,7 +12,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Metrics
+from metarun.algorithm import Algorithm, Footprint, Metrics
 from metarun.kernels.ops.max_pool import max_pool
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
@@ -74,7 +74,11 @@ class Relation(Algorithm):
         for weight in (self.of_class.weight, self.conv.weight, first.weight):
             weight.data.copy_(nn.init.kaiming_normal_(torch.empty(weight.shape)))  # drawn in the order of the axes, not of memory
         self.of_query.weight.data.copy_(-self.of_class.weight.data)
-        self.query_bytes = 3 * 4 * problem.most_classes * hidden * height * width  # maps of a query with every class
+        self.map_bytes = 3 * 4 * hidden * height * width  # of a query with one class
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        # Maps of each query with every class.
+        return super().footprint(task, train)._replace(bytes=len(task.query.y) * self.problem.most_classes * self.map_bytes)
 
     def begin(self, context: Context) -> Classes:
         x, y = context.support

@@ -12,7 +12,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Metrics
+from metarun.algorithm import Algorithm, Footprint, Metrics
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task
@@ -51,7 +51,10 @@ class Siamese(Algorithm):
         super().__init__(net, problem)
         self.weight = nn.Parameter(torch.full((net.features,), -scale / net.features))
         self.bias = nn.Parameter(torch.tensor(scale / 2))
-        self.query_bytes = 2 * 4 * net.features * problem.most_support  # differences to all of the support
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        # Differences of each query to all of the support.
+        return super().footprint(task, train)._replace(bytes=len(task.query.y) * 2 * 4 * self.net.features * self.problem.most_support)
 
     def begin(self, context: Context) -> Examples:
         x, y = context.support

@@ -31,7 +31,7 @@ class FromScratch(GradientLearner):
     """
 
     label_dependent = True
-    by_minibatch = True
+    reads = "minibatches"
 
     def __init__(
         self,

@@ -3,7 +3,6 @@ Andrychowicz et al. 2016, "Learning to learn by gradient descent by gradient des
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
@@ -11,6 +10,7 @@ import torch
 from annotated_types import Ge, Gt
 from torch import Tensor, nn
 
+from metarun import inner
 from metarun.algorithm import Metrics
 from metarun.algos.optimizers._scratch import Fast, FromScratch, flat, shaped
 from metarun.nets.base import Net
@@ -100,13 +100,7 @@ class LSTMOptimizer(FromScratch):
 
     def inputs(self, gradient: Tensor) -> Tensor:
         """A gradient [coordinates] as the first cell sees it, [coordinates, 1 or 2]."""
-        if not self.preprocess:
-            return gradient[:, None]
-        p, size = self.preprocess, gradient.abs()
-        large = size >= math.exp(-p)
-        logarithm = torch.where(large, torch.log(torch.where(large, size, 1.0)) / p, -1.0)
-        sign = torch.where(large, gradient.sign(), math.exp(p) * gradient)
-        return torch.stack([logarithm, sign], -1)
+        return inner.log_and_sign(gradient, self.preprocess) if self.preprocess else gradient[:, None]
 
     def objective(self, states: Sequence[Training], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         answers = [self.predict(state, task.query.x) for state in states[1:]]

@@ -1,0 +1,87 @@
+"""A prior-fitted net: a Transformer, trained on tables from a prior, reads the labelled rows of a table and tells the classes of others.
+Hollmann, Müller, Eggensperger, Hutter 2023, "TabPFN", arXiv:2207.01848."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from metarun import inner
+from metarun.algos.blackbox.incontext import InContext, Shown
+from metarun.nets.base import Net
+from metarun.nets.pixels import Pixels
+from metarun.problem import Problem, Samples
+from metarun.task import Batch, Context
+
+FARTHEST = 5.0  # deviations from the mean
+STILL = 1e-6  # a deviation up to which a column is taken for constant
+
+
+class View(NamedTuple):
+    """One way of showing the table."""
+
+    columns: Tensor  # [columns] int64, their order
+    shown: Shown
+
+
+class Known(NamedTuple):
+    """What is known of a table."""
+
+    mean: Tensor  # [columns], of the labelled rows
+    inverse: Tensor  # [columns], one over their deviation; 0 for what is constant
+    size: Tensor  # [], what the rest is enlarged by
+    views: tuple[View, ...]
+
+
+class PFN(InContext):
+    """Prior-fitted net: the in-context learner on rows of numbers.
+
+        q(y | x, D) = mean over views of Transformer(rows of D with codes of their labels, x)          (equations 1 and 3)
+
+    Columns are brought to mean 0 and variance 1 over the labelled rows; what is constant, as padding is, becomes 0, and the rest is
+    enlarged by √(columns / those left), so that rows of few columns are as large. The order of columns and which code a class has mean
+    nothing in the prior, but something to the net: answers are averaged over ``views``, each with its own, drawn from the episode's key.
+
+    Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
+    differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
+    from the mean is taken for 5.
+
+    Args:
+        net, problem: the backbone, which is left aside, and the data's shape.
+        views: of validation and test; meta-training has one.
+        settings: as of ``InContext``.
+    """
+
+    encodes = False
+
+    def __init__(self, net: Net, problem: Problem, *, views: Annotated[int, Ge(1)], **settings: Any) -> None:
+        super().__init__(Pixels(problem.input_shape), problem, **settings)
+        self.views = views
+
+    def begin(self, context: Context) -> Known:
+        x, y = context.support
+        rows = inner.upcast(x.flatten(1))
+        deviation, mean = torch.std_mean(rows, 0, correction=0)
+        moves = deviation > STILL
+        inverse = torch.where(moves, 1 / torch.where(moves, deviation, 1.0), 0.0)
+        size = (moves.numel() / moves.sum().clamp(min=1)).sqrt()
+        shown = standard(rows, mean, inverse, size)
+        views = []
+        for i in range(1 if self.training else self.views):
+            key = inner.fold_in(context.key, i)
+            order = inner.order(inner.fold_in(key, 1), rows.shape[1])
+            seen = Batch(shown[:, order], y)
+            views.append(View(order, super().begin(context._replace(support=seen, key=key))))
+        return Known(mean, inverse, size, tuple(views))
+
+    def predict(self, state: Known, x: Tensor) -> Samples:
+        rows = standard(inner.upcast(x.flatten(1)), state.mean, state.inverse, state.size)
+        return Samples(torch.stack([super(PFN, self).predict(view.shown, rows[:, view.columns]) for view in state.views]))
+
+
+def standard(rows: Tensor, mean: Tensor, inverse: Tensor, size: Tensor) -> Tensor:
+    """Rows [n, columns] at mean 0 and variance 1, drawn in and enlarged, see ``Known``."""
+    return ((rows - mean) * inverse).clamp(-FARTHEST, FARTHEST) * size

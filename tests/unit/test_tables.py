@@ -1,0 +1,112 @@
+"""Tables from a prior, and the net that is fitted to it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from helpers import in_float64, small
+
+from metarun import inner
+from metarun.algos.blackbox.incontext import InContext
+from metarun.data.tables import TableEpisodes, Tables
+from metarun.errors import UserError
+from metarun.problem import EpisodeSpec
+from metarun.task import Batch, select
+
+SPEC = EpisodeSpec(way=3, shot=8, query=4)
+SETTINGS = {"columns": 6, "layers": 2, "units": 5}
+WORDS = ["algo=pfn", "data=tables", "data.columns=6", "data.units=5", "net=mlp", "shot=8", "algo.width=8", "algo.heads=2"]
+
+
+def make(split: str = "train", spec: EpisodeSpec = SPEC) -> TableEpisodes:
+    return Tables(0, **SETTINGS).episodes(split, spec, 3)
+
+
+def test_rows_are_grouped_and_classes_are_of_any_size() -> None:
+    task = make().batch(range(300))
+    x, y = task.context.support
+    assert (x.shape, y.shape, task.query.x.shape) == ((300, 24, 6), (300, 24), (300, 12, 6))
+    assert (y.diff(dim=1) >= 0).all()
+    counts = inner.one_hot(y.flatten(), 3).unflatten(0, (300, 24)).sum(1)
+    classes = (counts > 0).sum(1)
+    assert set(classes.tolist()) == {2, 3}
+    assert (counts.float().std(1) > 0).float().mean() > 0.8
+    assert abs(counts.double().mean(0) / 24 - 1 / 3).max() < 0.05  # no label is likelier than another
+
+
+def test_columns_beyond_a_tables_own_are_zeros() -> None:
+    x = make().batch(range(300)).context.support.x
+    moves = (x.std(1) > 0).sum(1)
+    assert moves.min() >= 2
+    assert len(set(moves.tolist())) > 3
+    still = x[x.std(1)[:, None].expand_as(x) == 0]
+    assert not still.any()
+
+
+def test_classes_can_be_told_from_columns() -> None:
+    """By the nearest of the classes' means: above whoever names the most frequent class, and not always right."""
+    episodes = make(spec=EpisodeSpec(way=3, shot=30, query=20))
+    task = episodes.batch(range(200))
+    right = []
+    for i in range(200):
+        (x, y), query = select(task, i).context.support, select(task, i).query
+        scale = x.std(0).clamp(min=1e-6)
+        means = inner.class_means(x / scale, y, 3)
+        means[~inner.one_hot(y, 3).any(0)] = torch.inf
+        right.append(float((torch.cdist(query.x / scale, means).nan_to_num(torch.inf).argmin(1) == query.y).float().mean()))
+    trivial = episodes.bounds(200)["trivial"]
+    assert np.mean(right) > trivial.mean() + 0.1
+    assert np.mean(right) < 0.9
+
+
+def test_an_episode_depends_on_seed_split_and_index_alone() -> None:
+    together, alone = make().batch([7, 3]), make().batch([3])
+    assert torch.equal(select(together, 1).context.support.x, select(alone, 0).context.support.x)
+    assert len({make(split).sha256(4) for split in ("train", "val", "test")}) == 3
+
+
+def test_bad_settings_are_refused(request: pytest.FixtureRequest) -> None:
+    values = yaml.safe_load((request.config.rootpath / "conf/data/tables.yaml").read_text())
+    assert set(values) == {"_target_", "name", *SETTINGS}
+    with pytest.raises(UserError, match=r"way=6 classes do not come of data.units=5 units: choose data.units=6"):
+        make(spec=EpisodeSpec(way=6, shot=2, query=2))
+    with pytest.raises(UserError, match=r"did you mean 'test'"):
+        make("tests")
+
+
+@torch.no_grad()
+def test_what_is_no_information_changes_nothing() -> None:
+    """Units and offsets of columns, and columns that never move."""
+    algorithm, tasks = in_float64(small(*WORDS), tasks=1)
+    algorithm.eval()
+    context, query, *_ = select(tasks, 0)
+    (x, y), moves = context.support, context.support.x.std(0) > 0
+    before = algorithm.predict(algorithm.begin(context), query.x).members
+
+    def moved(rows: torch.Tensor) -> torch.Tensor:
+        return torch.where(moves, rows * torch.tensor([3.0, 0.1, 1.0, 20.0, 7.0, 0.5]) - 4, 17.0)
+
+    after = algorithm.predict(algorithm.begin(context._replace(support=Batch(moved(x), y))), moved(query.x)).members
+    torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
+
+
+@torch.no_grad()
+def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
+    algorithm, tasks = in_float64(small(*WORDS, "algo.views=3"), tasks=1)
+    context, query, *_ = select(tasks, 0)
+    (x, y), members = context.support, algorithm.eval().predict(algorithm.begin(context), query.x).members
+    assert members.shape == (3, len(query.y), 3)
+    deviation = x.std(0, correction=0)
+    moves = deviation > 1e-6
+    standard = [
+        torch.where(moves, (rows - x.mean(0)) / deviation, 0).nan_to_num(0).clamp(-5, 5) * (6 / moves.sum()).sqrt() for rows in (x, query.x)
+    ]
+    for i, said in enumerate(members):
+        key = inner.fold_in(context.key, i)
+        order = inner.order(inner.fold_in(key, 1), 6)
+        shown = InContext.begin(algorithm, context._replace(key=key, support=Batch(standard[0][:, order], y)))
+        torch.testing.assert_close(said, InContext.predict(algorithm, shown, standard[1][:, order]), rtol=1e-9, atol=1e-12)
+    algorithm.train()
+    assert len(algorithm.begin(context).views) == 1
