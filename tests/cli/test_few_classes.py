@@ -30,8 +30,9 @@ def test_check_proposes_what_runs(metarun, photos):
     asked = [word for word in WORDS if not word.startswith(("way=", "query="))]
     result = metarun("check", *asked, "way=5", "query=15")
     assert (result.status, result.out) == (2, [])
-    found = re.fullmatch(r"metarun: way=5 is larger than the 2 classes of the val split; .*; this would run: (.*)", result.err[-1])
-    result = metarun("check", *asked, *found[1].split())
+    assert result.err[-1].startswith("metarun: shot=1 + query=15 = 16 images per class, but class ")
+    assert result.err[-1].endswith("; this would run: way=2 shot=1 query=5")
+    result = metarun("check", *asked, "way=2", "shot=1", "query=5")
     assert (result.status, result.out[-1]) == (0, "all is well")
     told = "val has 2 classes for way=2, so all episodes hold the same 2, and scores say little of other classes: compare several divisions"
     assert any(told in line for line in result.err)

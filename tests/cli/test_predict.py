@@ -119,7 +119,7 @@ def test_without_out_it_is_kept_in_the_run(trained, pictures):
     ]
     after = files_of(trained / "maml")
     assert {path: after[path] for path in before} == before
-    assert len(after) == len(before) + 4
+    assert len(after) == len(before) + 8  # table, sheet, confusion as table and picture
 
 
 def test_json_with_unknown_truths(trained, pictures):
@@ -252,7 +252,8 @@ def test_one_file_and_several(trained, pictures):
     words = [str(trained / "protonet"), "--support", str(pictures / "support"), "--out", str(pictures / "one.json")]
     assert call([*words, "--query", str(places[0])])["pictures"] == 1
     (record,) = json.loads((pictures / "one.json").read_text())
-    assert record == {**wanted[0], "file": "0.png", "truth": None}
+    assert (record["file"], record["class"], record["truth"]) == ("0.png", wanted[0]["class"], None)
+    assert record["probabilities"] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
     assert call([*words, *(word for place in places for word in ("--query", str(place)))])["pictures"] == 3
     records = json.loads((pictures / "one.json").read_text())
     assert [record["file"] for record in records] == [str(places[0]), *(str(places[1] / f"{i}.png") for i in range(2))]

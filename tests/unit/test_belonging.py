@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import classification, engine, random, small
 
+from metarun.config.compose import compose, resolve
 from metarun.data.episodes import DISTRACTORS
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
@@ -81,7 +82,7 @@ def test_one_example_a_class_still_ranks_by_distance():
 
 @pytest.mark.parametrize("rate", [0.05, 0.1, 0.3])
 def test_the_threshold_loses_about_as_many_members_as_it_says(rate):
-    """Over many tasks, of members that were not in the support."""
+    """Over many tasks, of members that were not in the support; and rather fewer, as these fit one example more."""
     lost, expected = [], []
     for seed in range(150):
         features, y = support([8] * 4, seed=5 * seed)
@@ -89,7 +90,7 @@ def test_the_threshold_loses_about_as_many_members_as_it_says(rate):
         least, rated = threshold(left_out(features, y, 4), rate)
         lost.append((belonging(members, features, y, 4) < least).double().mean())
         expected.append(rated)
-    assert np.mean(lost) == pytest.approx(np.mean(expected), abs=0.02)
+    assert -0.035 < np.mean(lost) - np.mean(expected) < 0.01
     assert np.mean(expected) == pytest.approx(rate, abs=0.002)
 
 
@@ -158,10 +159,9 @@ def test_a_run_measures_it_and_an_evaluation_can(tmp_path: Path):
             scores = belonging(net(task.query.x, x), net(x, x), y, 3)
         known, others = scores[:6], scores[6:]
         areas.append(float((known[:, None] > others).double().mean() + (known[:, None] == others).double().mean() / 2))
-    if run.algorithm.net.norm != "batch":
-        assert summary["test"]["auroc_unknown"]["mean"] == pytest.approx(np.mean(areas), abs=1e-6)
+    assert summary["test"]["auroc_unknown"]["mean"] == pytest.approx(np.mean(areas), abs=1e-6)
     (tmp_path / "again").mkdir()
-    other = {**values, "protocol": {"unknown": values["protocol"]["unknown"]}}
+    other = {**values, "protocol": resolve(compose(["protocol=unknown"]))["protocol"]}
     alone = evaluate(other, tmp_path, "best", tmp_path / "again")
     assert (alone["metric"], alone["higher_is_better"]) == ("auroc_unknown", True)
     assert alone["test"]["auroc_unknown"] == summary["test"]["auroc_unknown"]

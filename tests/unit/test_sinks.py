@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -215,18 +216,26 @@ def test_wandb_keeps_a_run_in_its_folder(tmp_path, monkeypatch):
     wanted = [(line["step"], pytest.approx(line["loss"])) for line in lines if line["split"] == "train"]
     assert [(row["iteration"], row["train/loss"]) for row in history if "train/loss" in row] == wanted
     assert list((folder / "tb").iterdir())
+    (folder / "summary.json").unlink()
+    runs.resume(folder, [])  # goes on under the same name
+    assert {path.name for path in folder.glob("wandb/offline-run-*/run-*.wandb")} == {kept.name}
+    assert len(list(folder.glob("wandb/offline-run-*"))) == 2
 
 
 def read_wandb(path: Path):
-    """The summary and the rows of an offline run."""
+    """The summary and the rows of an offline run, a log of protocol buffers in blocks as LevelDB's."""
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
-    store, rows, summary = DataStore(), [], {}
-    store.open_for_scan(str(path))
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
+    data, at, whole, rows, summary = path.read_bytes(), 7, b"", [], {}
+    while at + 7 <= len(data):
+        if 2**15 - at % 2**15 < 7:  # the rest of a block
+            at += 2**15 - at % 2**15
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        whole, at = whole + data[at + 7 : at + 7 + length], at + 7 + length
+        if kind not in (1, 4):  # neither whole nor the last part
+            continue
+        record, whole = wandb_internal_pb2.Record.FromString(whole), b""
         if record.HasField("history"):
             rows.append({item.key or "/".join(item.nested_key): json.loads(item.value_json) for item in record.history.item})
         for update in record.summary.update:

@@ -59,9 +59,9 @@ def gather(root: str, depth: int | None) -> Gathered:
         wrong = "is not a folder" if base.exists() else "does not exist"
         raise UserError(f"data.root={root} {wrong}; give data.root=FOLDER, where {LAYOUT}")
     if found := tables(base):
-        parts = {split: labelled(table) for split, table in found.items()}
-        whole = parts.pop(WHOLE, None)
-        return Gathered(base, None if whole else parts, whole or {}, {})
+        if WHOLE in found:
+            return Gathered(base, None, labelled(found[WHOLE]), {})
+        return Gathered(base, {split: labelled(found[split]) for split in ("train", "val", "test") if split in found}, {}, {})
     passed: dict[str, str] = {}
     if tops := _given_splits(base):
         return Gathered(base, {split: _classes(base, folder, depth, passed) for split, folder in tops.items()}, {}, passed)

@@ -57,7 +57,7 @@ def gather(root: str | None, data: str, key: str, pick: Pick) -> tuple[dict[str,
             raise UserError(f"{base} has {found[split].name} and {path.name}, both for the split {split}: keep one")
     if not found:
         raise UserError(f"data.root={root} holds no train.csv, val.csv or test.csv; {wants}")
-    splits = {split: read(found[split], key, pick) for split in ("train", "val", "test") if split in found}
+    splits: dict[str, Table] = {split: read(found[split], key, pick) for split in ("train", "val", "test") if split in found}
     first, *rest = splits
     for split in rest:
         if splits[split].columns != splits[first].columns:

@@ -110,7 +110,7 @@ class Confusion:
         axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="equal")
         axes.set(xlabel="answer", ylabel="truth")
         if max(rows, columns) <= DRAWN:
-            words = {"family": families([*self.truths, *self.answers]), "parse_math": False}
+            words: dict[str, Any] = {"family": families([*self.truths, *self.answers]), "parse_math": False}
             axes.set_xticks(range(columns), [legible(name) for name in self.answers], rotation=90, **words)
             axes.set_yticks(range(rows), [legible(name) for name in self.truths], **words)
             for i, j in zip(*self.counts.nonzero()):

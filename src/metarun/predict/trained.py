@@ -382,7 +382,8 @@ class Fitted:
         if self.classes or isinstance(outputs, Tensor):
             raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
         scaling = self.model.target_scaling
-        return spread(outputs).sqrt() * (scaling.deviation.to(outputs[0]) if scaling else 1)
+        found = spread(outputs).sqrt()
+        return found * scaling.deviation.to(found) if scaling else found
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.

@@ -33,7 +33,10 @@ class ToWandb(Sink):
     """
 
     def __init__(self, mode: str, folder: Path, title: str, parameters: dict[str, Any], project: str, known: str | None) -> None:
-        quiet = wandb.Settings(console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True)
+        quiet = wandb.Settings(
+            console="off", silent=True, disable_git=True, disable_code=True, save_code=False, x_disable_stats=True,
+            symlink=False,
+        )  # fmt: skip
         again = {"id": known, "resume": "allow"} if known else {}
         where: Any = {"mode": mode, "dir": str(folder), "project": project, "name": title, "settings": quiet}
         try:
@@ -42,11 +45,13 @@ class ToWandb(Sink):
             raise UserError(
                 f"logger.wandb={mode} is not possible ({one_line(error)}): `wandb login` once, or keep the run here: logger.wandb=offline"
             ) from None
-        self.id = self.run.id
+        self.folder, self.id = folder / "wandb", self.run.id
+        self._remove_links()
         for axis in (ITERATION, INNER):
             self.run.define_metric(axis, hidden=True)
         self.run.define_metric("*", step_metric=ITERATION)
-        self.run.define_metric("*/adaptation_curve", step_metric=INNER)
+        for split in ("val", "test"):
+            self.run.define_metric(f"{split}/adaptation_curve", step_metric=INNER)
 
     def scalars(self, axis: str, step: int, values: Scalars) -> None:
         self.run.log({axis: step, **values})
@@ -59,3 +64,10 @@ class ToWandb(Sink):
 
     def close(self, failed: bool) -> None:
         self.run.finish(exit_code=int(failed))
+        self._remove_links()
+
+    def _remove_links(self) -> None:
+        """To the library's own logs, elsewhere: a run's folder that has links is not opened again."""
+        for path in self.folder.rglob("*"):
+            if path.is_symlink():
+                path.unlink()

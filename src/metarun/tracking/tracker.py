@@ -113,8 +113,12 @@ class Tracker:
     def curve(self, split: str, curve: list[dict[str, float]]) -> None:
         """The adaptation curve as scalars over inner steps."""
         tag = f"{split}/adaptation_curve"
-        for point in curve:
-            self._send(lambda sink, point=point: sink.scalars(INNER, int(point["step"]), {tag: point["mean"]}))
+
+        def drawn(sink: Sink) -> None:
+            for point in curve:
+                sink.scalars(INNER, int(point["step"]), {tag: point["mean"]})
+
+        self._send(drawn)
         if self.writer:
             for point in curve:
                 self.writer.add_scalar(tag, point["mean"], int(point["step"]))
