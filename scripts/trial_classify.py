@@ -207,7 +207,7 @@ def accuracies(pictures: Pictures, runs: dict[str, Path], n: int) -> dict[str, l
 
 
 def seconds(pictures: Pictures, runs: dict[str, Path], place: Path) -> dict[str, float]:
-    """Of a processor, for one call in a process of its own, from its start on, nothing kept from before; of scratch, the training beside."""
+    """Of a processor, for one call in a process of its own from its start on, nothing kept from before; and for trainings."""
     support, query, _ = next(repetitions(pictures, 1))
     for part, rows in {"support": support, "query": query}.items():
         for row in rows:
@@ -294,8 +294,8 @@ def told_accuracy(found: dict[str, Any]) -> str:
     chance = 1 / 20 if of["split"] == "test" else 1 / 16
     return "\n".join(rows) + (
         f"\n\nMean over {of['repetitions']} draws from {of['pictures']} pictures of each class, ± 1.96 standard errors; chance is "
-        f"{chance:.4f}. Seconds are of a processor, for a process from its start on, 100 + 300 pictures, features kept by nobody; with 3 classes, "
-        f"15 + 36 pictures: `metarun classify` {took[f'metarun classify{few}']:.1f}, the script {took[f'scikit-learn{few}']:.1f}."
+        f"{chance:.4f}. Seconds are of a processor, for a process from its start on, 100 + 300 pictures, features kept by nobody; "
+        f"with 3 classes, 15 + 36 pictures: `metarun classify` {took[f'metarun classify{few}']:.1f}, the script {took[f'scikit-learn{few}']:.1f}."
     )
 
 

@@ -21,6 +21,7 @@ from metarun.nets import foreign
 from metarun.nets.base import Net, image_shape
 from metarun.nets.native import BatchKind, with_our_norms
 from metarun.nets.norm import Norm
+from metarun.runtime import torchvision
 
 Freeze = Literal["all", "none"] | Annotated[int, Ge(1)]
 Size = Literal["auto"] | Annotated[int, Ge(16), Le(2048)]
@@ -214,23 +215,18 @@ def resizing(side: int, size: int, resample: Filter) -> Tensor:
 
 
 def imported(library: str, *modules: str) -> Any:
-    """The library of this name, which is an extra of the same name, with some of its modules.
+    """The library of this name, which is an extra of the same name and needs torchvision, with some of its modules.
 
     Raises:
         MissingLibrary: it is not installed.
-        UserError: it is, but not for this torch.
     """
     try:
+        torchvision.prepare()
         for module in modules:
             import_module(module)
         return import_module(library)
     except ImportError:
         raise MissingLibrary(f"net={library} needs an extra: {install(library)}") from None
-    except RuntimeError as error:  # operators that were compiled for another torch
-        text = next(iter(str(error).splitlines()), "")
-        raise UserError(
-            f"{library} cannot be imported ({text}): install the torchvision that is made for torch {torch.__version__}"
-        ) from None
 
 
 def _as_buffers(module: nn.Module, recurse: bool = True) -> None:
