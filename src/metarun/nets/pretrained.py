@@ -240,16 +240,12 @@ def _as_buffers(module: nn.Module, recurse: bool = True) -> None:
 def _calm(module: nn.Module) -> nn.Module:
     """The module without what draws random numbers, changes tensors in place, or has no second derivative."""
     for layer in module.modules():
-        if isinstance(layer, _DropoutNd):
-            layer.p = 0.0
-        elif type(layer).__name__ in RANDOM:
-            for name in ("p", "drop_prob"):
-                if hasattr(layer, name):
-                    setattr(layer, name, 0.0)
-        if getattr(layer, "inplace", False) is True:
-            layer.inplace = False
-        if getattr(layer, "fused_attn", False) is True:
-            layer.fused_attn = False
+        still: dict[str, Any] = {"inplace": False, "fused_attn": False}
+        if isinstance(layer, _DropoutNd) or type(layer).__name__ in RANDOM:
+            still |= {"p": 0.0, "drop_prob": 0.0}
+        for name, value in still.items():
+            if isinstance(getattr(layer, name, None), (bool, float)):
+                setattr(layer, name, value)
     return module
 
 

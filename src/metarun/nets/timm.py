@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from metarun.errors import UserError, nearest
-from metarun.nets.pretrained import Pretrained, Recipe, imported
+from metarun.nets.pretrained import Filter, Pretrained, Recipe, imported
 
 
 class Timm(Pretrained):
@@ -35,7 +35,7 @@ class Timm(Pretrained):
         module = _told(self, lambda: timm.create_model(self.model, pretrained=False, num_classes=0, **sized))
         config = timm.data.resolve_data_config({}, model=module)
         size = config["input_size"][-1] if self.chosen_size == "auto" else self.chosen_size
-        resample = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
+        resample: Filter = "bilinear" if config["interpolation"] == "bilinear" else "bicubic"
         return Recipe(module, size, tuple(config["mean"]), tuple(config["std"]), config["crop_pct"], resample)
 
     def default(self) -> Mapping[str, Tensor]:

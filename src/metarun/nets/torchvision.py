@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun.errors import UserError, nearest
-from metarun.nets.pretrained import Pretrained, Recipe, imported
+from metarun.nets.pretrained import Filter, Pretrained, Recipe, imported
 
 
 class Torchvision(Pretrained):
@@ -40,9 +40,9 @@ class Torchvision(Pretrained):
         for head in heads:  # inception has one more, for training
             parent, _, name = head.rpartition(".")
             setattr(module.get_submodule(parent), name, nn.Identity())
-        resample = "bilinear" if "bilinear" in str(preset.interpolation).lower() else "bicubic"
+        resample: Filter = "bilinear" if "bilinear" in str(preset.interpolation).lower() else "bicubic"
         crop = preset.crop_size[0] / preset.resize_size[0]
-        return Recipe(module, size, tuple(preset.mean), tuple(preset.std), min(1.0, crop), resample)  # type: ignore[arg-type]
+        return Recipe(module, size, tuple(preset.mean), tuple(preset.std), min(1.0, crop), resample)
 
     def default(self) -> Mapping[str, Tensor]:
         weights = self._weights()
