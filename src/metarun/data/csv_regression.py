@@ -16,7 +16,7 @@ from metarun.data.division import Share
 from metarun.data.episodes import CLASSES, IMAGES, Episodes, choose, draws, episode_keys, task_keys
 from metarun.data.leakage import refuse_shared
 from metarun.data.numbers import chosen, gather, in_splits
-from metarun.errors import UserError, nearest
+from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Kind, Regression
 from metarun.task import Batch, Context, Task
 
@@ -140,8 +140,7 @@ class CsvRegression(Dataset):
             self.scaling, self.target_scaling = Scaling.of(first[:, :n]), Scaling.of(first[:, n:])
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> Points:
-        if split not in self.parts:
-            raise UserError(f"these data have no {split} split, only {', '.join(self.splits)}{nearest(split, self.splits)}")
+        self.check_split(split)
         n, rows = self.input_shape[0], self.rows[split]
         x, y = rows[:, :n], rows[:, n:]
         x, y = self.scaling(x) if self.scaling else x, self.target_scaling(y) if self.target_scaling else y

@@ -317,7 +317,7 @@ class Fitted:
 
         Of a method that sees images through its net alone by ``protocols.belonging``, in its features; else the largest probability.
         """
-        if not self.model.algorithm.encodes or self.model.algorithm.zero_shot:
+        if not self.model.algorithm.encodes or self.model.algorithm.reads == "attributes":
             return self.probabilities(images).max(-1).values
         x = self.model.inputs(images)
         support = self._features(self.context.support.x)
@@ -332,7 +332,7 @@ class Fitted:
         Raises:
             UserError: ``rate`` is not between 0 and 1, or no class has two examples; regression.
         """
-        if not self.classes or self.model.algorithm.zero_shot:
+        if not self.classes or self.model.algorithm.reads == "attributes":
             raise UserError("there are no examples of classes here, so nothing to tell what belongs to none of them")
         if not 0 < rate < 1:
             raise UserError(f"reject={rate:g} is out of range: it is the share of pictures of the classes that may be lost, as 0.05")

@@ -44,7 +44,7 @@ class Unknown(Protocol):
 
     def asks(self, algorithm: Algorithm) -> bool:
         problem = algorithm.problem
-        return problem.eval.unknown > 0 and problem.kind.labelled and problem.kind.alone and not algorithm.zero_shot
+        return problem.eval.unknown > 0 and problem.kind.labelled and problem.kind.alone and algorithm.reads != "attributes"
 
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return MEASURES[0], True
