@@ -125,7 +125,7 @@ def of_run(run: str | Path, checkpoint: Literal["best", "last"] = "best") -> Bac
     """
     model = load(run, checkpoint)
     net, problem = model.algorithm.net, model.algorithm.problem
-    if model.reader is None or not problem.kind.labelled or model.algorithm.zero_shot:
+    if model.reader is None or not problem.kind.labelled or model.algorithm.reads == "attributes":
         raise UserError(f"{run} (algo={model.algo} on data={model.data}) does not classify pictures: choose another run")
     if net.transductive or net.norm == "support":
         raise UserError(
