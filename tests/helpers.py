@@ -29,6 +29,7 @@ from metarun.nets.base import Net
 from metarun.nets.conv import Conv
 from metarun.nets.conv4 import Block
 from metarun.nets.norm import Norm, NormKind
+from metarun.nets.pretrained import Pretrained
 from metarun.optim import MetaOptimizer
 from metarun.problem import Classification, EpisodeSpec, Problem
 from metarun.run import Run
@@ -216,7 +217,10 @@ def class_of(algo: str) -> type[Algorithm]:
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
-ALGORITHMS, NETS = groups()["algo"], [net for net in groups()["net"] if accepts(small(f"net={net}"))]  # net=module needs a module
+# net=module needs a module; backbones trained by others are as deep as their libraries make them, and have tests of their own.
+ALGORITHMS = groups()["algo"]
+OWN_NETS = [net for net in groups()["net"] if not issubclass(target_of(resolve(compose([f"net={net}"])), "net"), Pretrained)]
+NETS = [net for net in OWN_NETS if accepts(small(f"net={net}"))]
 DEEP = {net for net in NETS if deep(net)}
 MIXTURES = {net for net in NETS if Run(small(f"net={net}")).algorithm.net.architecture}
 # By the name of the kind of problem.

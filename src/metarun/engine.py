@@ -33,6 +33,7 @@ from metarun.runtime.replica import replica
 from metarun.task import AXES, Task, count, own, rows, select, to_float
 
 Precision = Literal["fp32", "bf16"]
+HEADS = 4  # layers as wide as its features that may follow a frozen net
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
 
 
@@ -102,6 +103,7 @@ class Engine:
         self.world = world or World()
         self.executor = Executor(device, record=record, threads=threads)
         self._activations: WeakKeyDictionary[Net, int] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[Episodes, Episodes] = WeakKeyDictionary()  # by the same ones with images, those with features
 
     def train_on(
         self, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: State, progress: float
@@ -206,13 +208,10 @@ class Engine:
     @torch.no_grad()
     def encoded(self, algorithm: Algorithm, episodes: Episodes, n: int) -> tuple[Algorithm, Episodes]:
         """Algorithm and episodes as they are, or, where that is the same and less work, on features of the images, each computed once."""
-
-        def encode(net: Net, images: Tensor) -> Tensor:
-            with self._arithmetic():
-                return net(to_float(images))
-
         net = algorithm.net
-        found = features.of_images(episodes, net, n, partial(self.executor.map, encode, net)) if algorithm.encodes else None
+        if net.frozen:
+            return algorithm, self.known(net, episodes)
+        found = features.of_images(episodes, net, n, self._encode(net)) if algorithm.encodes else None
         if found is None:
             return algorithm, episodes
         learner = replica(algorithm)
@@ -220,6 +219,23 @@ class Engine:
         # What a method does with features takes memory, too: the chunks stay as small as with images.
         self._activations[learner.net] = self._activation_bytes(algorithm)
         return learner, found
+
+    @torch.no_grad()
+    def known(self, net: Net, episodes: Episodes) -> Episodes:
+        """Episodes as they are, or of features where the net is frozen, which takes these as well: computed once for all runs."""
+        if episodes not in self._known:
+            found = features.of_frozen(episodes, net, self._encode(net), f"{self.device.type} {self.precision}")
+            if found is None:
+                return episodes
+            self._known[episodes] = found
+        return self._known[episodes]
+
+    def _encode(self, net: Net) -> features.Encode:
+        def encode(net: Net, images: Tensor) -> Tensor:
+            with self._arithmetic():
+                return net(to_float(images.to(self.device)))
+
+        return partial(self.executor.map, encode, net)
 
     def over(
         self, algorithm: Algorithm, function: Callable[[Algorithm, Task, float], Any], tasks: Task, number: float, name: Hashable
@@ -270,7 +286,9 @@ class Engine:
         one = select(tasks, 0)
         held = algorithm.footprint(one, train)
         kept = memory.kept_steps(algorithm.steps(one.context, train), self.device, states_alone=algorithm.keeps == "states")
-        size = (held.examples + held.repeated * kept) * self._activation_bytes(algorithm) + held.bytes
+        encoded = algorithm.net.frozen and one.query.x.dim() == 2
+        each = HEADS * 4 * algorithm.net.features if encoded else self._activation_bytes(algorithm)
+        size = (held.examples + held.repeated * kept) * each + held.bytes
         return memory.chunk_size(count(tasks), size, self.device)
 
     def _activation_bytes(self, algorithm: Algorithm) -> int:

@@ -50,13 +50,13 @@ def train(values: dict[str, Any], folder: Path, resume: bool = False) -> dict[st
     """
     world = World.join()
     with writing(folder):
-        return _train(values, folder, world, world.broadcast(stored.state(folder) if resume and world.rank == 0 else None))
+        return _train(values, folder, world, world.broadcast(stored.state(folder) if resume and world.rank == 0 else None), resume)
 
 
-def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, Any] | None) -> dict[str, Any]:
+def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, Any] | None, resume: bool) -> dict[str, Any]:
     def build() -> tuple[Run, Episodes, Episodes, Episodes | None]:
         # Going on does not take the run that this one began with: its weights are long in the checkpoint.
-        run = Run(values | {"init_from": None} if state else values, state, world)
+        run = Run(values | {"init_from": None} if state else values, state, world, stored=resume)
         return run, *_episodes(run)
 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
@@ -78,8 +78,9 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     try:
         if not world.rank:
             tracker.begin(folder, values, _hparams(values))
+        known = run.engine.known(run.algorithm.net, train_episodes) if run.algorithm.learns else train_episodes
         trainer: Trainer = run.valid.trainer.build(
-            run.algorithm, optimizer, run.engine, tracker, folder, train_episodes, val_episodes, run.validation
+            run.algorithm, optimizer, run.engine, tracker, folder, known, val_episodes, run.validation
         )
         if state:
             trainer.load(state)

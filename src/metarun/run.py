@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from metarun.nets import foreign
 from metarun.nets.base import Net
 from metarun.nets.module import Module
 from metarun.nets.norm import Norm
+from metarun.nets.pretrained import Pretrained
 from metarun.problem import EpisodeSpec, Problem
 from metarun.protocols.base import AfterAdaptation, Protocol, Together
 from metarun.protocols.episodes import LAST
@@ -48,6 +50,7 @@ class Run:
         values: a resolved config (see ``compose.resolve``).
         trained: for evaluation, a checkpoint to take the weights from; the data need no training split then.
         world: the processes that share the work; None for this one alone.
+        stored: the config is that of a run's folder, for which no net downloads weights.
 
     Attributes:
         values: the config, in which nothing hangs on other runs any more (see ``settled``).
@@ -56,7 +59,9 @@ class Run:
         UserError: the config is not valid, or data, episodes and checkpoint do not fit.
     """
 
-    def __init__(self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None) -> None:
+    def __init__(
+        self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None, stored: bool = False
+    ) -> None:
         keep_freed_memory()
         self.values = values = settled(values)
         self.valid = schema.validate(values)
@@ -88,7 +93,7 @@ class Run:
         if valid.algo.target.reads == "attributes":
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
-        self.algorithm = build_algorithm(valid, self.problem, trained).to(self.device)
+        self.algorithm = build_algorithm(valid, self.problem, trained, stored).to(self.device)
         self.algorithm.batchable &= self.data.batchable
         if not trained and (examples := self.data.examples()) is not None:
             for module in self.algorithm.modules():
@@ -158,7 +163,7 @@ class Run:
     def bn_mode(self) -> str:
         """Whose statistics normalise a query; ``none`` when the net has no norm."""
         net = self.algorithm.net
-        return net.norm if any(isinstance(module, Norm) for module in net.modules()) else "none"
+        return net.norm if net.norm == "stored" or any(isinstance(module, Norm) for module in net.modules()) else "none"
 
     def write(self, path: Path, content: str | bytes) -> None:
         """Put a file of the run in place, atomically; only rank 0 writes."""
@@ -181,14 +186,16 @@ def settled(values: dict[str, Any]) -> dict[str, Any]:
     return values if found == net.values else values | {"net": values["net"] | found}
 
 
-def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None) -> Algorithm:
+def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None, stored: bool = False) -> Algorithm:
     """The net and algorithm that a config names, with the weights of a checkpoint if there is one; needs no data.
+
+    ``stored``: the config is that of a run's folder, for which no net downloads weights.
 
     Raises:
         UserError: net, algorithm, problem and checkpoint do not fit each other.
     """
     if not trained:
-        return _build(valid, problem)
+        return _build(valid, problem, lambda net: net.fetch(stored))
     with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
         shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
     kept = valid.algo.target.lasting(trained["algorithm"])
@@ -208,9 +215,10 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
     return algorithm
 
 
-def _build(valid: Valid, problem: Problem) -> Algorithm:
+def _build(valid: Valid, problem: Problem, before: Callable[[Net], None] = lambda net: None) -> Algorithm:
+    """Net and algorithm; ``before`` is what the net goes through first."""
     try:
-        net = _net(valid, problem.input_shape)
+        before(net := _net(valid, problem.input_shape))
         if valid.algo.target.searches and not net.architecture:
             raise UserError(
                 f"algo={valid.algo.target.__name__.lower()} chooses between the alternatives of a net, and this one has none: use net=cell "
@@ -250,12 +258,11 @@ def _net(valid: Valid, input_shape: tuple[int, ...]) -> Net:
     """The net; one of the user is tried first, so that what is wrong with it is said in one line."""
     net: Net = valid.net.build(input_shape)
     theirs = valid.net.target if targets.foreign(valid.net.target) else type(net.module) if isinstance(net, Module) else None
-    if theirs:
-        home = Path(inspect.getfile(theirs)).parent
-        if theirs is valid.net.target:
-            foreign.check_net(net, input_shape, home)
-        if valid.engine.values["map"] == "vmap":
-            foreign.check_mapped(net, input_shape, home)
+    home = Path(inspect.getfile(theirs)).parent if theirs else Path()
+    if theirs is valid.net.target:
+        foreign.check_net(net, input_shape, home)
+    if valid.engine.values["map"] == "vmap" and (theirs or (isinstance(net, Pretrained) and not net.frozen)):
+        foreign.check_mapped(net, input_shape, home)
     return net
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from metarun.contract import checks
 from metarun.extensions.sources import given
-from metarun.nets.module import LayerNorm, Module
+from metarun.nets.module import Module
+from metarun.nets.native import LayerNorm
 from metarun.nets.norm import Norm
 
 TEXT = """

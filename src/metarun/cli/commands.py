@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from metarun.errors import UserError, nearest
 
-COMMANDS = ("check", "show", "list", "eval", "resume", "compare", "predict", "serve", "export")
+COMMANDS = ("check", "show", "list", "eval", "resume", "compare", "predict", "classify", "serve", "export")
 # What people try, and what it is here.
 MEANT: Mapping[str, str] = {
     "help": "metarun --help",
@@ -16,7 +16,6 @@ MEANT: Mapping[str, str] = {
     "train": "metarun KEY=VALUE …",
     "run": "metarun KEY=VALUE …",
     "sweep": "metarun -m KEY=A,B …",
-    "classify": "metarun predict RUN",
     "page": "metarun serve RUN",
     "web": "metarun serve RUN",
     "ls": "metarun list",

@@ -60,8 +60,8 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
         gives them back (tuples have become lists).
     """
     text = json.dumps(key, sort_keys=True)
-    folder = _folder()
-    path = folder / f"{key['name']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
+    place = folder("images")
+    path = place / f"{key['name']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     found = _read(path, text)
     if found is not None:
         return found
@@ -72,14 +72,14 @@ def cached_images(key: dict[str, Any], build: Callable[[], tuple[np.ndarray, Any
     side = json.dumps({"key": text, "shape": images.shape, "crc32": _crc32(images), "notes": notes})
     kept = None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(folder)
+        place.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(place)
         _write(path, lambda file: np.save(file, images))
         _write(path.with_suffix(".json"), lambda file: file.write(side.encode()))
         if images.nbytes > LARGE:
             kept = _read(path, text)
     except OSError as error:
-        _warn_unwritable(str(folder), error.strerror)
+        _warn_unwritable(str(place), error.strerror)
     return kept or (images, json.loads(side)["notes"])
 
 
@@ -87,16 +87,17 @@ def room(shape: tuple[int, ...]) -> np.ndarray:
     """An array of uint8 to decode into: in memory, above 256 MB in a file without a name in the cache's folder."""
     if math.prod(shape) <= LARGE:
         return np.empty(shape, np.uint8)
-    folder = _folder()
+    place = folder("images")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        return np.memmap(tempfile.TemporaryFile(dir=folder), np.uint8, "w+", shape=shape)
+        place.mkdir(parents=True, exist_ok=True)
+        return np.memmap(tempfile.TemporaryFile(dir=place), np.uint8, "w+", shape=shape)
     except OSError:
         return np.empty(shape, np.uint8)
 
 
-def _folder() -> Path:
-    return Path(os.environ.get("METARUN_CACHE") or user_cache()).expanduser() / "images"
+def folder(kind: str) -> Path:
+    """Where what is computed anew if it is missing is kept: ``images`` that were decoded, ``features`` of frozen nets."""
+    return Path(os.environ.get("METARUN_CACHE") or user_cache()).expanduser() / kind
 
 
 @functools.cache  # once per folder, not once per file

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.nets.norm import Norm, NormKind
+from metarun.nets.norm import AnyNorm, Norm
 
 T = TypeVar("T")
 
@@ -52,6 +52,8 @@ class Net(nn.Module, ABC):
         features: length of the feature vector.
         map_shape: channels, height and width of the map that a feature vector is the flattened form of; (features, 1, 1) if it is none.
         norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
+        frozen: nothing in it is learned or adapted, and an example's features depend on it alone; ``layers`` then takes features
+            [n, features] as well, which it hands on, so that those of an image are computed once for all.
         modulated: the submodule, a ``Norm`` or a linear layer, whose output a task may scale and shift before its activation (CAVIA).
         architecture: the parameter that weighs alternatives of which one will be chosen (DARTS), by its name; "" where there is none.
     """
@@ -59,8 +61,9 @@ class Net(nn.Module, ABC):
     architecture: str = ""
     features: int
     map_shape: tuple[int, int, int]
-    norm: NormKind
+    norm: AnyNorm
     modulated: str
+    frozen: bool = False
 
     def __getattr__(self, name: str) -> Any:
         """What torch looks up; a net that lacks an answer above is told which.
@@ -91,6 +94,16 @@ class Net(nn.Module, ABC):
     def transductive(self) -> bool:
         """Whether the answer to one query depends on the other queries."""
         return self.norm == "batch" and any(isinstance(module, Norm) for module in self.modules())
+
+    def fetch(self, stored: bool) -> None:
+        """Called once where no checkpoint brings the weights: take those that the net comes with, if it comes with some.
+
+        Args:
+            stored: the configuration is that of a run's folder, for which nothing is ever downloaded.
+
+        Raises:
+            UserError: they are not to be had.
+        """
 
     def observe(self, examples: Tensor) -> None:
         """Called once before meta-training with all its examples [n, *input_shape] as they are stored, uint8 or float.

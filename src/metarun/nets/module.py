@@ -7,32 +7,15 @@ import inspect
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metarun.errors import UserError
 from metarun.extensions import targets
 from metarun.nets import foreign
 from metarun.nets.base import Net
+from metarun.nets.native import with_our_norms
 from metarun.nets.norm import Norm
-
-
-class LayerNorm(nn.Module):
-    """``nn.LayerNorm`` in elementary operations, with the parameters of the one it replaces."""
-
-    def __init__(self, native: nn.LayerNorm) -> None:
-        super().__init__()
-        self.over, self.eps = tuple(range(-len(native.normalized_shape), 0)), native.eps
-        self.weight, self.bias = native.weight, native.bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [..., *normalized_shape], normalised over these last axes."""
-        centred = x - x.mean(self.over, keepdim=True)
-        x = centred * torch.rsqrt((centred * centred).mean(self.over, keepdim=True) + self.eps) * self.weight
-        return x if self.bias is None else x + self.bias
 
 
 class Module(Net):
@@ -66,7 +49,7 @@ class Module(Net):
             raise UserError("net=module needs net.module=PACKAGE.MODULE.CLASS, a torch.nn.Module in a folder named by --with FOLDER")
         what, target = f"net.module={module}", targets.load("net.module", module, nn.Module, "")
         with targets.told(f"{what} cannot be built with net.arguments={arguments or {}}", target):
-            self.module = _with_our_norms(target(**arguments or {}), norm, what)
+            self.module = with_our_norms(target(**arguments or {}), norm, what)
         foreign.refuse_layers(self.module, what)
         kinds = [layer.kind for layer in self.modules() if isinstance(layer, Norm)]
         self.norm = norm if norm in kinds else kinds[0] if kinds else "none"
@@ -77,35 +60,3 @@ class Module(Net):
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         return self.module(x)
-
-
-def _with_our_norms(module: nn.Module, batch: Literal["batch", "running"], what: str) -> nn.Module:
-    """The module with its affine norms replaced, itself where it is one.
-
-    Raises:
-        UserError: a norm that has no counterpart here.
-    """
-    for name, child in module.named_children():
-        setattr(module, name, _with_our_norms(child, batch, what))
-    if isinstance(module, nn.SyncBatchNorm) or (isinstance(module, _BatchNorm | _InstanceNorm) and _odd(module)):
-        raise UserError(f"{what} has a {type(module).__name__} that has no counterpart here: make it affine, without running statistics")
-    if isinstance(module, _BatchNorm):
-        return _taking(Norm(module.num_features, batch, eps=module.eps), module)
-    if isinstance(module, nn.GroupNorm) and module.affine:
-        return _taking(Norm(module.num_channels, "group", module.num_groups, module.eps), module)
-    if isinstance(module, _InstanceNorm) and module.affine:
-        return _taking(Norm(module.num_features, "instance", eps=module.eps), module)
-    if isinstance(module, nn.LayerNorm) and module.elementwise_affine:
-        return LayerNorm(module)
-    return module
-
-
-def _odd(norm: _BatchNorm | _InstanceNorm) -> bool:
-    """A batch norm without weights, or an instance norm with running statistics."""
-    return not norm.affine if isinstance(norm, _BatchNorm) else norm.track_running_stats
-
-
-def _taking(norm: Norm, native: nn.Module) -> Norm:
-    """``norm`` with the weights of the one it replaces."""
-    norm.load_state_dict({name: native.get_parameter(name) for name in ("weight", "bias")}, strict=False)
-    return norm

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarun.inner import upcast
 
 NormKind = Literal["batch", "support", "running", "group", "instance", "layer", "none"]
+AnyNorm = Literal[NormKind, "stored"]
 
 
 class Norm(nn.Module):
@@ -21,11 +22,12 @@ class Norm(nn.Module):
         support: statistics of the support set, for the queries too (inductive).
         running: batch statistics while training; for evaluation, population statistics that ``Net.calibrate`` collected
             over training episodes ("precise batch norm", Wu & Johnson 2021, arXiv:2105.07576, section 3) (inductive).
+        stored: population statistics that came with the weights, in training too, for a backbone trained by others (inductive).
         group, instance, layer: statistics of each example alone (inductive).
         none: scale and shift only.
     """
 
-    def __init__(self, channels: int, kind: NormKind, groups: int = 8, eps: float = 1e-5) -> None:
+    def __init__(self, channels: int, kind: AnyNorm, groups: int = 8, eps: float = 1e-5) -> None:
         super().__init__()
         if kind == "group" and channels % groups:
             raise ValueError(f"{channels} channels do not fall into {groups} groups")
@@ -35,7 +37,7 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         self.mean: Tensor
         self.var: Tensor
-        if kind == "running":
+        if kind in ("running", "stored"):
             self.register_buffer("mean", torch.zeros(channels))
             self.register_buffer("var", torch.ones(channels))
         self.tally: list[tuple[Tensor, Tensor]] | None = None  # batch moments, while Net.calibrate collects them
@@ -59,7 +61,7 @@ class Norm(nn.Module):
 
     def _by_channel(self, x: Tensor, n_support: int | None) -> tuple[Tensor, Tensor]:
         """x [n, *space, channels] less the mean and 1 / standard deviation of every channel, over the examples that the kind names."""
-        if self.kind == "running" and not self.training:
+        if self.kind == "stored" or (self.kind == "running" and not self.training):
             return x - self.mean, torch.rsqrt(self.var + self.eps)
         over = list(range(x.dim() - 1))
         mean = (x[:n_support] if self.kind == "support" else x).mean(over)

@@ -95,6 +95,12 @@ class Confusion:
             table.add_row(*map(Text, words))  # names are no markup
         return table
 
+    def save(self, folder: Path, title: str) -> None:
+        """Write ``confusion.csv`` and ``confusion.png``."""
+        written = self.csv()
+        replace_file(folder / "confusion.csv", lambda handle: handle.write(written.encode(errors="surrogateescape")))
+        self.draw(folder / "confusion.png", title)
+
     def draw(self, path: Path, title: str) -> None:
         """Write the picture: the share of every truth's answers as a shade, and their number."""
         from matplotlib.figure import Figure

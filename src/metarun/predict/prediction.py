@@ -9,7 +9,7 @@ import json
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,21 +67,14 @@ def predict(options: Options) -> dict[str, Any]:
     Raises:
         UserError, RunError: whatever is wrong with folders or pictures; see also ``trained.load`` and ``Model.adapt``.
     """
-    table, sheet = _targets(options)
+    table, sheet = targets(options.out, options.format, options.sheet, Path(options.run) / "predict")
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
     reader = file_reader(model, options.run)
     noun = f"{reader.noun}s"
-    folders = sources.support(Path(options.support), reader)
-    support, broken = _read(reader, [folders])
+    support, shots, broken = labelled(options.support, reader)
     query, broken_too = _read(reader, [sources.query(Path(place), reader) for place in options.query])
     tell(log, broken | broken_too)
-    shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in support)
-    for name, count in shots.items():
-        if not count:
-            own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(options.support, name)}
-            there = f" (passed over: {reasons(own)})" if own else ""
-            raise UserError(f"class '{name}' of {options.support} has no readable {reader.noun}{there}: add some, or remove the folder")
     if options.reject is not None and UNKNOWN in shots:
         raise UserError(f"--reject answers '{UNKNOWN}', and a class of {options.support} has that name: give it another")
     if not query:
@@ -106,7 +99,7 @@ def predict(options: Options) -> dict[str, Any]:
 
     if options.export:
         fitted.export(options.export)
-    text = _csv(answers, fitted.classes) if table.suffix == ".csv" else _json(answers)
+    text = as_csv(answers, fitted.classes) if table.suffix == ".csv" else as_json(answers)
     replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
     few, many = min(shots.values()), max(shots.values())
     each = f"{few if few == many else f'{few} to {many}'} {noun} each"
@@ -115,7 +108,7 @@ def predict(options: Options) -> dict[str, Any]:
         noun: f"{len(answers)} classified" + (f", {len(broken_too)} passed over" if broken_too else ""),
         "temperature": f"{model.temperature:.3g}, fitted on development tasks" if model.temperature != 1 else "",
         "accuracy": f"{accuracy:.4f} on the {len(judged)} {noun} in folders named like a class" if judged else "",
-        "of no class": _of_no_class(strays, fitted.classes, noun),
+        "of no class": of_no_class(strays, fitted.classes, noun),
         "norm": f"batch (transductive): {noun} are normalised together, so an answer depends on the others" if fitted.transductive else "",
         "predictions": str(table),
         "sheet": str(sheet or ""),
@@ -139,7 +132,7 @@ def predict(options: Options) -> dict[str, Any]:
     }
     if least is not None and lost is not None:
         rejected = sum(answer.unknown for answer in answers)
-        auroc = _auroc(answers)
+        auroc = separation(answers)
         apart = "" if auroc is None else f"; AUROC of those of a class against those of none {auroc:.4f}"
         told["rejected"] = f"{rejected} answered '{UNKNOWN}', with {lost:.3f} to be expected of {noun} that do belong{apart}"
         result |= {"rejected": rejected, "threshold": least, "expected_rate": lost, "auroc_unknown": auroc}
@@ -151,9 +144,7 @@ def predict(options: Options) -> dict[str, Any]:
         lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
         draw(sheet, lines, [(picture.folder, picture.image) for picture in support], answers, reader.noun, reader.wording)
     if confusion and table.name.startswith("predictions."):  # a folder, which has room for more than was asked for
-        written = confusion.csv()
-        replace_file(table.with_name("confusion.csv"), lambda handle: handle.write(written.encode(errors="surrogateescape")))
-        confusion.draw(table.with_name("confusion.png"), f"{model.algo}: answers by truth")
+        confusion.save(table.parent, f"{model.algo}: answers by truth")
         told["confusion"] = str(table.with_name("confusion.csv"))
     for key, value in told.items():
         if value:
@@ -161,6 +152,23 @@ def predict(options: Options) -> dict[str, Any]:
     if confusion:
         Console(highlight=False, width=None if sys.stdout.isatty() else 100).print(confusion.table())
     return result
+
+
+def labelled(place: str, reader: Reader) -> tuple[list[Picture], dict[str, int], dict[str, str]]:
+    """The readable pictures of the support, how many each class has, and why other files are passed over.
+
+    Raises:
+        UserError: a class has none; see also ``sources.support``.
+    """
+    folders = sources.support(Path(place), reader)
+    pictures, broken = _read(reader, [folders])
+    shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in pictures)
+    for name, count in shots.items():
+        if not count:
+            own = {path: reason for path, reason in broken.items() if Path(path).parent == Path(place, name)}
+            there = f" (passed over: {reasons(own)})" if own else ""
+            raise UserError(f"class '{name}' of {place} has no readable {reader.noun}{there}: add some, or remove the folder")
+    return pictures, shots, broken
 
 
 def _answers(fitted: Fitted, query: list[Picture], least: float | None) -> list[Answer]:
@@ -182,7 +190,7 @@ def _answers(fitted: Fitted, query: list[Picture], least: float | None) -> list[
     ]
 
 
-def _of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
+def of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
     """What lies in folders that name no class, and of which a class has nearly the name."""
     if not strays:
         return ""
@@ -191,30 +199,44 @@ def _of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
     return f"{strays.total()} {noun} in folders that name no class of the support: {', '.join(shown)}{more}"
 
 
-def _auroc(answers: list[Answer]) -> float | None:
-    """How well belonging tells answers about classes from those about none; None where either is missing."""
-    known = np.array([answer.belonging for answer in answers if answer.truth is not None])
-    others = np.array([answer.belonging for answer in answers if answer.stray is not None])
+def separation(answers: Sequence[Answer], score: Callable[[Answer], float | None] = lambda answer: answer.belonging) -> float | None:
+    """How well a score, by default belonging, tells answers about classes from those about none: AUROC; None where either is missing."""
+    known = np.array([score(answer) for answer in answers if answer.truth is not None])
+    others = np.array([score(answer) for answer in answers if answer.stray is not None])
     return roc(known, others).auc if len(known) and len(others) else None
 
 
-def _targets(options: Options) -> tuple[Path, Path | None]:
-    """Where the table and the sheet go; no sheet beside a table that was asked for as a file."""
-    sheet = Path(options.sheet) if options.sheet else None
-    if sheet and sheet.suffix != ".png":
-        raise UserError(f"--sheet {sheet} is not possible: give a file that ends in .png")
-    if options.out:
-        out = Path(options.out)
-        if out.suffix in (".csv", ".json") and not out.is_dir():
-            if options.format and out.suffix != f".{options.format}":
-                raise UserError(f"--out {out} and --format {options.format} contradict each other: leave one out")
-            return out, sheet
-        if out.suffix or out.is_file():
-            raise UserError(f"--out {out} is not possible: give a folder, or a file that ends in .csv or .json")
+def targets(out: str | None, format: str | None, sheet: str | None, kept: Path) -> tuple[Path, Path | None]:
+    """Where the table and the sheet go; no sheet beside a table that was asked for as a file.
+
+    Args:
+        out, format, sheet: as the options of these names say.
+        kept: the folder that gets a folder for every call without ``out``.
+    """
+    drawn = Path(sheet) if sheet else None
+    if drawn and drawn.suffix != ".png":
+        raise UserError(f"--sheet {drawn} is not possible: give a file that ends in .png")
+    if out is None:
+        place = kept / str(1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1))
     else:
-        kept = Path(options.run) / "predict"
-        out = kept / str(1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1))
-    return out / f"predictions.{options.format or 'csv'}", sheet or out / "sheet.png"
+        place = Path(out)
+        if place.suffix in (".csv", ".json") and not place.is_dir():
+            if format and place.suffix != f".{format}":
+                raise UserError(f"--out {out} and --format {format} contradict each other: leave one out")
+            return place, drawn
+        if place.suffix or place.is_file():
+            raise UserError(f"--out {out} is not possible: give a folder, or a file that ends in .csv or .json")
+    return place / f"predictions.{format or 'csv'}", drawn or place / "sheet.png"
+
+
+def listed(places: Sequence[Found]) -> tuple[list[tuple[str, Path, str]], dict[str, str]]:
+    """Name, path and folder of every file, as of ``Picture``, in order; and why others are passed over."""
+
+    def name(found: Found, path: Path) -> str:
+        return path.relative_to(found.base).as_posix() if len(places) == 1 and path.is_relative_to(found.base) else path.as_posix()
+
+    files = [(name(found, path), path, folder) for found in places for folder, paths in found.folders.items() for path in paths]
+    return files, {str(found.base / path): reason for found in places for path, reason in found.passed.items()}
 
 
 def _read(reader: Reader, places: Sequence[Found]) -> tuple[list[Picture], dict[str, str]]:
@@ -226,18 +248,14 @@ def _read(reader: Reader, places: Sequence[Found]) -> tuple[list[Picture], dict[
         except UnreadableError as reason:
             return str(reason)
 
-    def name(found: Found, path: Path) -> str:
-        return path.relative_to(found.base).as_posix() if len(places) == 1 and path.is_relative_to(found.base) else path.as_posix()
-
-    files = [(name(found, path), path, folder) for found in places for folder, paths in found.folders.items() for path in paths]
+    files, passed = listed(places)
     with ThreadPoolExecutor() as pool:
         images = list(pool.map(lambda file: read(file[1]), files))
-    passed = {str(found.base / path): reason for found in places for path, reason in found.passed.items()}
     passed |= {str(path): image for (_, path, _), image in zip(files, images) if isinstance(image, str)}
     return [Picture(path, name, folder, image) for (name, path, folder), image in zip(files, images) if not isinstance(image, str)], passed
 
 
-def _csv(answers: list[Answer], classes: list[str]) -> str:
+def as_csv(answers: list[Answer], classes: list[str]) -> str:
     """One line per picture: file, answer, probability of the likeliest class, then that of every class; ``truth`` where any is known, and
     ``belonging`` where it was asked for.
     """
@@ -257,7 +275,7 @@ def _csv(answers: list[Answer], classes: list[str]) -> str:
     return out.getvalue()
 
 
-def _json(answers: list[Answer]) -> str:
+def as_json(answers: list[Answer]) -> str:
     """A list with one object per picture; ``truth`` is null where it is not known, ``belonging`` there where it was asked for."""
     records = [
         {"file": a.file, "class": a.guess, "probability": a.confidence, "truth": a.truth, "probabilities": a.probabilities}

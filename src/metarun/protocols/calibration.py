@@ -86,13 +86,16 @@ def of_pool(logits: np.ndarray, y: np.ndarray) -> list[float]:
     return [ece(confidence, correct), *(1 - float(found[math.ceil(kept * len(found)) - 1]) for kept in KEPT), float(found.mean())]
 
 
-def fitted_temperature(logits: np.ndarray, y: np.ndarray) -> list[float]:
-    """The one T for which logits / T make the labels likeliest (section 4.2 of Guo et al.), by bisection: the loss is convex in 1 / T."""
+def fitted_temperature(logits: np.ndarray, y: np.ndarray, softened: float = 0.0) -> list[float]:
+    """The one T for which logits / T make the labels likeliest (section 4.2 of Guo et al.), by bisection: the loss is convex in 1 / T.
+
+    ``softened``: the share of every label that is spread over all classes.
+    """
     if np.isnan(logits).any():
         return [math.nan]
     columns = np.ascontiguousarray(logits.reshape(-1, logits.shape[-1]).T)  # [way, n]: sums over few classes are quick so
     columns -= columns.max(0)
-    own = np.take_along_axis(columns, y.reshape(1, -1), 0).mean()
+    own = (1 - softened) * np.take_along_axis(columns, y.reshape(1, -1), 0).mean() + softened * columns.mean()
     low, high = -math.log(HOTTEST), math.log(HOTTEST)
     for _ in range(HALVINGS):
         middle = (low + high) / 2

@@ -9,9 +9,8 @@ import warnings
 from functools import cache
 from typing import Any
 
-import torch
-
 from metarun.errors import MissingLibrary, install
+from metarun.runtime import torchvision
 
 
 @cache
@@ -24,12 +23,7 @@ def library() -> Any:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):  # gym, which it imports, announces its successor
             warnings.simplefilter("ignore")
-            try:
-                importlib.import_module("torchvision")
-            except RuntimeError:  # built for GPUs, beside a torch for CPUs it lacks two operators that it goes on to describe
-                schemas = torch.library.Library("torchvision", "DEF")
-                for name in ("nms", "qnms"):
-                    schemas.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            torchvision.prepare()
             return importlib.import_module("learn2learn")
     except ImportError as error:
         raise MissingLibrary(
