@@ -15,7 +15,16 @@ SIDE, CLASSES, EACH = 16, 8, 12
 WRONG = {"c1/odd0.png": 2, "c4/odd1.png": 0, "c6/odd2.png": 5}  # files that show another class than that of their folder
 WORDS = [
     *("algo=metaweight", "data=folder", "data.root=photos", "episode=dataset", "way=2", "shot=7", "query=2", "episode.clean=3"),
-    *("data.size=16", "data.channels=1", "net=mlp", "net.sizes=[24]", "algo.test_steps=60", "algo.rate=0.1", "algo.meta_rate=0.01"),
+    *(
+        "data.size=16",
+        "data.channels=1",
+        "net=mlp",
+        "net.sizes=[24]",
+        "algo.test_steps=80",
+        "algo.rule=sgd",
+        "algo.rate=0.1",
+        "algo.meta_rate=0.01",
+    ),
     *("trainer.val_episodes=0", "trainer.test_episodes=2", "device=cpu", "logger=quiet", "hydra.run.dir=run"),
 ]
 
