@@ -66,7 +66,8 @@ def test_a_run_on_a_folder_ends_with_its_suspects(metarun, photos):
     text = "\n".join(result.out)
     assert "most suspicious file" in text
     assert all(file in text for file in WRONG)
-    assert Image.open("run/suspects.png").size[0] > 500
+    with Image.open("run/suspects.png") as sheet:
+        assert sheet.size[0] > 500
     assert json.loads(Path("run/summary.json").read_text())["suspects"] == result.json["suspects"]
     before = everything(Path("run"))
     again = metarun("export", "run", "weights", "--out", "weights.csv", "--sheet", "sheet.png", "--json")
