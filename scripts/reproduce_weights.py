@@ -58,8 +58,8 @@ ROWS = {
         "random weights": "algo=random_weights",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
-        "the 200 clean examples alone": f"{ALONE} shot=20 algo.test_steps=1000",
-        "no label flipped": f"{ALONE} algo.test_steps=1000",
+        "the 200 clean examples alone": f"{ALONE} shot=20",
+        "no label flipped": ALONE,
     },
 }
 
