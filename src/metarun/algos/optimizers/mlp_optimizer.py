@@ -19,7 +19,7 @@ DECAYS = (0.9, 0.99, 0.999)  # of the running means of gradients
 SQUARES = 0.999  # of that of their squares
 SEEN = 6 + 1 + len(DECAYS)  # numbers that the net sees of a coordinate
 NOMINAL = 1  # where among these Adam's step stands
-TINY = 1e-16  # below which a mean square is none
+TINY = 1e-12  # below which a mean square is none: the rounding of a slope that is zero shall not be seen as one
 
 
 class Means(NamedTuple):
