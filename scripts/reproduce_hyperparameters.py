@@ -18,11 +18,11 @@ from reproduce_search import finished
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
 TABLE = re.compile(r"(<!-- hyperparameters: .*? -->\n).*?(<!-- /hyperparameters -->)", re.DOTALL)
 # Ordinary training of a small net on 25 images, 50 steps of SGD with momentum; tasks are judged by 75 further images.
-SAME = "algo=hyperparameters data=omniglot data.split=small data.size=20 net=mlp net.sizes=[32] net.norm=none way=5 shot=5"
-SAME += " trainer.val_episodes=300 trainer.test_episodes=1"
+SAME = "algo=hyperparameters data=omniglot data.split=small data.size=14 net=mlp net.sizes=[32] net.norm=none way=5 shot=5"
+SAME += " trainer.val_episodes=200 trainer.test_episodes=1"
 FIXED = f"{SAME} trainer.iterations=0"
-RATES, MOMENTA, DECAYS = (0.01, 0.03, 0.1, 0.3), (0.5, 0.9), (0.0001, 0.01, 0.1)
-LEARNING = "optim.lr=0.1 trainer.iterations=100 trainer.meta_batch=8 trainer.val_every=50"
+RATES, MOMENTA, DECAYS = (0.01, 0.03, 0.1, 0.3), (0.9,), (0.0001, 0.03)
+LEARNING = "optim.lr=0.1 trainer.iterations=50 trainer.meta_batch=4 trainer.val_every=50"
 LEARNED = {
     "learned from these on, unrolled": LEARNING,
     "decays alone, by conjugate gradient": f"algo.gradient=cg {LEARNING}",
