@@ -9,7 +9,6 @@ import yaml
 from helpers import in_float64, small
 
 from metarun import inner
-from metarun.algos.blackbox.incontext import InContext
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -106,7 +105,7 @@ def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
     for i, said in enumerate(members):
         key = inner.fold_in(context.key, i)
         order = inner.order(inner.fold_in(key, 1), 6)
-        shown = InContext.begin(algorithm, context._replace(key=key, support=Batch(standard[0][:, order], y)))
-        torch.testing.assert_close(said, InContext.predict(algorithm, shown, standard[1][:, order]), rtol=1e-9, atol=1e-12)
+        shown = algorithm.reader.begin(context._replace(key=key, support=Batch(standard[0][:, order], y)))
+        torch.testing.assert_close(said, algorithm.reader.predict(shown, standard[1][:, order]), rtol=1e-9, atol=1e-12)
     algorithm.train()
     assert len(algorithm.begin(context).views) == 1

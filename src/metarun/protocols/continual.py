@@ -157,7 +157,7 @@ class Continual(Protocol):
         curves.set(xlabel="classes met", ylabel="accuracy", ylim=(-0.02, 1.02))
         curves.spines[["top", "right"]].set_visible(False)
         curves.legend(frameon=False, fontsize=8)
-        shown = np.ma.masked_array(matrix.mean(0), np.triu(np.ones((tasks, tasks)), 1))
+        shown = np.ma.masked_array(matrix.mean(0), np.triu(np.ones((tasks, tasks), bool), 1))
         image = known.imshow(shown, vmin=0, vmax=1, cmap="viridis", origin="lower", extent=(0.5, tasks + 0.5, 0.5, tasks + 0.5))
         known.set(xlabel="task", ylabel="after how many tasks")
         figure.colorbar(image, ax=known, label="accuracy", shrink=0.85)

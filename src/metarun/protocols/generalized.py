@@ -12,7 +12,7 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.adaptation import asked
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset, ImageDataset
 from metarun.data.episodes import ClassEpisodes, Episodes
 from metarun.data.held_out import SEEN, joined
@@ -102,7 +102,7 @@ class Generalized(Protocol):
         context, query = task.context, task.query
         seen_class = context.classes < algorithm.problem.classes
 
-        def noted(prediction: Any) -> dict[str, Tensor]:
+        def noted(state: State, prediction: Any) -> dict[str, Tensor]:
             scores = inner.upcast(best_guess(prediction))
             sides = [scores.masked_fill(side, -torch.inf) for side in (~seen_class, seen_class)]  # seen, unseen
             margin = sides[0].amax(1) - sides[1].amax(1)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from metarun import inner
 from metarun.adaptation import asked
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset, ImageDataset
 from metarun.data.episodes import ClassEpisodes, Episodes
 from metarun.errors import UserError
@@ -98,7 +98,7 @@ class Retrieval(Protocol):
         """See ``retrieved``."""
         context, query = task.context, task.query
 
-        def noted(prediction: Any) -> dict[str, Tensor]:
+        def noted(state: State, prediction: Any) -> dict[str, Tensor]:
             return retrieved(best_guess(prediction), query.y, context.key)
 
         return rows(asked(algorithm, context, query.x, [algorithm.steps(context, False)], noted, scanned=scanned), -1)

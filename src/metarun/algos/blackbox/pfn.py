@@ -3,13 +3,14 @@ Hollmann, Müller, Eggensperger, Hutter 2023, "TabPFN", arXiv:2207.01848."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
+from metarun.algorithm import Algorithm
 from metarun.algos.blackbox.incontext import InContext, Shown
 from metarun.nets.base import Net
 from metarun.nets.pixels import Pixels
@@ -36,7 +37,7 @@ class Known(NamedTuple):
     views: tuple[View, ...]
 
 
-class PFN(InContext):
+class PFN(Algorithm):
     """Prior-fitted net: the in-context learner on rows of numbers.
 
         q(y | x, D) = mean over views of Transformer(rows of D with codes of their labels, x)          (equations 1 and 3)
@@ -52,14 +53,27 @@ class PFN(InContext):
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
         views: of validation and test; meta-training has one.
-        settings: as of ``InContext``.
+        ways, width, layers, heads, hidden: as of ``InContext``.
     """
 
-    encodes = False
+    kinds = frozenset({"classification"})
+    label_dependent = True
 
-    def __init__(self, net: Net, problem: Problem, *, views: Annotated[int, Ge(1)], **settings: Any) -> None:
-        super().__init__(Pixels(problem.input_shape), problem, **settings)
+    def __init__(
+        self,
+        net: Net,
+        problem: Problem,
+        *,
+        views: Annotated[int, Ge(1)],
+        ways: Annotated[int, Ge(2)],
+        width: Annotated[int, Ge(1)],
+        layers: Annotated[int, Ge(1)],
+        heads: Annotated[int, Ge(1)],
+        hidden: Annotated[int, Ge(1)],
+    ) -> None:
+        super().__init__(Pixels(problem.input_shape), problem)
         self.views = views
+        self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
@@ -74,12 +88,12 @@ class PFN(InContext):
             key = inner.fold_in(context.key, i)
             order = inner.order(inner.fold_in(key, 1), rows.shape[1])
             seen = Batch(shown[:, order], y)
-            views.append(View(order, super().begin(context._replace(support=seen, key=key))))
+            views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
         return Known(mean, inverse, size, tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
         rows = standard(inner.upcast(x.flatten(1)), state.mean, state.inverse, state.size)
-        return Samples(torch.stack([super(PFN, self).predict(view.shown, rows[:, view.columns]) for view in state.views]))
+        return Samples(torch.stack([self.reader.predict(view.shown, rows[:, view.columns]) for view in state.views]))
 
 
 def standard(rows: Tensor, mean: Tensor, inverse: Tensor, size: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ class Matching(Algorithm):
         reads: Annotated[int, Ge(0)],
     ) -> None:
         super().__init__(net, problem)
-        self.similarity, self.temperature, self.reads = similarity, temperature, reads
+        self.similarity, self.temperature, self.readings = similarity, temperature, reads
         self.fce = self.label_dependent = self.ordered = fce
         if fce:
             width = net.features
@@ -105,7 +105,7 @@ class Matching(Algorithm):
     def _read_by_query(self, plain: Tensor, support: Tensor) -> Tensor:
         """f [n, features] of the queries' plain features [n, features]; ``support`` [m, features] is g."""
         hidden, memory = plain, torch.zeros_like(plain)
-        for _ in range(self.reads):
+        for _ in range(self.readings):
             found = (hidden @ support.T).softmax(-1) @ support
             hidden, memory = self.reader(torch.cat([plain, hidden, found], -1), memory)
             hidden = hidden + plain
