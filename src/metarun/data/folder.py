@@ -111,8 +111,8 @@ class Folder(ImageDataset):
         result = {}
         for (split, classes), (first, last) in zip(splits.items(), pairwise(edges), strict=True):
             starts = counts[split].cumsum() - counts[split]
-            names = [_name(base, path) for paths in classes.values() for path in paths]
-            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), files=names)
+            files_of = [_name(base, path) for paths in classes.values() for path in paths]
+            result[split] = Split(torch.from_numpy(images[first:last]), starts, counts[split], list(classes), files=files_of)
         own = base / "attributes.csv"
         result = described(result, attributes if attributes or not own.is_file() else own, named)
         super().__init__(hold_out(result, held_out))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -45,8 +46,8 @@ def film(run: Run, task: Task, title: str) -> Iterator[Figure]:
     """``figure`` from the first action on, as the trajectories grow; the same figure again and again, to be drawn at once."""
     drawn = figure(run, task, title)
     axes = drawn.axes[0]
-    ways = [line for line in axes.lines if len(line.get_xydata()) > 1]  # the goal is a single point
-    paths = [line.get_xydata() for line in ways]
+    ways = [line for line in axes.lines if len(np.asarray(line.get_xydata())) > 1]  # the goal is a single point
+    paths = [np.asarray(line.get_xydata()) for line in ways]
     drawn.draw_without_rendering()  # settles the limits, which are to be those of all that will be seen
     limits = axes.get_xlim(), axes.get_ylim()
     axes.set_aspect("equal", adjustable="box")

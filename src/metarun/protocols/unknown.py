@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.adaptation import asked
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset
 from metarun.data.episodes import ClassEpisodes, Episodes
 from metarun.errors import UserError
@@ -60,7 +60,7 @@ class Unknown(Protocol):
         context, x = task.context, task.query.x
         steps = algorithm.steps(context, False)
 
-        def surest(prediction: Any) -> Tensor:
+        def surest(state: State, prediction: Any) -> Tensor:
             return upcast(best_guess(prediction)).softmax(-1).max(-1).values
 
         softmax = rows(asked(algorithm, context, x, [steps], surest, scanned=scanned), -1)
