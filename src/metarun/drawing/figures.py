@@ -34,7 +34,7 @@ from metarun.task import Batch, Task, select
 COLUMNS, ROWS = 12, 40  # images of a class and classes shown at most, per block
 INCH = 0.5  # side of an image
 CURVE = 500  # points that show the curve behind a regression task
-FRAME, LAST_FRAME = 60, 2000  # of a film, milliseconds
+FRAME, LAST_FRAME, COLOURS = 60, 2000, 64  # of a film: milliseconds, and how many colours it has
 GAP = 0.12  # between images, as a fraction of their side
 SUPPORT, QUERY, RIGHT, WRONG, ORACLE, SAMPLE = "#c8553d", "#2f6690", "#7fb69a", "#d1495b", "#8a5a9e", "#3d8f86"
 LINES = 20  # samples of an answer that are drawn at most
@@ -89,7 +89,9 @@ def film(run: Run, split: str, index: int, path: Path) -> None:
         raise UserError(f"--out {path.name} is to be a film, which trajectories on a plane make; give a name that ends with .png")
     task, spec, where = _asked(run, split, index)
     grown = trajectories.film(run, task, f"{spec.shot} trajectories to adapt by:  {where}")
-    frames = [Image.fromarray(pixels(figure)) for figure in grown]
+    drawn = [Image.fromarray(pixels(figure)) for figure in grown]
+    colours = drawn[-1].quantize(COLOURS)  # of the whole picture, for all frames, so that what stands still takes no room
+    frames = [image.quantize(palette=colours, dither=Image.Dither.NONE) for image in drawn]
     times = [FRAME] * (len(frames) - 1) + [LAST_FRAME]
     replace_file(path, lambda handle: frames[0].save(handle, format="GIF", save_all=True, append_images=frames[1:], duration=times, loop=0))
 
