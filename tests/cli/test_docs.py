@@ -235,6 +235,8 @@ def test_commands_compose(page, line):
             assert set(given.words) <= options.descriptions().keys()
         elif command in ("predict", "serve"):
             assert len(given.words) <= 1  # the command itself, or with its run
+        elif command == "export":
+            assert len(given.words) in (0, 2)  # its run, and what of it
         elif command == "resume":
             assert all(goes_further(word) for word in given.words[1:])
         else:
