@@ -53,7 +53,6 @@ RUNS = {
     "cifar": {
         "protonet": f"{PHOTOS} algo=protonet",
         "imaginary, protonet": f"{PHOTOS} {member('protonet', 'imaginary')}",
-        "metagan, protonet": f"{PHOTOS} {member('protonet', 'metagan')}",
     },
     "augment": {
         "augment=none": f"{ONESHOT} augment=none",
@@ -68,7 +67,7 @@ RUNS = {
 }
 BASE = {
     "omniglot": {"imaginary, protonet": "protonet", "metagan, protonet": "protonet", "imaginary, r2d2": "r2d2"},
-    "cifar": {"imaginary, protonet": "protonet", "metagan, protonet": "protonet"},
+    "cifar": {"imaginary, protonet": "protonet"},
     "augment": {
         "augment=characters": "augment=none",
         "learned": "augment=none",
