@@ -140,9 +140,9 @@ def page(table: str, found: dict[str, dict[str, Any]], folders: dict[str, Path])
     """One row a run, in Markdown, the policies that were learned, and the commands."""
     first = next(iter(found.values()))
     text = f"{SHOWN[table]}, {first['test']['accuracy']['n']} episodes, seed {first['seed']}, norm {first['bn_mode']}; chance "
-    text += f"{100 / first['way']:.0f} %.\n\n| | accuracy, % | difference, episode by episode | seconds |\n| --- | --- | --- | --- |\n"
+    text += f"{100 / first['way']:.0f} %.\n\n| | accuracy, % | difference, episode by episode |\n| --- | --- | --- |\n"
     for name in found:
-        text += f"| {name} | {' | '.join(row(table, found, folders, name))} | {found[name]['wall_s']:.0f} |\n"
+        text += f"| {name} | {' | '.join(row(table, found, folders, name))} |\n"
     for name, summary in found.items():
         if name == "learned" and "learned" in summary:
             text += policy(summary["learned"])
