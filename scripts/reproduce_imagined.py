@@ -53,7 +53,6 @@ RUNS = {
     "cifar": {
         "protonet": f"{PHOTOS} algo=protonet",
         "imaginary, protonet": f"{PHOTOS} {member('protonet', 'imaginary')}",
-        "metagan, protonet": f"{PHOTOS} {member('protonet', 'metagan')}",
     },
     "augment": {
         "augment=none": f"{ONESHOT} augment=none",
@@ -68,7 +67,7 @@ RUNS = {
 }
 BASE = {
     "omniglot": {"imaginary, protonet": "protonet", "metagan, protonet": "protonet", "imaginary, r2d2": "r2d2"},
-    "cifar": {"imaginary, protonet": "protonet", "metagan, protonet": "protonet"},
+    "cifar": {"imaginary, protonet": "protonet"},
     "augment": {
         "augment=characters": "augment=none",
         "learned": "augment=none",
@@ -141,9 +140,9 @@ def page(table: str, found: dict[str, dict[str, Any]], folders: dict[str, Path])
     """One row a run, in Markdown, the policies that were learned, and the commands."""
     first = next(iter(found.values()))
     text = f"{SHOWN[table]}, {first['test']['accuracy']['n']} episodes, seed {first['seed']}, norm {first['bn_mode']}; chance "
-    text += f"{100 / first['way']:.0f} %.\n\n| | accuracy, % | difference, episode by episode | seconds |\n| --- | --- | --- | --- |\n"
+    text += f"{100 / first['way']:.0f} %.\n\n| | accuracy, % | difference, episode by episode |\n| --- | --- | --- |\n"
     for name in found:
-        text += f"| {name} | {' | '.join(row(table, found, folders, name))} | {found[name]['wall_s']:.0f} |\n"
+        text += f"| {name} | {' | '.join(row(table, found, folders, name))} |\n"
     for name, summary in found.items():
         if name == "learned" and "augmentation" in summary["found"]:
             text += policy(summary["found"]["augmentation"])

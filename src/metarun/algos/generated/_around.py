@@ -64,9 +64,6 @@ class Around(Algorithm):
     def steps(self, context: Context, train: bool) -> int:
         return self.member.steps(context, train)
 
-    def begin(self, context: Context) -> State:
-        return self.member.begin(context)
-
     def step(self, state: State, context: Context, k: int) -> State:
         return self.member.step(state, context, k)
 

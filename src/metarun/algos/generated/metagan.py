@@ -20,7 +20,7 @@ from metarun.nets.base import Net
 from metarun.nets.conv import Conv
 from metarun.problem import Problem
 from metarun.runtime.replica import Caller
-from metarun.task import Task
+from metarun.task import Context, Task
 
 STREAM = 107  # of the episode's key: no member and no augmentation draws from it
 
@@ -77,6 +77,9 @@ class MetaGAN(Around):
             self.players = ("learner_loss", "generator_loss")
             self.log_slope, self.offset = nn.Parameter(torch.tensor(slope).log()), nn.Parameter(torch.tensor(0.0))
             self.generator = Painter(shape, noise, hidden)
+
+    def begin(self, context: Context) -> State:
+        return self.member.begin(context)
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         last, (x, y) = states[-1], task.query
