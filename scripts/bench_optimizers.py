@@ -139,7 +139,7 @@ def perceptron(learner: Any) -> Callable[..., Any]:
             means = [decay * m + (1 - decay) * g for decay, m in zip(DECAYS, means)]
             square = SQUARES * square + (1 - SQUARES) * g * g
             unbiased = [m / (1 - decay ** (k + 1)) for decay, m in zip(DECAYS, means)]
-            root = (square / (1 - SQUARES ** (k + 1)) + 1e-12).rsqrt()
+            root = (square / (1 - SQUARES ** (k + 1)) + 1e-16).rsqrt()
             plain = [v * root for v in (g, *unbiased)]
             sized = [by_size(v.flatten()).view(v.shape) for v in (w, g, *unbiased, root)]
             direction, size = learner.mlp(torch.stack([*plain, *sized], -1)).unbind(-1)
