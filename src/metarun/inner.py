@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.runtime.loop import loop as scanned_loop
-from metarun.runtime.private import alone_under_vmap, function_modes, tree_flatten, tree_leaves, tree_map, tree_unflatten
+from metarun.runtime.private import alone_under_vmap, function_modes, plain_tensors, tree_flatten, tree_leaves, tree_map, tree_unflatten
 from metarun.runtime.steps import Kept
 
 Mode = Literal["unroll", "mixed", "none"]
@@ -50,13 +50,13 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
                 stack.enter_context(mode)
             return loss(fast, *args)
 
-    constant = mode == "none" or not torch.is_grad_enabled()
-    if mode == "mixed" and not constant:
-        grads = _MixedGradient.apply(flat_loss, len(weights), *leaves)
-    elif alone_under_vmap(leaves):
-        grads = _GradientByTask.apply(flat_loss, len(weights), constant, *leaves)
+    how: Mode = mode if torch.is_grad_enabled() else "none"
+    if alone_under_vmap(leaves):
+        grads = _GradientByTask.apply(flat_loss, len(weights), how, *leaves)
+    elif how == "mixed" and plain_tensors():
+        grads = _GradientAnew.apply(flat_loss, len(weights), *leaves)
     else:
-        with torch.set_grad_enabled(not constant):
+        with torch.set_grad_enabled(how != "none"):
             return torch.func.grad(loss)(fast, *args)
     return tree_unflatten(list(grads), form)
 
@@ -68,7 +68,7 @@ class _GradientByTask(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(loss: Callable[..., Tensor], n_fast: int, constant: bool, *leaves: Tensor) -> tuple[Tensor, ...]:
+    def forward(loss: Callable[..., Tensor], n_fast: int, mode: Mode, *leaves: Tensor) -> tuple[Tensor, ...]:
         raise NotImplementedError  # there is nothing but ``vmap``
 
     @staticmethod
@@ -77,31 +77,39 @@ class _GradientByTask(torch.autograd.Function):
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], loss: Callable[..., Tensor], n_fast: int, constant: bool, *leaves: Tensor
+        info: Any, in_dims: tuple[Any, ...], loss: Callable[..., Tensor], n_fast: int, mode: Mode, *leaves: Tensor
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         dims = in_dims[3:]
-        if constant:
+        if mode == "none":
             leaves = tuple(leaf.detach() for leaf in leaves)
         # Views, as shared weights may be among the other leaves as well.
-        stacked = (
+        fast = [
             as_it_lies(lambda w: w.expand(info.batch_size, *w.shape), w) if dim is None else w.movedim(dim, 0)
             for w, dim in zip(leaves[:n_fast], dims)
-        )
-        fast = [w if w.requires_grad else w.detach().requires_grad_() for w in stacked]
-        with torch.enable_grad():
-            losses = torch.vmap(loss, in_dims=(*[0] * n_fast, *dims[n_fast:]))(*fast, *leaves[n_fast:])
-            grads = torch.autograd.grad(losses.sum(), fast, create_graph=not constant, materialize_grads=True)
+        ]
+
+        def total(*leaves: Tensor) -> Tensor:
+            return torch.vmap(loss, in_dims=(*[0] * n_fast, *dims[n_fast:]))(*leaves).sum()
+
+        if mode == "mixed":
+            grads = _GradientAnew.apply(total, n_fast, *fast, *leaves[n_fast:])
+        else:
+            fast = [w if w.requires_grad else w.detach().requires_grad_() for w in fast]
+            with torch.enable_grad():
+                loss_of_all = total(*fast, *leaves[n_fast:])
+                grads = torch.autograd.grad(loss_of_all, fast, create_graph=mode == "unroll", materialize_grads=True)
         return grads, (0,) * n_fast
 
 
-class _MixedGradient(torch.autograd.Function):
-    """g(fast, args) = ∇_fast loss, which keeps its arguments alone; the way back computes it again."""
-
-    generate_vmap_rule = True
+class _GradientAnew(torch.autograd.Function):
+    """The gradient of a loss of plain tensors by the first ``n_fast``, which keeps its arguments alone; the way back computes it again."""
 
     @staticmethod
     def forward(loss: Callable[..., Tensor], n_fast: int, *leaves: Tensor) -> tuple[Tensor, ...]:
-        return torch.func.grad(loss, argnums=tuple(range(n_fast)))(*leaves)
+        fast = [w.detach().requires_grad_() for w in leaves[:n_fast]]
+        with torch.enable_grad():
+            value = loss(*fast, *(leaf.detach() for leaf in leaves[n_fast:]))
+        return torch.autograd.grad(value, fast, materialize_grads=True)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -111,17 +119,28 @@ class _MixedGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        leaves = ctx.saved_tensors
-        needed = [i for i, leaf in enumerate(leaves) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
+        wanted = [i for i, leaf in enumerate(ctx.saved_tensors) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
+        again = torch.is_grad_enabled()  # the way back is to be differentiated, too
 
-        def gradients(*moved: Tensor) -> tuple[Tensor, ...]:
-            by_leaf = dict(zip(needed, moved))
-            return torch.func.grad(ctx.loss, argnums=tuple(range(ctx.n_fast)))(*(by_leaf.get(i, leaf) for i, leaf in enumerate(leaves)))
+        def products() -> tuple[Tensor, ...]:
+            leaves = [
+                (leaf.view_as(leaf) if again and leaf.requires_grad else leaf.detach().requires_grad_())
+                if i in wanted or i < ctx.n_fast
+                else leaf
+                for i, leaf in enumerate(ctx.saved_tensors)
+            ]
+            with torch.enable_grad():
+                fast = leaves[: ctx.n_fast]
+                grads = torch.autograd.grad(ctx.loss(*leaves), fast, create_graph=True, materialize_grads=True)
+                pairs = [(grad, given) for grad, given in zip(grads, cotangents) if grad.requires_grad]
+            if not pairs:
+                return tuple(torch.zeros_like(leaves[i]) for i in wanted)
+            outputs, given = zip(*pairs)
+            return torch.autograd.grad(outputs, [leaves[i] for i in wanted], given, create_graph=again, materialize_grads=True)
 
         # Autograd may have a thread of its own for the way back, which knows nothing of the choice of kernels.
-        products = ctx.context.copy().run(lambda: torch.func.vjp(gradients, *(leaves[i] for i in needed))[1](cotangents))
-        by_leaf = dict(zip(needed, products))
-        return (None, None, *(by_leaf.get(i) for i in range(len(leaves))))
+        by_leaf = dict(zip(wanted, ctx.context.copy().run(products)))
+        return (None, None, *(by_leaf.get(i) for i in range(len(ctx.saved_tensors))))
 
 
 def loop(

@@ -105,6 +105,11 @@ def under_vmap_only() -> bool:
     return all(level.key() == _functorch.TransformType.Vmap for level in _levels())
 
 
+def plain_tensors() -> bool:
+    """Whether no transform of torch.func is at work."""
+    return not _levels()
+
+
 def alone_under_vmap(leaves: list[Tensor]) -> bool:
     """Whether some of these tensors are those of many tasks under one torch.vmap, and no other transform of torch.func is at work."""
     return len(_levels()) == 1 and under_vmap_only() and any(map(_functorch.is_batchedtensor, leaves))
