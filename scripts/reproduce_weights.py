@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import re
+import shutil
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -45,14 +46,12 @@ PLANTED, LOOKED_AT = 0.05, 50  # of the files, renamed into a wrong class; and h
 ALONE = "algo=supervised episode.corrupt=none episode.rate=0"
 ROWS = {
     "imbalance": {
-        "plain training": "algo=supervised algo.test_steps=2000",
-        "random weights": "algo=random_weights algo.test_steps=2000",
-        "hard mining": "algo=hard_mining algo.test_steps=2000 algo.batch=500",
-        "class ratio": "algo=ratio algo.test_steps=2000",
+        "plain training": "algo=supervised algo.test_steps=1000",
+        "random weights": "algo=random_weights algo.test_steps=1000",
+        "class ratio": "algo=ratio algo.test_steps=1000",
         "Meta-Weight-Net": "algo=metaweight",
         "L2RW": "algo=l2rw",
         "the 10 clean examples alone": f"{ALONE} shot=5",
-        "as many images of both classes": f"{ALONE} shot=2500",
     },
     "flips": {
         "plain training": "algo=supervised",
@@ -82,6 +81,8 @@ def main() -> None:
         text = tables[name]()
         print(text, flush=True)
         if options.write:
+            if name == "flips":
+                shutil.copy(options.runs / name / "meta-weight-net" / "weights.png", PAGE.parent / "pictures" / "weights.png")
             marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
             page = PAGE.read_text(encoding="utf-8")
             before, after = marked.search(page).groups()  # type: ignore[union-attr]
@@ -95,7 +96,7 @@ def table(name: str, runs: Path) -> str:
     """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
     words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
     folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
-    found = {row: finished(line, folders[row], "engine.threads=1") for row, line in words.items()}
+    found = {row: finished(line, folders[row], "engine.threads=1", "logger.pictures=true") for row, line in words.items()}
     errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
     text = "| training | error, % | less that of L2RW | AUROC of clean against flipped |\n| --- | --- | --- | --- |\n"
     for row, error in errors.items():

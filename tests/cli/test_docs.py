@@ -235,6 +235,8 @@ def test_commands_compose(page, line):
             assert set(given.words) <= options.descriptions().keys()
         elif command == "predict":
             assert len(given.words) <= 1  # the command itself, or with its run
+        elif command == "export":
+            assert len(given.words) in (0, 2)  # its run, and what of it
         elif command == "resume":
             assert all(compose.parse(word).key_or_group in FURTHER for word in given.words[1:])
         else:
@@ -258,7 +260,7 @@ def test_the_gallery_shows_each_picture_and_its_commands(monkeypatch):
 
     text = (DOCS / "gallery.md").read_text(encoding="utf-8")
     shown = set(re.findall(r"\]\(pictures/(\w+)\.png\)", text))
-    elsewhere = {"quadratics", "neural_process", "presentations", "scaling"}  # made by the scripts that write their pages
+    elsewhere = {"quadratics", "neural_process", "presentations", "scaling", "weights"}  # made by the scripts that write their pages
     assert shown | elsewhere == gallery.MADE.keys() | elsewhere == {path.stem for path in (DOCS / "pictures").iterdir()}
     printed = gallery.programs(text) | gallery.programs((DOCS / "tutorial.md").read_text())
     assert printed.keys() == {"adapted_sine.py", "band.py", "shapes.py", "classify.py"}

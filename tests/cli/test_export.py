@@ -15,7 +15,16 @@ SIDE, CLASSES, EACH = 16, 8, 12
 WRONG = {"c1/odd0.png": 2, "c4/odd1.png": 0, "c6/odd2.png": 5}  # files that show another class than that of their folder
 WORDS = [
     *("algo=metaweight", "data=folder", "data.root=photos", "episode=dataset", "way=2", "shot=7", "query=2", "episode.clean=3"),
-    *("data.size=16", "data.channels=1", "net=mlp", "net.sizes=[24]", "algo.test_steps=60", "algo.rate=0.1", "algo.meta_rate=0.01"),
+    *(
+        "data.size=16",
+        "data.channels=1",
+        "net=mlp",
+        "net.sizes=[24]",
+        "algo.test_steps=80",
+        "algo.rule=sgd",
+        "algo.rate=0.1",
+        "algo.meta_rate=0.01",
+    ),
     *("trainer.val_episodes=0", "trainer.test_episodes=2", "device=cpu", "logger=quiet", "hydra.run.dir=run"),
 ]
 
@@ -57,7 +66,8 @@ def test_a_run_on_a_folder_ends_with_its_suspects(metarun, photos):
     text = "\n".join(result.out)
     assert "most suspicious file" in text
     assert all(file in text for file in WRONG)
-    assert Image.open("run/suspects.png").size[0] > 500
+    with Image.open("run/suspects.png") as sheet:
+        assert sheet.size[0] > 500
     assert json.loads(Path("run/summary.json").read_text())["suspects"] == result.json["suspects"]
     before = everything(Path("run"))
     again = metarun("export", "run", "weights", "--out", "weights.csv", "--sheet", "sheet.png", "--json")

@@ -259,7 +259,9 @@ def test_the_area_is_that_of_all_pairs() -> None:
 def test_a_run_tells_wrong_labels_by_their_weights(algo: str, tmp_path: Path) -> None:
     words = ("data=glyphs", "data.train_classes=3", "data.val_classes=3", "data.test_classes=6", "data.drawers=60", "data.size=16")
     more = ("data.variation=0.5", "net=mlp", "shot=40", "query=10", "episode.clean=10", "episode.corrupt=labels", "episode.rate=0.4")
-    values = small(f"algo={algo}", "algo.rule=sgd", "algo.rate=0.3", "episode=dataset", *words, *more, "trainer.val_episodes=0")
+    values = small(
+        f"algo={algo}", "algo.rule=sgd", "algo.rate=0.3", "episode=dataset", *words, *more, "trainer.val_episodes=0", "logger.pictures=true"
+    )
     settings = {"test_steps": 200} | ({"hidden": 100, "meta_rate": 0.005} if algo == "metaweight" else {})
     values |= {"net": values["net"] | {"sizes": [32]}, "algo": values["algo"] | settings}
     summary = train(values, tmp_path)

@@ -67,7 +67,7 @@ class Weights(AfterAdaptation):
         figure = Figure(figsize=(7.2, 4.2), layout="constrained")
         axes = figure.subplots()
         top = float(np.quantile(weights, WIDEST)) or 1.0
-        edges = np.linspace(0, top, BINS + 1)
+        edges = np.linspace(0, top, BINS + 1).tolist()
         for kind, chosen, color in (("clean", ~corrupt, CLEAN), ("corrupt", corrupt, WRONG)):
             if n := int(chosen.sum()):
                 shares = np.full(n, 1 / n)
