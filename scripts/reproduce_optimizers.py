@@ -108,9 +108,8 @@ def rows(summary: Summary) -> str:
     """The curve of one test, a row for each method."""
     curve, rivals = {point["step"]: point for point in summary["test"]["curve"]}, summary["test"]["curve"][0]["rivals"]
     told = percent if summary["metric"] == "accuracy" else number
-    text = (
-        f"| | rate | {' | '.join(f'step {k}' for k in STEPS)} | its distance to it, task by task |\n| ---{' | ---' * (len(STEPS) + 2)} |\n"
-    )
+    steps = " | ".join(f"step {k}" for k in STEPS)
+    text = f"| | rate | {steps} | the first row's difference, task by task |\n| ---{' | ---' * (len(STEPS) + 2)} |\n"
     text += f"| **{summary['algo']}** | | {' | '.join(told(curve[k]) for k in STEPS)} | |\n"
     for name in rivals:
         one = summary["test"][f"rival_{name}"]

@@ -31,11 +31,11 @@ def by_hand(algorithm: Any, weights: list[np.ndarray], slopes: list[list[np.ndar
     squares = [np.zeros_like(w) for w in weights]
     for t, grads in enumerate(slopes, 1):
         for i, g in enumerate(grads):
-            means[i] = [b * m + (1 - b) * g for b, m in zip((0.9, 0.99, 0.999), means[i])]
+            means[i] = [b * m + (1 - b) * g for b, m in zip(algorithm.decays.tolist(), means[i])]
             squares[i] = 0.999 * squares[i] + 0.001 * g**2
-            unbiased = [m / (1 - b**t) for b, m in zip((0.9, 0.99, 0.999), means[i])]
-            root = 1 / np.sqrt(squares[i] / (1 - 0.999**t) + 1e-12)
-            sized = [v / np.sqrt((v**2).mean() + 1e-12) for v in (weights[i], g, *unbiased, root)]
+            unbiased = [m / (1 - b**t) for b, m in zip(algorithm.decays.tolist(), means[i])]
+            root = 1 / np.sqrt(squares[i] / (1 - 0.999**t) + 1e-16)
+            sized = [v / np.sqrt((v**2).mean() + 1e-16) for v in (weights[i], g, *unbiased, root)]
             x = np.stack([(v * root).ravel() for v in (g, *unbiased)] + [v.ravel() for v in sized], 1)
             for n, (matrix, bias) in enumerate(layers):
                 x = x @ matrix.T + bias
@@ -43,7 +43,7 @@ def by_hand(algorithm: Any, weights: list[np.ndarray], slopes: list[list[np.ndar
             adam = (unbiased[0] * root).ravel() if algorithm.nominal else 0.0
             update = ((x[:, 0] + adam) * np.exp(x[:, 1])).reshape(g.shape)
             if algorithm.normalise:
-                update = update / np.sqrt((update**2).mean() + 1e-12)
+                update = update / np.sqrt((update**2).mean() + 1e-16)
             weights[i] = weights[i] - algorithm.scale * update
     return weights
 

@@ -19,7 +19,7 @@ DECAYS = (0.9, 0.99, 0.999)  # of the running means of gradients
 SQUARES = 0.999  # of that of their squares
 SEEN = 6 + 1 + len(DECAYS)  # numbers that the net sees of a coordinate
 NOMINAL = 1  # where among these Adam's step stands
-TINY = 1e-12  # below which a mean square is none: the rounding of a slope that is zero shall not be seen as one
+TINY = 1e-16  # below which a mean square is none
 
 
 class Means(NamedTuple):
@@ -102,7 +102,7 @@ class MLPOptimizer(LearnedOptimizer):
 
     def seen(self, weight: Tensor, gradient: Tensor, means: Tensor, square: Tensor, k: int | Tensor) -> Tensor:
         """What the net sees of a tensor, [coordinates, SEEN]; ``means`` [decays, *shape], all others of the weight's shape."""
-        age = k + 1
+        age = k.double() + 1 if isinstance(k, Tensor) else k + 1
         means = means.flatten(1) / (1 - self.decays**age)[:, None]
         root = (square.flatten() / (1 - SQUARES**age) + TINY).rsqrt()
         slopes = torch.cat([gradient.flatten()[None], means])
