@@ -45,7 +45,7 @@ def main() -> None:
 def table(runs: Path, more: list[str]) -> str:
     """Losses and accuracies on development tasks, in Markdown, with the commands; ``more``: words that say where data lie."""
     grid = [f"algo.rate={r} algo.momentum={m} algo.decay={d}" for r, m, d in itertools.product(RATES, MOMENTA, DECAYS)]
-    fixed = {words: finished(f"{FIXED} {words}", runs / re.sub(r"[^\d.]+", "-", f"fixed-{words}").strip("-"), *more) for words in grid}
+    fixed = {words: finished(f"{FIXED} {words}", runs / re.sub(r"[^\w.]+", "-", f"fixed-{words}"), *more) for words in grid}
     best = min(fixed, key=lambda words: loss(fixed[words]))
     rows = {f"fixed, the best of {len(grid)}: `{best}`": fixed[best]}
     words = {name: f"{SAME} {best} {more}" for name, more in LEARNED.items()}

@@ -19,7 +19,7 @@ from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Batch, Context, Task
 
-LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "pairwise", "query_bytes", "batchable")
+LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "pairwise", "reads", "batchable")
 BETAS = (0.5, 0.999)  # of Adam for α (section 3.1)
 
 
@@ -63,7 +63,7 @@ class Darts(Algorithm):
         self.learner = learner(net, problem)
         self.net, self.virtual_lr, self.rate, self.decay = self.learner.net, virtual_lr, rate, decay
         name = type(self.learner).__name__
-        if self.learner.searches or self.learner.unrolls > 1 or self.learner.zero_shot:
+        if self.learner.searches or self.learner.unrolls > 1 or self.learner.reads == "attributes":
             raise ValueError(f"algo.learner={name} is not possible: take a method that meta-learns from episodes, such as protonet or maml")
         if not self.net.architecture or not self.mixture.requires_grad:
             raise ValueError(f"algo.learner={name} does not train the weights of the net, so that there is nothing to search by")
