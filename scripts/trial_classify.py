@@ -295,7 +295,7 @@ def told_accuracy(found: dict[str, Any]) -> str:
     return "\n".join(rows) + (
         f"\n\nMean over {of['repetitions']} draws from {of['pictures']} pictures of each class, ± 1.96 standard errors; chance is "
         f"{chance:.4f}. Seconds are of a processor, for a process from its start on, 100 + 300 pictures, features kept by nobody; "
-        f"with 3 classes, 15 + 36 pictures: `metarun classify` {took[f'metarun classify{few}']:.1f}, the script "
+        f"with 3 classes, 15 + 36 pictures: metarun classify {took[f'metarun classify{few}']:.1f}, the script "
         f"{took[f'scikit-learn{few}']:.1f}."
     )
 

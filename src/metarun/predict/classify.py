@@ -98,10 +98,13 @@ def classify(options: Options) -> dict[str, Any]:
     replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
     told |= {"predictions": str(table), "sheet": str(sheet or "")}
     if sheet:
-        lines = [f"{told['classes']}, by {backbone.name}", *(f"{key} {told[key]}" for key in ("head", "expected", "accuracy") if told[key])]
-        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording)
+        lines = [
+            f"classes: {told['classes']}; features: {backbone.name}",
+            *(f"{key} {told[key]}" for key in ("head", "expected", "accuracy") if told[key]),
+        ]
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording, named=True)
     if confusion and table.name.startswith("predictions."):  # a folder, which has room for more than was asked for
-        confusion.save(table.parent, f"{backbone.name}: answers by truth")
+        confusion.save(table.parent, "metarun classify: answers by truth")
         told["confusion"] = str(table.with_name("confusion.csv"))
     for key, value in told.items():
         if value:

@@ -19,6 +19,7 @@ from metarun.storage.files import replace_file
 
 TILE, GAP, MARGIN, COLUMNS = 84, 12, 24, 12  # pixels, and tiles in a row
 CAPTION = 56  # pixels below a classified picture: bar, answer, probability, truth
+NAME = 14  # and for its file's name
 LETTERS, LINES = 14, 6  # of a text in a tile
 SHOTS, ANSWERS = 5, 120  # how many pictures of a class, and of those classified, are shown
 WIDTH = 2 * MARGIN + COLUMNS * TILE + (COLUMNS - 1) * GAP
@@ -68,6 +69,7 @@ def draw(
     answers: Sequence[Answer],
     noun: str = "picture",
     wording: Wording | None = None,
+    named: bool = False,
 ) -> None:
     """Write the sheet as a PNG.
 
@@ -77,14 +79,15 @@ def draw(
         support: class and picture [channels, height, width] uint8 of every labelled example; at most 5 of a class are drawn.
         answers: in the order of the sheet; the first 120 are drawn.
         noun, wording: as of the run's ``Reader``.
+        named: the name of each classified file stands below it.
     """
     blocks = _blocks(support)
     shown = answers[:ANSWERS]
     place = _flow([len(images[:SHOTS]) for images in blocks.values()])
     top = MARGIN + 30 + 20 * (len(lines) - 1) + 42
     middle = top + (1 + max(row for row, _ in place)) * (TILE + 32) + 44
-    rows = -(-len(shown) // COLUMNS)
-    sheet = Image.new("RGB", (WIDTH, middle + rows * (TILE + CAPTION + GAP) + MARGIN - GAP), "white")
+    rows, caption = -(-len(shown) // COLUMNS), CAPTION + NAME * named
+    sheet = Image.new("RGB", (WIDTH, middle + rows * (TILE + caption + GAP) + MARGIN - GAP), "white")
     pen = ImageDraw.Draw(sheet)
 
     for i, line in enumerate(lines):
@@ -104,7 +107,10 @@ def draw(
     )
     _heading(pen, middle - 30, f"{heading}; bar: probability of the answer{colors}")
     for i, answer in enumerate(shown):
-        _answer(sheet, pen, MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + CAPTION + GAP), answer, wording)
+        x, y = MARGIN + i % COLUMNS * (TILE + GAP), middle + i // COLUMNS * (TILE + caption + GAP)
+        _answer(sheet, pen, x, y, answer, wording)
+        if named:
+            _write(pen, (x, y + TILE + CAPTION), answer.file, FAINT, 10, TILE)
     replace_file(path, lambda handle: sheet.save(handle, "PNG"))
 
 
