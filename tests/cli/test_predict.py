@@ -452,10 +452,10 @@ def test_a_sheet_of_many_pictures_in_colour_with_long_names(tmp_path):
 def test_folders_named_in_any_letters_and_in_bytes_that_are_no_utf8(tmp_path):
     """As a terminal is: a strict encoding, which a name that is no UTF-8 would break."""
     strange = {"花": "bar", os.fsdecode(b"caf\xe9"): "cross", "tab\there": "dot"}
-    for folder in ("support", "query", "train/train", "train/val", "train/test"):
+    for i, folder in enumerate(("support", "query", "train/train", "train/val", "train/test")):
         for name, kind in strange.items():
-            for shot in range(4):
-                paint(tmp_path / folder / f"{folder[6:]}{name}" / f"{shot}.png", kind, len(folder) - 8 + shot)
+            for shot in range(4):  # no two pictures are the same
+                paint(tmp_path / folder / (folder.partition("/")[2] + name) / f"{shot}.png", kind, 4 * i - 10 + shot)
     words = ["data=folder", "data.root=train", "data.size=16", "way=3", "query=2", "net.hidden=8", "algo=protonet", "device=cpu"]
     budget = ["trainer.iterations=2", "trainer.meta_batch=2", "trainer.val_episodes=4", "trainer.test_episodes=4", "hydra.run.dir=run"]
     predicting = ["predict", "run", "--support", "support", "--query", "query", "--out", "out"]

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.table import Table
+from rich.text import Text
 
 from metarun.predict.contact_sheet import Answer
 from metarun.protocols.belonging import UNKNOWN
 from metarun.runtime.fonts import families, legible
 from metarun.storage.files import replace_file
+from metarun.storage.foreign import printable
 
 NONE = "(no class)"  # the truth of what is of none of the classes
 SHOWN = 10  # classes, or pairs of them, that a terminal shows
@@ -82,14 +84,15 @@ class Confusion:
         table.add_column("accuracy", justify="right")
         few = len(self.answers) <= SHOWN
         for answer in self.answers if few else ["taken for"]:
-            table.add_column(legible(answer), justify="right" if few else "left")
+            table.add_column(Text(said(answer)), justify="right" if few else "left")
         shown = self.truths if few else sorted(self.truths, key=lambda truth: self.right(truth)[0] / self.right(truth)[1])[:SHOWN]
         for truth in shown:
             right, n = self.right(truth)
             row = self.counts[self.truths.index(truth)].tolist()
             wrong = [f"{answer} ({times})" for name, answer, times in self.mistakes() if name == truth]
             cells = [str(count) if count else "·" for count in row] if few else [", ".join(wrong[:3])]
-            table.add_row(legible(truth), f"{right} of {n}", f"{right / n:.4f}", *map(legible, cells))
+            words = [said(truth), f"{right} of {n}", f"{right / n:.4f}", *map(said, cells)]
+            table.add_row(*map(Text, words))  # names are no markup
         return table
 
     def save(self, folder: Path, title: str) -> None:
@@ -118,3 +121,8 @@ class Confusion:
                 axes.text(j, i, str(self.counts[i, j]), ha="center", va="center", fontsize=min(9, 20 * side), color=color)
         figure.suptitle(legible(title), fontsize=9, parse_math=False, family=families([title]))
         replace_file(path, lambda handle: figure.savefig(handle, format="png", dpi=120))
+
+
+def said(name: str) -> str:
+    """A folder's name as any terminal can print it: ``\\xff`` for a byte that is no UTF-8."""
+    return str(printable(name.encode(errors="surrogateescape").decode(errors="backslashreplace")))

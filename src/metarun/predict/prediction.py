@@ -22,7 +22,7 @@ from metarun.data.leakage import digest
 from metarun.data.picture import Found, Reader, UnreadableError, reasons, suffixes, tell
 from metarun.errors import UserError, nearest
 from metarun.predict import sources
-from metarun.predict.confusion import Confusion
+from metarun.predict.confusion import Confusion, said
 from metarun.predict.contact_sheet import Answer, draw
 from metarun.predict.trained import Fitted, load
 from metarun.protocols.belonging import UNKNOWN
@@ -204,7 +204,7 @@ def of_no_class(strays: Counter[str], classes: list[str], noun: str) -> str:
     """What lies in folders that name no class, and of which a class has nearly the name."""
     if not strays:
         return ""
-    shown = [f"{name} ({count}{nearest(name, classes)})" for name, count in strays.most_common(STRAYS)]
+    shown = [said(f"{name} ({count}{nearest(name, classes)})") for name, count in strays.most_common(STRAYS)]
     more = f" and {len(strays) - STRAYS} more" if len(strays) > STRAYS else ""
     return f"{strays.total()} {noun} in folders that name no class of the support: {', '.join(shown)}{more}"
 
