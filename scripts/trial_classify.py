@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--cifar-fs", help="folder with the data")
     parser.add_argument("--runs", type=Path, default=Path("outputs/trial"))
     parser.add_argument("--repetitions", type=int, default=20)
-    parser.add_argument("--pictures", type=int, default=60, help="of each new class: the first ones")
+    parser.add_argument("--pictures", type=int, default=35, help="of each new class: the first ones")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: the 16 development classes, to choose settings on")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--script", nargs=2, metavar=("SUPPORT", "QUERY"), help="run somebody's script alone, in a process of its own")
