@@ -40,7 +40,7 @@ def test_trained_on_one_net_tested_on_others_and_used_elsewhere(metarun) -> None
         ["net.activation=tanh"],
         ["net=conv4", "net.hidden=4", "net.norm=batch"],
         ["algo.test_steps=15"],
-        ["way=5"],
+        ["way=4"],
     ):
         tested = metarun("eval", "run", *words, "--json")
         assert tested.status == 0, tested.err
