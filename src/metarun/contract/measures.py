@@ -14,7 +14,7 @@ from metarun.problem import Samples, best_guess
 from metarun.protocols.episodes import EVERY
 from metarun.run import Run
 from metarun.runtime.private import tree_leaves, tree_map
-from metarun.task import Context, Task, count, select
+from metarun.task import Context, Task, count, select, to_float
 
 
 def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu", kernels: Any = "auto") -> Engine:
@@ -30,7 +30,10 @@ def double(tasks: Any) -> Any:
 def in_float64(values: dict[str, Any], tasks: int = 3) -> tuple[Algorithm, Task]:
     """The algorithm of a config and its first training tasks, all in float64."""
     run = Run(values)
-    return run.algorithm.double(), double(run.episodes("train").batch(range(tasks)))
+    found: Task = double(run.episodes("train").batch(range(tasks)))
+    if isinstance(shared := found.context.shared, Tensor):  # images of whole training sets, as they are stored
+        found = found._replace(context=found.context._replace(shared=to_float(shared).double()))
+    return run.algorithm.double(), found
 
 
 def meta_gradient(algorithm: Algorithm, tasks: Task, how: Engine) -> Tensor:
