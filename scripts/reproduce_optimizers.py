@@ -132,7 +132,10 @@ def panels(found: dict[str, Summary], label: str, rivals: tuple[str, ...]) -> Fi
     figure = Figure(
         figsize=(3.6 * wide + (3 if wide == 1 else 0), 3.2 * -(-len(found) // wide) + (1 if wide == 1 else 0)), layout="constrained"
     )
-    for axes, (name, summary) in zip(np.ravel(figure.subplots(-(-len(found) // wide), wide, squeeze=False)), found.items()):
+    places = np.ravel(figure.subplots(-(-len(found) // wide), wide, squeeze=False))
+    for axes in places[len(found) :]:
+        axes.set_axis_off()
+    for axes, (name, summary) in zip(places, found.items()):
         curve = summary["test"]["curve"]
         steps = [point["step"] for point in curve]
         for rule in ("", *rivals):

@@ -14,7 +14,15 @@ WORDS = [
     *("algo=mlp_optimizer", "net=mlp", "net.sizes=[6]", "episode=dataset", "way=3", "shot=4", "query=2", "episode.clean=0", "algo.batch=4"),
     *("data.size=16", "data.train_classes=6", "data.val_classes=4", "data.test_classes=6", "data.drawers=8"),
     *("algo.inner_steps=3", "algo.horizon=6", "algo.test_steps=6", "trainer.iterations=3", "trainer.meta_batch=2", "trainer.val_every=3"),
-    *("trainer.val_episodes=3", "trainer.test_episodes=4", "trainer.curve=all", "device=cpu", "logger=quiet", "hydra.run.dir=run"),
+    *(
+        "trainer.val_episodes=3",
+        "trainer.test_episodes=4",
+        "trainer.curve=all",
+        "device=cpu",
+        "logger=quiet",
+        "logger.pictures=true",
+        "hydra.run.dir=run",
+    ),
 ]
 RIVALS = ["protocol=rivals", "protocol.rivals.only=[adam]", "protocol.rivals.sparse=6"]
 
@@ -32,7 +40,7 @@ def test_trained_on_one_net_tested_on_others_and_used_elsewhere(metarun) -> None
         ["net.activation=tanh"],
         ["net=conv4", "net.hidden=4", "net.norm=batch"],
         ["algo.test_steps=15"],
-        ["way=5"],
+        ["way=4"],
     ):
         tested = metarun("eval", "run", *words, "--json")
         assert tested.status == 0, tested.err

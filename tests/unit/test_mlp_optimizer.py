@@ -64,7 +64,7 @@ def test_it_is_what_numpy_makes_of_the_equations(normalise: bool, nominal: bool)
         np.testing.assert_allclose(w.detach().numpy(), theirs, rtol=1e-10, atol=1e-12)
     if normalise:  # the steps of every tensor have one length
         for name, w in fast.items():
-            assert float((w - before[name]).square().mean().sqrt()) == pytest.approx(algorithm.scale)
+            assert float((w - before[name]).detach().square().mean().sqrt()) == pytest.approx(algorithm.scale)
 
 
 def moved(algorithm: Any, fast: dict[str, Tensor], factor: float = 1.0) -> dict[str, Tensor]:
