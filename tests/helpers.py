@@ -231,8 +231,8 @@ TRIED = {
     (algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for kind, problem in BUILDERS.items() if kind in class_of(algo).kinds
 }
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
-# With which every method is tried each time: statistics of the batch, the support and the population, and none.
-QUICK = {("conv4", "batch"), ("conv4", "support"), ("conv4", "running"), ("mlp", "none")}
+# With which every method is tried each time: statistics of the batch and of the support, and none.
+QUICK = {("conv4", "batch"), ("conv4", "support"), ("mlp", "none"), ("cell", "batch")}
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]
 CLASSIFIERS = [param.values[0] for param in PROBLEMS if param.values[1] is classification]
@@ -252,10 +252,15 @@ def nets_for(algo: str) -> list[str]:
     return [net for net in NETS if net in MIXTURES or not class_of(algo).searches]
 
 
+def quick(algo: str, net: str, norm: str) -> bool:
+    """Whether `make test` tries these; a net of alternatives takes long, and is for those that choose between them."""
+    return (net, norm) in QUICK and (net in MIXTURES) == class_of(algo).searches
+
+
 def with_nets(algos: list[str]) -> list[Any]:
     """(algo, net, norm), all that go together; `make test` tries the handful ``QUICK``, `make test-all` the others too."""
     together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if pair[0] in nets_for(algo) and suits(algo, pair[1])]
-    return [pytest.param(*each, marks=[] if each[1:] in QUICK or class_of(each[0]).searches else pytest.mark.slow) for each in together]
+    return [pytest.param(*each, marks=[] if quick(*each) else pytest.mark.slow) for each in together]
 
 
 def vectors(features: int, way: int, shot: int, query: int = 2, seed: int = 0) -> tuple[Problem, Task]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,11 @@ SETTINGS = {
 }
 # Iterations: more, where what a task is has to be found out before anything can be learned of it; less, where a few numbers are learned.
 LONGER = {"lstm": 800, "cnp": 400, "incontext": 400, "hyperparameters": 50, "symbolic_optimizer": 50}
-SURER = {"cnp": 200, "attentive_np": 200}  # iterations, where a deviation that is large at first makes errors of the mean cheap
+SURER = {
+    "cnp": 200,
+    "attentive_np": 200,
+    "mlp_optimizer": 300,
+}  # iterations, where a deviation that is large at first makes errors of the mean cheap
 # optim.lr, where the common one is too large to classify by, or where logarithms of rates are learned.
 RATES = {"mann": 0.003, "snail": 0.003, "incontext": 0.003, "hyperparameters": 0.3, "symbolic_optimizer": 0.3}
 # A lower bar than the others': SGD with momentum from random weights reaches 0.42 to 0.49 in this test, at rates of 0.03 to 1.
@@ -151,10 +156,31 @@ def rate(algo: str) -> str:
     return f"optim.lr={RATES.get(algo, 0.01)}"
 
 
-PATIENT = {"lstm_optimizer", "mlp_optimizer", "symbolic_optimizer", "lstm", "hyperparameters"}  # take ten seconds and more
+# Take six seconds and more: `make test-all` tries these.
+PATIENT = {
+    *(
+        "lstm_optimizer",
+        "mlp_optimizer",
+        "symbolic_optimizer",
+        "metalstm",
+        "lstm",
+        "mann",
+        "hyperparameters",
+        "alphamaml",
+        "platipus",
+        "pmaml",
+    ),
+    *("bmaml", "emaml", "learned_augment", "darts", "protomaml"),
+}
+OF_TABLES = {"pfn"}  # columns in any order tell no pattern; see test_tables
 
 
-@pytest.mark.parametrize("algo", [pytest.param(algo, marks=pytest.mark.slow if algo in PATIENT else []) for algo in LEARNING_CLASSIFIERS])
+def patient(algos: Iterable[str]) -> list[Any]:
+    """Parameters, those that take long marked."""
+    return [pytest.param(algo, marks=pytest.mark.slow if algo in PATIENT else []) for algo in algos]
+
+
+@pytest.mark.parametrize("algo", patient(algo for algo in LEARNING_CLASSIFIERS if algo not in OF_TABLES))
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     # Five images of a class in training: Reptile learns from what the minibatches of a task have in common.
     values = classification(
@@ -166,7 +192,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + GAINS.get(algo, 0.3)
 
 
-@pytest.mark.parametrize("algo", [param.values[0] for param in LEARNERS if param.values[1] is regression])
+@pytest.mark.parametrize("algo", patient(param.values[0] for param in LEARNERS if param.values[1] is regression))
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}"]
     values = regression(algo, *words, *LEARNING, rate(algo), *WAVES.get(algo, []))

@@ -95,7 +95,7 @@ def test_cells_see_constants() -> None:
     loss, gradient = algorithm.slope(algorithm.learner(), task.context.support)
     assert not loss.requires_grad
     assert not gradient.requires_grad
-    values = regression("metalstm", "net.sizes=[4]", "algo.inner_steps=1")
+    values = regression("metalstm", "net.sizes=[4]")
     algorithm, tasks = in_float64(values, tasks=2)
     with torch.no_grad():
         algorithm.gates.rate.weight.zero_()  # so that the step is θ − i ∇ with a constant i, and f = 1 nearly
@@ -106,7 +106,7 @@ def test_cells_see_constants() -> None:
     expected = torch.zeros(weights, dtype=F64)
     for i in range(2):
         task = select(tasks, i)
-        *_, last = adapt(algorithm, task.context, 1)
+        *_, last = adapt(algorithm, task.context, algorithm.inner_steps)
         expected += torch.from_numpy(slope(algorithm, last.fast, *task.query)[1]) / 2
     names = [name for name, _ in algorithm.named_parameters()]
     sizes = [p.numel() for p in algorithm.parameters()]

@@ -54,7 +54,7 @@ def ask(algorithm: Algorithm, context: Context, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("method", FOUR)
 def test_support_that_is_not_seen_is_as_if_it_were_not_there_whatever_it_holds(method: str) -> None:
-    algorithm, (context, query, _) = one(method)
+    algorithm, (context, query, *_) = one(method)
     expected = ask(algorithm, only(context, context.seen), query.x)
     assert expected.shape == ((2, 4, 4, 1) if method == "latent" else (2, 4, 1))
     torch.testing.assert_close(ask(algorithm, context, query.x), expected)
@@ -64,7 +64,7 @@ def test_support_that_is_not_seen_is_as_if_it_were_not_there_whatever_it_holds(m
 
 @pytest.mark.parametrize("method", FOUR)
 def test_an_empty_support_has_a_finite_answer(method: str) -> None:
-    algorithm, (context, query, _) = one(method)
+    algorithm, (context, query, *_) = one(method)
     none = context._replace(extras={"seen": torch.zeros(6, dtype=torch.bool)})
     found = ask(algorithm, none, query.x)
     assert found.isfinite().all()
@@ -83,7 +83,7 @@ def test_the_contract_holds_where_supports_differ_in_length(method: str) -> None
 @pytest.mark.parametrize("method", ["cnp", "attentive_np", "latent", "tnp"])
 def test_a_support_that_comes_twice_says_what_it_said_once(method: str) -> None:
     """Means and attention weigh; a sum, or a count of examples, would answer otherwise. (ConvCNP has one, its density.)"""
-    algorithm, (context, query, _) = one(method)
+    algorithm, (context, query, *_) = one(method)
     once = only(context, context.seen)
     twice = only(context, torch.arange(6)[context.seen].repeat(2))
     torch.testing.assert_close(ask(algorithm, twice, query.x), ask(algorithm, once, query.x))
@@ -91,7 +91,7 @@ def test_a_support_that_comes_twice_says_what_it_said_once(method: str) -> None:
 
 @pytest.mark.parametrize("method", FOUR)
 def test_no_answer_is_surer_than_the_floor(method: str) -> None:
-    algorithm, (context, query, _) = one(method, "algo.floor=0.3")
+    algorithm, (context, query, *_) = one(method, "algo.floor=0.3")
     *_, variance = ask(algorithm, context, query.x)
     assert variance.min() > 0.09
     mean, variance = algorithm.gaussian(torch.tensor([[1.5, -1e3], [1.5, 0.0]]))
@@ -107,7 +107,7 @@ def test_the_meta_gradient_agrees_with_finite_differences(method: str) -> None:
 
 @pytest.mark.parametrize("words", [[], ["algo.modulate=true"], ["algo.pool=sum"]])
 def test_a_cnp_is_a_mean_of_encodings_and_a_decoder(words: list[str]) -> None:
-    algorithm, (context, query, _) = one("cnp", "algo.modulate=false", *words)
+    algorithm, (context, query, *_) = one("cnp", "algo.modulate=false", *words)
     assert isinstance(algorithm, CNP)
 
     def first(layer: Joined, x: Tensor, told: Tensor) -> Tensor:
@@ -128,7 +128,7 @@ def test_a_cnp_is_a_mean_of_encodings_and_a_decoder(words: list[str]) -> None:
 
 def test_a_cnp_that_classifies_has_a_mean_for_every_class_side_by_side() -> None:
     algorithm, tasks = in_float64(small("algo=cnp", "algo.modulate=false", "net=mlp"), tasks=1)
-    context, query, _ = select(tasks, 0)
+    context, query, *_ = select(tasks, 0)
     algorithm.eval().requires_grad_(False)
     encoded = algorithm.encoder(algorithm.joined.linear(algorithm.net(context.support.x)))
     r = torch.cat([encoded[context.support.y == c].mean(0) for c in range(3)])
@@ -137,7 +137,7 @@ def test_a_cnp_that_classifies_has_a_mean_for_every_class_side_by_side() -> None
 
 
 def test_a_query_reads_by_attention_what_lies_near_its_key() -> None:
-    algorithm, (context, query, _) = one("attentive_np")
+    algorithm, (context, query, *_) = one("attentive_np")
     assert isinstance(algorithm, AttentiveNP)
     f, (x, y) = algorithm.net, only(context, context.seen).support
     keys, values = algorithm.key(f(x)), algorithm.value(torch.cat([f(x), y], 1))
@@ -173,7 +173,7 @@ def test_a_latent_process_samples_functions_whole_and_descends_its_bound() -> No
 
 def test_in_a_transformer_everybody_looks_at_the_seen_examples_and_nobody_at_a_query() -> None:
     """All tokens through torch-like layers at once, with the mask of the paper."""
-    algorithm, (context, query, _) = one("tnp")
+    algorithm, (context, query, *_) = one("tnp")
     assert isinstance(algorithm, TNP)
     f, (x, y) = algorithm.net, context.support
     ones, none = torch.ones(6, 1, dtype=torch.float64), torch.zeros(4, 2, dtype=torch.float64)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from helpers import in_float64, small
 from metarun import inner
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
+from metarun.experiment import train
 from metarun.problem import EpisodeSpec
 from metarun.task import Batch, select
 
@@ -109,3 +112,10 @@ def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
         torch.testing.assert_close(said, algorithm.reader.predict(shown, standard[1][:, order]), rtol=1e-9, atol=1e-12)
     algorithm.train()
     assert len(algorithm.begin(context).views) == 1
+
+
+def test_it_learns_to_tell_the_classes_of_tables(tmp_path: Path) -> None:
+    words = [*WORDS, "query=8", "algo.width=32", "algo.views=1", "trainer.iterations=150", "trainer.meta_batch=16", "optim.lr=0.003"]
+    summary = train(small(*words, "trainer.val_every=150", "trainer.val_episodes=20", "trainer.test_episodes=100"), tmp_path)
+    score, trivial = summary["test"]["accuracy"], summary["bounds"]["trivial"]
+    assert score["mean"] - score["ci95"] > trivial["mean"] + 0.05

@@ -54,7 +54,7 @@ def test_every_method_begins_with_the_backbone_and_with_nothing_else(algo: str, 
     source = sources[problem.__name__]
     values = problem(algo)
     fresh = Run(values).algorithm
-    if not fresh.net.state_dict():  # the method has a net of its own
+    if not fresh.net.state_dict() or fresh.searches:  # the method has a net of its own, or needs another than the source has
         with pytest.raises(UserError, match="has no weight for this net"):
             Run(starts_from(values, source))
         return

@@ -85,8 +85,8 @@ class MetaNet(Algorithm):
         self.writer = nn.Sequential(nn.Linear(2, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))
         with torch.no_grad():
             for layer in (self.write_embedder, self.writer[-1]):
-                for weight in layer.parameters():
-                    weight.mul_(start)
+                layer.weight.mul_(start)
+                layer.bias.zero_()  # so that fast weights have either sign, and none of their layers begins dead
 
     def begin(self, context: Context) -> Written:
         x, y = context.support
@@ -101,11 +101,11 @@ class MetaNet(Algorithm):
         output = cell = gradients.new_zeros(*gradients.shape[1:], self.reader.hidden)
         for gradient in inner.log_and_sign(gradients, LEAST):
             output, cell = self.reader(torch.cat([gradient, output], -1), cell)
-        return self.write_embedder(output).squeeze(-1)
+        return inner.upcast(self.write_embedder(output)).squeeze(-1)
 
     def write(self, gradient: Tensor) -> Tensor:
         """Fast weights for gradients of any shape."""
-        return self.writer(inner.log_and_sign(gradient, LEAST)).squeeze(-1)
+        return inner.upcast(self.writer(inner.log_and_sign(gradient, LEAST))).squeeze(-1)
 
     def key(self, features: Tensor, embedder: Tensor) -> Tensor:
         """r [n, embedding] of features [n, features]."""
