@@ -3,7 +3,7 @@ Munkhdalai, Yu 2017, "Meta Networks", arXiv:1703.00837."""
 
 from __future__ import annotations
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -84,7 +84,7 @@ class MetaNet(Algorithm):
         self.reader, self.write_embedder = LSTMCell(2 + units, units), nn.Linear(units, 1)
         self.writer = nn.Sequential(nn.Linear(2, units), nn.ReLU(), nn.Linear(units, units), nn.ReLU(), nn.Linear(units, 1))
         with torch.no_grad():
-            for layer in (self.write_embedder, self.writer[-1]):
+            for layer in (self.write_embedder, cast(nn.Linear, self.writer[-1])):
                 layer.weight.mul_(start)
                 layer.bias.zero_()  # so that fast weights have either sign, and none of their layers begins dead
 
