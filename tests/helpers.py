@@ -231,8 +231,6 @@ TRIED = {
     (algo, problem): attempt(problem(algo)) for algo in ALGORITHMS for kind, problem in BUILDERS.items() if kind in class_of(algo).kinds
 }
 MISSING = {algo: str(tried) for (algo, _), tried in TRIED.items() if isinstance(tried, MissingLibrary)}  # conftest.py skips their tests
-# With which every method is tried each time: statistics of the batch and of the support, and none.
-QUICK = {("conv4", "batch"), ("conv4", "support"), ("mlp", "none"), ("cell", "batch")}
 NETS_WITH_NORMS = [(net, norm) for net in NETS for norm in norms_of(net)]
 PROBLEMS = [pytest.param(*key, id=f"{key[0]}-{key[1].__name__}") for key, tried in TRIED.items() if possible(tried)]
 CLASSIFIERS = [param.values[0] for param in PROBLEMS if param.values[1] is classification]
@@ -253,12 +251,15 @@ def nets_for(algo: str) -> list[str]:
 
 
 def quick(algo: str, net: str, norm: str) -> bool:
-    """Whether `make test` tries these; a net of alternatives takes long, and is for those that choose between them."""
-    return (net, norm) in QUICK and (net in MIXTURES) == class_of(algo).searches
+    """Whether `make test` tries these: a method without a norm, and with one that goes by turns from method to method."""
+    if class_of(algo).searches:
+        return (net, norm) == ("cell", "batch")
+    turns = [norm for norm in ("batch", "support", "running") if suits(algo, norm)]
+    return (net, norm) in {("mlp", "none"), ("conv4", turns[ALGORITHMS.index(algo) % len(turns)])}
 
 
 def with_nets(algos: list[str]) -> list[Any]:
-    """(algo, net, norm), all that go together; `make test` tries the handful ``QUICK``, `make test-all` the others too."""
+    """(algo, net, norm), all that go together; `make test` tries the ``quick`` ones, `make test-all` the others too."""
     together = [(algo, *pair) for algo in algos for pair in NETS_WITH_NORMS if pair[0] in nets_for(algo) and suits(algo, pair[1])]
     return [pytest.param(*each, marks=[] if quick(*each) else pytest.mark.slow) for each in together]
 

@@ -33,6 +33,23 @@ from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
+# Take six seconds and more: `make test-all` tries these.
+PATIENT = {
+    *(
+        "lstm_optimizer",
+        "mlp_optimizer",
+        "symbolic_optimizer",
+        "metalstm",
+        "lstm",
+        "mann",
+        "hyperparameters",
+        "alphamaml",
+        "platipus",
+        "pmaml",
+    ),
+    *("bmaml", "emaml", "learned_augment", "darts", "protomaml"),
+}
+
 
 def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     """All the numbers that a run leaves behind, without timings."""
@@ -45,7 +62,10 @@ def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+REPEATED = [pytest.param(*each.values, id=each.id, marks=pytest.mark.slow if each.values[0] in PATIENT else []) for each in LEARNERS]
+
+
+@pytest.mark.parametrize(("algo", "problem"), REPEATED)
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(algo: str, problem: Builder, tmp_path: Path) -> None:
     first, again = (results(tmp_path / name, train(problem(algo), tmp_path / name)) for name in ("first", "again"))
     assert same(first, again)
@@ -156,22 +176,6 @@ def rate(algo: str) -> str:
     return f"optim.lr={RATES.get(algo, 0.01)}"
 
 
-# Take six seconds and more: `make test-all` tries these.
-PATIENT = {
-    *(
-        "lstm_optimizer",
-        "mlp_optimizer",
-        "symbolic_optimizer",
-        "metalstm",
-        "lstm",
-        "mann",
-        "hyperparameters",
-        "alphamaml",
-        "platipus",
-        "pmaml",
-    ),
-    *("bmaml", "emaml", "learned_augment", "darts", "protomaml"),
-}
 OF_TABLES = {"pfn"}  # columns in any order tell no pattern; see test_tables
 
 
