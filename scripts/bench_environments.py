@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ import gymnasium
 import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from pages import put
 
 from metarun.config.compose import compose, resolve
 from metarun.protocols.episodes import LAST
@@ -113,8 +113,7 @@ def main() -> None:
             table += f"| {name} | {how} | {speed:,.0f} | {times} |\n"
     print(table)
     if options.write:
-        marks = re.compile(r"(<!-- steps: .*? -->\n).*?(<!-- /steps -->)", re.DOTALL)
-        PAGE.write_text(marks.sub(lambda found: found[1] + table + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "steps", table)
 
 
 def made(mode: str, n: int, settings: dict[str, Any]) -> Any:

@@ -12,7 +12,6 @@ grows.
 from __future__ import annotations
 
 import argparse
-import re
 import resource
 import statistics
 import subprocess
@@ -23,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pages import put
 from torch import Tensor
 from torch.func import functional_call
 
@@ -34,7 +34,6 @@ from metarun.runtime.recording import EAGER
 from metarun.task import Task, select
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
-TABLE = re.compile(r"(<!-- speed: .*? -->\n).*?(<!-- /speed -->)", re.DOTALL)
 FASTER = 5.0  # on the first work, of small steps, which is most of what learned optimizers are trained on; the second is as it is
 GROWTH = 1.1  # of the peak memory from the shortest to the longest horizon, at most
 HORIZONS = (20, 100, 500)
@@ -67,7 +66,7 @@ def main() -> None:
     text += f"| peak memory of the process, first row | {' | '.join(f'{mb:.0f} MB' for mb in peaks)} |\n"
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "speed", text)
     if next(iter(WORKS)) in slow or peaks[-1] > GROWTH * peaks[0]:
         sys.exit(f"too slow: {slow}; peaks {peaks}")
 

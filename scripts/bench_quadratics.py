@@ -9,27 +9,20 @@ of these the one with the least loss on 1000 development functions is tested. --
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-
-from metarun.config import schema
-from metarun.config.compose import compose, resolve
-from metarun.experiment import train
-from metarun.run import read_config
+from pages import finished, put
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 PICTURE = PAGE.parent / "pictures" / "quadratics.png"
-TABLE = re.compile(r"(<!-- quadratics: .*? -->\n).*?(<!-- /quadratics -->)", re.DOTALL)
 STEPS = (0, 20, 50, 100)
 BAR = 0.15  # of the LSTM optimizer's loss after 100 steps
 PLAIN = ["device=cpu", "logger=quiet"]
@@ -45,11 +38,11 @@ def main() -> None:
     options = parser.parse_args()
     rows = [(NAMES[rule], *tuned(rule, options.runs)) for rule in RATES]
     words = "experiment=quadratics_lstm"
-    rows.append(("LSTM optimizer", f"metarun {words}", options.runs / "lstm", finished(words, options.runs / "lstm")))
+    rows.append(("LSTM optimizer", f"metarun {words}", options.runs / "lstm", finished([*words.split(), *PLAIN], options.runs / "lstm")))
     text = table(rows)
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "quadratics", text)
         picture(rows)
     loss = rows[-1][-1]["test"]["sse"]["mean"]
     if loss >= BAR:
@@ -62,7 +55,7 @@ def tuned(rule: str, runs: Path) -> tuple[str, Path, dict[str, Any]]:
     for sixths in RATES[rule]:
         rate = float(f"{10 ** (sixths / 6):.2g}")
         words = f"experiment=quadratics algo.rule={rule} algo.rate={rate} trainer.val_episodes=1000"
-        summary = finished(words, runs / f"{rule}-{rate}")
+        summary = finished([*words.split(), *PLAIN], runs / f"{rule}-{rate}")
         loss = summary["val"]["sse"]["mean"]
         found[rate] = (math.inf if loss is None or math.isnan(loss) else loss, f"metarun {words}", runs / f"{rule}-{rate}", summary)
     best = min(found, key=lambda rate: found[rate][0])
@@ -70,18 +63,6 @@ def tuned(rule: str, runs: Path) -> tuple[str, Path, dict[str, Any]]:
     if best in (min(found), max(found)):
         sys.exit(f"the best rate of {rule} lies at an end of those that were tried")
     return found[best][1:]
-
-
-def finished(words: str, folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished."""
-    values = resolve(compose([*words.split(), *PLAIN]))
-    if not (folder / "summary.json").is_file():
-        return train(values, folder)
-    now, then = schema.validate(values), schema.validate(read_config(folder))
-    if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer")):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {words}' has; move it away, or choose other --runs")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
 
 
 def table(rows: list[tuple[str, str, Path, dict[str, Any]]]) -> str:

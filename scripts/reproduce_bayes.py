@@ -8,18 +8,13 @@ Every line is a run of metarun, of one thread; finished ones are not repeated. -
 from __future__ import annotations
 
 import argparse
-import json
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pages import finished, put
 
-from metarun.config.compose import compose, resolve
-from metarun.config.stored import read_config
-from metarun.experiment import train
 from metarun.protocols.base import statistics
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
@@ -111,25 +106,17 @@ def main() -> None:
         found = {}
         for run, words in RUNS[name].items():
             extra = [f"data.root={options.omniglot}"] if words.startswith(OF_OMNIGLOT) else []
-            found[run] = finished([*words.split(), *extra], options.runs / name / run)
+            found[run] = found_by([*words.split(), *extra], options.runs / name / run)
             print(name, run, {key: scores(found[run], key) for key in COLUMNS[name].values()}, flush=True)
         text = table(name, found)
         print(text)
         if options.write:
-            marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-            PAGE.write_text(marked.sub(lambda at: at[1] + text + at[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")  # noqa: B023
+            put(PAGE, name, text)
 
 
-def finished(words: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished; of a regression with the mean over episodes of root mean squares beside."""
-    values = resolve(compose([*words, *PLAIN]))
-    if not (folder / "summary.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        train(values, folder)
-    then = read_config(folder)
-    if any(values[part] != then[part] for part in ("algo", "data", "net", "optim", "trainer", "episode")):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+def found_by(words: list[str], folder: Path) -> dict[str, Any]:
+    """The summary of a run; of a regression with the mean over episodes of root mean squares beside."""
+    summary = finished([*words, *PLAIN], folder)
     if summary["metric"] == "mse":
         summary["test"]["rmse"] = statistics(np.sqrt(np.load(folder / "test_scores.npy")))
     return summary

@@ -15,7 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from reproduce_words import finished, put
+from pages import finished, put
+from reproduce_words import PLAIN
 
 from metarun.config.compose import override
 from metarun.config.stored import read_config
@@ -49,7 +50,7 @@ def main() -> None:
     found, long = {}, {}
     for name in options.only.split(","):
         words, folder = RUNS[name], options.runs / name
-        seconds = finished(words, options.omniglot, folder)["wall_s"]
+        seconds = finished([*words.split(), f"data.root={options.omniglot}", *PLAIN], folder)["wall_s"]
         chosen = best(folder, name)
         # At once with the steps that the learner was trained for, one after the other with those that are best there.
         found[name] = both(folder, "protocol=continual", chosen) | {"words": words, "chosen": chosen, "seconds": seconds}

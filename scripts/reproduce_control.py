@@ -8,19 +8,16 @@ Every row is a run of metarun; finished ones are not repeated. --write: the tabl
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import finished, put
 
-from metarun.config import schema
-from metarun.config.compose import compose, override, resolve
+from metarun.config.compose import override
 from metarun.config.stored import read_config
-from metarun.experiment import evaluate, train
+from metarun.experiment import evaluate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "control.md"
 PLAIN = ["device=cpu", "logger=quiet"]
@@ -51,9 +48,7 @@ def main() -> None:
         text = table(options.runs)
         print(text, flush=True)
         if options.write:
-            marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-            page = marked.sub(lambda found, text=text: found[1] + text + found[2], PAGE.read_text(encoding="utf-8"))
-            PAGE.write_text(page, encoding="utf-8")
+            put(PAGE, name, text)
 
 
 def bandits(runs: Path) -> str:
@@ -61,7 +56,7 @@ def bandits(runs: Path) -> str:
     rows = {f"{BANDITS} algo={rule} query=1": runs / f"bandits-{rule}" for rule in RULES} | {BANDITS: runs / "bandits-rl2"}
     text = head("command", "return", *(f"pull {n}" for n in PULLS), "seconds")
     for words, folder in rows.items():
-        summary = finished(words, folder)
+        summary = finished([*words.split(), *PLAIN], folder)
         rewards = {point["step"]: f"{point['mean']:.2f}" for point in summary["test"]["curve"]}
         text += row(f"`metarun {words}`", mean(summary["test"]["return"]), *(rewards[n] for n in PULLS), f"{summary['wall_s']:.0f}")
     return text + bounds(summary, len(PULLS) + 1)
@@ -73,7 +68,7 @@ def grid(runs: Path) -> str:
     rows = {f"{GRID} algo=random": runs / "gridnav-random", GRID: folder}
     text = head("command", *(f"episode {n}" for n in (1, 2, 3, 4)), "share of the optimum in the last", "seconds")
     for words, path in rows.items():
-        summary = finished(words, path)
+        summary = finished([*words.split(), *PLAIN], path)
         low, high = (summary["bounds"][name]["mean"] for name in ("random", "oracle"))
         curve = summary["test"]["curve"]
         share = f"{100 * curve[-1]['mean'] / high:.0f} %"
@@ -93,7 +88,7 @@ def navigation(runs: Path) -> str:
     text = head("command", "0 steps", "1 step", "best iteration", "seconds")
     for estimator, budget in ESTIMATORS.items():
         words = f"{NAVIGATION} {budget} algo.estimator={estimator}"
-        summary = finished(words, runs / f"navigation-{estimator}")
+        summary = finished([*words.split(), *PLAIN], runs / f"navigation-{estimator}")
         before, after = summary["test"]["curve"][:2]
         text += row(f"`metarun {words}`", mean(before), mean(after), f"{summary['best_step']}", f"{summary['wall_s']:.0f}")
     return text + bounds(summary, 3)
@@ -104,22 +99,10 @@ def cartpole(runs: Path) -> str:
     text = head("command", "0 steps", "1 step", "3 steps", "seconds")
     rows = {f"{POLE} algo=random shot=0": "random", POLE: "maml_rl"}
     for words, name in rows.items():
-        summary = finished(words, runs / f"cartpole-{name}")
+        summary = finished([*words.split(), *PLAIN], runs / f"cartpole-{name}")
         curve = {point["step"]: mean(point) for point in summary["test"]["curve"] or [summary["test"]["return"] | {"step": 0}]}
         text += row(f"`metarun {words}`", *(curve.get(step, "–") for step in (0, 1, 3)), f"{summary['wall_s']:.0f}")
     return text + bounds(summary, 3)
-
-
-def finished(words: str, folder: Path) -> Summary:
-    """The summary of a run, from its folder if it is finished."""
-    values = resolve(compose([*words.split(), *PLAIN]))
-    if not (folder / "summary.json").is_file():
-        return train(values, folder)
-    now, then = schema.validate(values), schema.validate(read_config(folder))
-    if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer")):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {words}' has; move it away, or choose other --runs")
-    summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
 
 
 def scores(folder: Path, words: str) -> np.ndarray:

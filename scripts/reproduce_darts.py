@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import torch
+from pages import put
 from reproduce_search import finished
 
 from metarun import inner
@@ -34,7 +35,6 @@ import matplotlib.pyplot as plt
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
 PICTURE = PAGE.parent / "pictures" / "darts.png"
-TABLE = re.compile(r"(<!-- darts: .*? -->\n).*?(<!-- /darts -->)", re.DOTALL)
 SPACE = Search((len(OPERATIONS),) * len(EDGES))
 # What all trainings have in common.
 SAME = "data=omniglot data.split=small data.size=20 net=cell net.hidden=8 net.norm=group way=20 episode.train.query=6 optim.lr=0.005"
@@ -113,7 +113,7 @@ def main() -> None:
     text = table(lab, curves, random)
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "darts", text)
         draw(curves, statistics.mean(random))
         program.main(["show", str(options.runs / folder(next(iter(DARTS)))), "--what", "cell", "--out", str(PICTURE.with_name("cell.png"))])
 

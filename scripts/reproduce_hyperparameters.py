@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 from typing import Any
 
+from pages import put
 from reproduce_search import finished
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
-TABLE = re.compile(r"(<!-- hyperparameters: .*? -->\n).*?(<!-- /hyperparameters -->)", re.DOTALL)
 # Ordinary training of a small net on 25 images, 50 steps of SGD with momentum; tasks are judged by 75 further images.
 SAME = "algo=hyperparameters data=omniglot data.split=small data.size=14 net=mlp net.sizes=[32] net.norm=none way=5 shot=5"
 SAME += " trainer.val_episodes=200 trainer.test_episodes=1"
@@ -39,7 +39,7 @@ def main() -> None:
     text = table(options.runs, [f"data.root={options.root}"] if options.root else [])
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "hyperparameters", text)
 
 
 def table(runs: Path, more: list[str]) -> str:

@@ -8,7 +8,6 @@ Every line is a run of metarun, of one thread; finished ones are not repeated. -
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
 import sys
@@ -17,10 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-
-from metarun.config.compose import compose, resolve
-from metarun.config.stored import read_config
-from metarun.experiment import train
+from pages import finished, put
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "imagined-data.md"
 PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
@@ -96,26 +92,12 @@ def main() -> None:
         folders = {name: options.runs / table / re.sub(r"\W+", "-", name) for name in RUNS[table]}
         found = {}
         for name, words in RUNS[table].items():
-            found[name] = finished([*words.split(), f"data.root={root}"], folders[name])
+            found[name] = finished([*words.split(), f"data.root={root}", *PLAIN], folders[name])
             print(table, name, row(table, found, folders, name), f"{found[name]['wall_s']:.0f} s", flush=True)
         text = page(table, found, folders)
         print(text)
         if options.write:
-            marked = re.compile(rf"(<!-- {table}: .*? -->\n).*?(<!-- /{table} -->)", re.DOTALL)
-            PAGE.write_text(marked.sub(lambda at: at[1] + text + at[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")  # noqa: B023
-
-
-def finished(words: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished."""
-    values = resolve(compose([*words, *PLAIN]))
-    if not (folder / "summary.json").is_file():
-        folder.mkdir(parents=True, exist_ok=True)
-        train(values, folder)
-    then = read_config(folder)
-    if any(values[part] != then[part] for part in ("algo", "data", "net", "optim", "trainer", "episode", "augment")):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
+            put(PAGE, table, text)
 
 
 def row(table: str, found: dict[str, dict[str, Any]], folders: dict[str, Path], name: str) -> list[str]:

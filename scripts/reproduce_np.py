@@ -8,17 +8,16 @@ Every line is a run of metarun, `experiment=gp_cnp` and so on; finished runs are
 from __future__ import annotations
 
 import argparse
-import re
 from pathlib import Path
 from typing import Any
 
-from bench_quadratics import finished  # beside this file
+from bench_quadratics import PLAIN  # beside this file
+from pages import finished, put
 
 from metarun.cli import main as program
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"
 PICTURE = PAGE.parent / "pictures" / "neural_process.png"
-TABLE = re.compile(r"(<!-- neural processes: .*? -->\n).*?(<!-- /neural processes -->)", re.DOTALL)
 # What each experiment is called in the table: data and method.
 RUNS = {
     "gp_cnp": ("EQ", "CNP"),
@@ -34,10 +33,10 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/np"), help="folder of the runs; finished ones are not repeated")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/black-box.md")
     options = parser.parse_args()
-    text = table({name: finished(f"experiment={name}", options.runs / name) for name in RUNS})
+    text = table({name: finished([f"experiment={name}", *PLAIN], options.runs / name) for name in RUNS})
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "neural processes", text)
         shown = options.runs / SHOWN["run"]
         program.main(["show", str(shown), "--split", "test", "--index", SHOWN["index"], "--out", str(PICTURE)])
 

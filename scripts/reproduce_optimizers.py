@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from pages import put
 
 from metarun.config.compose import compose, resolve
 from metarun.experiment import train
@@ -54,9 +54,7 @@ def main() -> None:
         text, figure = (images if part == "images" else symbolic)(options.runs)
         print(text)
         if options.write:
-            marked = re.compile(rf"(<!-- {part}: .*? -->\n).*?(<!-- /{part} -->)", re.DOTALL)
-            page = PAGE.read_text(encoding="utf-8")
-            PAGE.write_text(marked.sub(lambda found, text=text: found[1] + text + found[2], page), encoding="utf-8")
+            put(PAGE, part, text)
             figure.savefig(PICTURES / f"optimizers_{part}.png", dpi=110)
 
 

@@ -8,7 +8,6 @@ python scripts/reproduce_readers.py --omniglot ../shared/omniglot [--runs output
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from reproduce import Summary, evaluated, table, trained
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from pages import put
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"
 PICTURE = PAGE.parent / "pictures" / "presentations.png"
@@ -59,9 +59,7 @@ def main() -> None:
         text = made(results)
         print(text, flush=True)
         if options.write:
-            page = PAGE.read_text(encoding="utf-8")
-            marked = rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)"
-            PAGE.write_text(re.sub(marked, rf"\g<1>{text}\n\g<2>", page, flags=re.DOTALL), encoding="utf-8")
+            put(PAGE, name, f"{text}\n")
     known = {time: results.at("mann", time)["mean"] for time in BAR}
     if any(known[time] < bar for time, bar in BAR.items()) or known[2] <= results.at("lstm", 2)["mean"]:
         sys.exit(f"mann is right in {known} at these presentations; {BAR} is the least, and the 2nd above that of lstm")

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import put
 
 from metarun.config.compose import compose, resolve
 from metarun.data.nas201 import NAS201
@@ -36,7 +37,6 @@ SEARCHERS = {
 DATASETS = ("cifar10", "cifar100", "imagenet16_120")
 EVALUATIONS = (100, 300)
 TPE, STUDIES = "TPE, by Optuna", 20  # what its row is called, and how many searches it has, as one takes a second
-TABLE = re.compile(r"(<!-- nas: .*? -->\n).*?(<!-- /nas -->)", re.DOTALL)
 
 
 def main() -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     text = table(options.runs, options.root)
     print(text)
     if options.write:
-        PAGE.write_text(TABLE.sub(lambda found: found[1] + text + found[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "nas", text)
 
 
 def finished(words: str, folder: Path, *more: str) -> dict[str, Any]:

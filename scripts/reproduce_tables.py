@@ -9,13 +9,13 @@ under the ROC curve, of more than two classes each against the others; ± is the
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import put
 from reproduce import table, trained
 
 import metarun
@@ -59,8 +59,7 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        marked = re.compile(r"(<!-- tables: .*? -->\n).*?(<!-- /tables -->)", re.DOTALL)
-        PAGE.write_text(marked.sub(lambda at: at[1] + text + at[2], PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+        put(PAGE, "tables", text)
     if behind:
         sys.exit(f"below logistic regression: {', '.join(behind)}")
 

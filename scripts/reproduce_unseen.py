@@ -12,9 +12,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from pages import finished, put
 from PIL import Image
 from reproduce_continual import measured, share
-from reproduce_words import finished, put
+from reproduce_words import PLAIN
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BASE = "experiment=cifar_fs_zeroshot"
@@ -41,11 +42,11 @@ def main() -> None:
     options = parser.parse_args()
     described = f"data.attributes={options.vectors.resolve()}"
     body = options.runs.resolve() / "body"
-    seconds = {"BODY": finished(f"{BODY} {described}", options.images, body)["wall_s"]}
+    seconds = {"BODY": finished([*BODY.split(), described, f"data.root={options.images}", *PLAIN], body)["wall_s"]}
     found = {}
     for name, words in ROWS.items():
         folder = options.runs / name.replace(" ", "_")
-        summary = finished(f"{words.replace('BODY', str(body))} {described}", options.images, folder)
+        summary = finished([*words.replace("BODY", str(body)).split(), described, f"data.root={options.images}", *PLAIN], folder)
         seconds[name] = summary["wall_s"]
         development = measured(folder, "protocol=generalized query=20 trainer.val_episodes=20", "val")
         penalty = round(development["penalty_best"]["mean"], 2)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pages import put
 from reproduce_search import finished
 from torch import Tensor
 
@@ -83,10 +84,7 @@ def main() -> None:
         if options.write:
             if name == "flips":
                 shutil.copy(options.runs / name / "meta-weight-net" / "weights.png", PAGE.parent / "pictures" / "weights.png")
-            marked = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-            page = PAGE.read_text(encoding="utf-8")
-            before, after = marked.search(page).groups()  # type: ignore[union-attr]
-            PAGE.write_text(marked.sub(lambda _: before + text + after, page), encoding="utf-8")  # noqa: B023
+            put(PAGE, name, text)
 
 
 # Training sets of invented characters.

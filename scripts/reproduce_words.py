@@ -10,18 +10,16 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import finished, put
 
 import metarun
 from metarun.config import schema
-from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
-from metarun.experiment import train
 from metarun.protocols.verification import roc
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "text-speech.md"
@@ -74,15 +72,6 @@ def main() -> None:
             put(PAGE, name, text)
 
 
-def put(path: Path, name: str, text: str) -> None:
-    """Into a page, between the marks of that name."""
-    marks = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-    page = path.read_text(encoding="utf-8")
-    if not marks.search(page):
-        sys.exit(f"{path.name} has no place for the table '{name}'")
-    path.write_text(marks.sub(lambda found: found[1] + text + found[2], page), encoding="utf-8")
-
-
 def table(runs: Path, root: str, rows: list[Row], heads: list[str], measures: list[str]) -> str:
     """The rows' scores in Markdown with 1.96 standard errors, and the commands."""
     columns = [head if measure == "accuracy" else measure.upper() for head in heads for measure in measures]
@@ -90,7 +79,7 @@ def table(runs: Path, root: str, rows: list[Row], heads: list[str], measures: li
     commands = []
     for name, words, evaluations in rows:
         folder = runs / re.sub(r"[^\w.]+", "-", words)
-        summary = finished(words, root, folder)
+        summary = finished([*words.split(), f"data.root={root}", *PLAIN], folder)
         cells = [score(tested(folder, asked, summary)["test"][measure], measure) for asked in evaluations for measure in measures]
         text += f"| {name} | {' | '.join(cells)} | {summary['wall_s']:.0f} s |\n"
         commands += [f"metarun {words} data.root=PATH", *(f"    metarun eval RUN {asked}" for asked in evaluations if asked)]
@@ -102,19 +91,6 @@ def score(value: dict[str, float], measure: str) -> str:
     if measure == "accuracy":
         return f"{100 * value['mean']:.1f} ± {100 * value['ci95']:.1f} %"
     return f"{value['mean']:.3f} ± {value['ci95']:.3f}"
-
-
-def finished(words: str, root: str, folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished."""
-    values = resolve(compose([*words.split(), f"data.root={root}", *PLAIN]))
-    if not (folder / "summary.json").is_file():
-        print("metarun", words, flush=True)
-        return train(values, folder)
-    now, then = schema.validate(values), schema.validate(read_config(folder))
-    if any(getattr(now, part) != getattr(then, part) for part in ("algo", "data", "net", "optim", "trainer", "augment")):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {words}' has; move it away, or choose other --runs")
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
 
 
 def tested(folder: Path, words: str, summary: dict[str, Any]) -> dict[str, Any]:
