@@ -63,9 +63,8 @@ class Run:
         self, values: dict[str, Any], trained: dict[str, Any] | None = None, world: World | None = None, stored: bool = False
     ) -> None:
         keep_freed_memory()
-        self.values = values = settled(values)
-        self.valid = schema.validate(values)
-        valid, root = self.valid, self.valid.root
+        self.values, self.valid = values, valid = settled(values)
+        root = valid.root
         _refuse_other_kinds(values, valid)
         self.world = world or World()
         self.device = pick_device(root.device)
@@ -172,18 +171,22 @@ class Run:
             replace_file(path, lambda handle: handle.write(data))
 
 
-def settled(values: dict[str, Any]) -> dict[str, Any]:
-    """A config with what its net has of other runs written out (``Net.settled``).
+def settled(values: dict[str, Any]) -> tuple[dict[str, Any], Valid]:
+    """A config with what its net has of other runs written out (``Net.settled``), and its sections, validated.
 
     Raises:
         UserError: the config is not valid, or there is no such run.
     """
-    net = schema.validate(values).net
+    valid = schema.validate(values)
+    net = valid.net
     try:
         found = net.target.settled(net.values, backbone_of)
     except ValueError as error:
         raise UserError(str(error)) from None
-    return values if found == net.values else values | {"net": values["net"] | found}
+    if found == net.values:
+        return values, valid
+    values = values | {"net": values["net"] | found}
+    return values, schema.validate(values)
 
 
 def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | None = None, stored: bool = False) -> Algorithm:
