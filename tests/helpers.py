@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +26,7 @@ from metarun.data.episodes import Split
 from metarun.data.nas201 import SearchTable
 from metarun.data.slots import Slots
 from metarun.errors import MissingLibrary, UserError
+from metarun.extensions.sources import Source, sources
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
 from metarun.nets.conv4 import Block
@@ -94,6 +96,16 @@ def capped(value: Any, largest: int) -> Any:
     return min(value, largest) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+@cache
+def _composed(words: tuple[str, ...], _: tuple[Source, ...]) -> dict[str, Any]:
+    return resolve(compose(list(words)))
+
+
+def composed(*words: str) -> dict[str, Any]:
+    """The resolved configuration of these words, the caller's own to change; many tests ask for the same, and Hydra takes its time."""
+    return deepcopy(_composed(words, tuple(sources())))
+
+
 def small(*words: str) -> dict[str, Any]:
     """A resolved config of a tiny run: command-line words, then narrow nets, few steps, toy images unless ``data=`` is given.
 
@@ -101,7 +113,7 @@ def small(*words: str) -> dict[str, Any]:
     """
     defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
     defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2", "engine.chunk=20"]
-    values = resolve(compose([*defaults, *alternatives(words), *words]))
+    values = composed(*defaults, *alternatives(words), *words)
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
@@ -143,9 +155,9 @@ def quadratics(*words: str) -> dict[str, Any]:
     few += [] if any(word.startswith("optim=") for word in words) else ["optim.lr=0.01"]
     few += ["trainer.val_episodes=4", "trainer.test_episodes=4", "device=cpu", "logger=quiet", "engine.chunk=20"]
     if any(word.startswith("algo=") for word in words):
-        return resolve(compose(["experiment=quadratics", *few, *words]))
+        return composed("experiment=quadratics", *few, *words)
     few += ["algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6"]
-    return resolve(compose(["experiment=quadratics_lstm", *few, *words]))
+    return composed("experiment=quadratics_lstm", *few, *words)
 
 
 def control(algo: str, *words: str) -> dict[str, Any]:
@@ -213,13 +225,13 @@ def norms_of(net: str) -> list[str]:
 @cache
 def class_of(algo: str) -> type[Algorithm]:
     """The class of an option, as a whole configuration has it."""
-    return target_of(resolve(compose([f"algo={algo}"])), "algo")
+    return target_of(composed(f"algo={algo}"), "algo")
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 # net=module needs a module; backbones trained by others are as deep as their libraries make them, and have tests of their own.
 ALGORITHMS = groups()["algo"]
-OWN_NETS = [net for net in groups()["net"] if not issubclass(target_of(resolve(compose([f"net={net}"])), "net"), Pretrained)]
+OWN_NETS = [net for net in groups()["net"] if not issubclass(target_of(composed(f"net={net}"), "net"), Pretrained)]
 NETS = [net for net in OWN_NETS if accepts(small(f"net={net}"))]
 DEEP = {net for net in NETS if deep(net)}
 MIXTURES = {net for net in NETS if Run(small(f"net={net}")).algorithm.net.architecture}
