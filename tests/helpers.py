@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -14,6 +15,8 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -97,12 +100,26 @@ def capped(value: Any, largest: int) -> Any:
 
 
 @cache
-def _composed(words: tuple[str, ...], _: tuple[Source, ...]) -> dict[str, Any]:
-    return resolve(compose(list(words)))
+def _chosen(words: tuple[str, ...], _: tuple[Source, ...]) -> DictConfig:
+    whole = compose(list(words))
+    return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])  # Hydra's own part is as long as the rest
+
+
+@cache
+def _composed(words: tuple[str, ...], among: tuple[Source, ...]) -> dict[str, Any]:
+    options = {*groups(), "experiment"}
+    values = [word for word in words if re.match(r"[\w.]+=", word) and word.partition("=")[0] not in options]
+    config = deepcopy(_chosen(tuple(word for word in words if word not in values), among))
+    for override in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    return resolve(config)
 
 
 def composed(*words: str) -> dict[str, Any]:
-    """The resolved configuration of these words, the caller's own to change; many tests ask for the same, and Hydra takes its time."""
+    """The resolved configuration of these words, the caller's own to change.
+
+    Hydra takes its time: it chooses options once for all tests, and what else the words say is then set as Hydra itself sets it.
+    """
     return deepcopy(_composed(words, tuple(sources())))
 
 
