@@ -77,7 +77,7 @@ WORKS = {
     "W2b": Work("W2, metarun in bf16", maml(5, 5, 5, 1, BF16), 32, 2.5, 30.0),
     "W6b": Work("W6, metarun in bf16", [*PROTONET, BF16], 4, 3.0, 8.0),
     "W7": Work("sampling of 20-way 1-shot 5-query episodes, in memory", PROTONET, 32, 30.0, None, "sample"),
-    "W10": Work("ProtoNet step of ResNet-12, 5-way 5-shot 5-query, images of 84 by 84 pixels, 1 task", ["algo=protonet", *RESNET], 1, None, None),
+    "W10": Work("ProtoNet step of ResNet-12, 5-way 5-shot 5-query, 84 by 84 pixels, 1 task", ["algo=protonet", *RESNET], 1, None, None),
     "W10m": Work("second-order MAML step of ResNet-12, the same episode, 1 inner step", SECOND_ORDER, 1, None, None),
 }
 MEMORY = "W8"  # 50 inner steps against 1
@@ -207,7 +207,8 @@ def prepare(work: Work, tasks: int, options: argparse.Namespace, dtype: torch.dt
     spec, net = run.spec["train"], run.values["net"]
     told = {key: value for key, value in run.values["algo"].items() if key != "_target_"}
     told |= {"algo": run.values["algo"]["name"], "words": work.words, "kind": work.kind, "tasks": tasks, "classes": run.data.classes}
-    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "net": net["name"], "down": net.get("down"), "flatten": net["flatten"]}
+    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "net": net["name"]}
+    told |= {"down": net.get("down"), "flatten": net["flatten"]}
     told |= {"device": options.device, "threads": options.threads, "outer_lr": OUTER_LR, "exact": dtype == torch.float64}
     if work.kind == "sample":
         return told, {}

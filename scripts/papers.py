@@ -1,4 +1,4 @@
-"""The figures of papers and ours, on the same benchmarks: trains the presets experiment=paper/…, tests them as the papers do, writes docs/papers.md.
+"""The figures of papers and ours, on the same benchmarks: trains the presets experiment=paper/…, tests them, and writes docs/papers.md.
 
 python scripts/papers.py --omniglot PATH --cifar PATH [--only NAME ...] [--seeds 3]   trains and tests what is not finished, seed by seed
 python scripts/papers.py --write                                                     writes the page from what is, and trains nothing
@@ -58,7 +58,12 @@ MAML = {
     ("5w5s",): "shot=5 trainer.meta_batch=8 trainer.iterations=8000",
     TWENTY: f"way=20 {STEPS} episode.train.query=1 trainer.meta_batch=4 trainer.iterations=5000",
 }
-MAML_FULL = {("5w1s",): "", ("5w5s",): "shot=5", ("20w1s",): f"way=20 {STEPS} trainer.meta_batch=16", ("20w5s",): f"way=20 shot=5 {STEPS} trainer.meta_batch=16"}
+MAML_FULL = {
+    ("5w1s",): "",
+    ("5w5s",): "shot=5",
+    ("20w1s",): f"way=20 {STEPS} trainer.meta_batch=16",
+    ("20w5s",): f"way=20 shot=5 {STEPS} trainer.meta_batch=16",
+}
 FEW = "episode.train.query=2 episode.eval.query=5 trainer.test_episodes=300"  # where an episode costs seconds
 FILTERS = "the paper's net has 96, 192, 384 and 512 filters and joins the maps of two blocks; ours 64 in each"
 OMNIGLOT = [
@@ -66,9 +71,12 @@ OMNIGLOT = [
     Row("maml", "omniglot_maml", figures("98.7", "99.9", "95.8", "98.9"), MAML),
     Row("r2d2", "omniglot_r2d2", figures("~98.9", "~99.7", "~96.5", "~99"), ONCE, why=FILTERS),
     Row("metaoptnet", "omniglot_metaoptnet", {}, ONCE),
-    Row("matching", "omniglot_matching", figures("98.1", "98.9", "93.8", "98.5"), ONCE, why="cosines are divided by 0.03, the paper's are not"),
-    Row("relation", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), ONCE, why="its authors keep the checkpoint that is best on test classes"),
-    Row("siamese", "omniglot_siamese", figures("97.3", "98.4", "88.2", "97.0"), ONCE, why="the paper's figures are after fine-tuning on the support"),
+    Row("matching", "omniglot_matching", figures("98.1", "98.9", "93.8", "98.5"), ONCE,
+        why="cosines are divided by 0.03, the paper's are not"),
+    Row("relation", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), ONCE,
+        why="its authors keep the checkpoint that is best on test classes"),
+    Row("siamese", "omniglot_siamese", figures("97.3", "98.4", "88.2", "97.0"), ONCE,
+        why="the paper's figures are after fine-tuning on the support"),
     Row("fomaml", "omniglot_fomaml", figures("98.3", "99.2", "89.4", "97.9"), MAML),
     Row("reptile", "omniglot_reptile", figures("97.68", "99.48", "89.43", "97.12"),
         by_way("algo.inner_lr=0.0005 algo.inner_batch=20 algo.inner_steps=10")),
@@ -83,7 +91,8 @@ OMNIGLOT = [
         asked="algo.head_at_test=false", said="the runs of anil"),
     Row("snail", "omniglot_snail", figures("99.07", "99.78", "97.64", "99.36"),
         {("5w1s",): "", ("5w5s",): "shot=5 trainer.meta_batch=4",
-         ("20w1s",): f"way=20 trainer.meta_batch=4 {FEW}", ("20w5s",): f"way=20 shot=5 trainer.meta_batch=1 trainer.iterations=1000 {FEW}"}),
+         ("20w1s",): f"way=20 trainer.meta_batch=4 {FEW}",
+         ("20w5s",): f"way=20 shot=5 trainer.meta_batch=1 trainer.iterations=1000 {FEW}"}),
     Row("metanet", "omniglot_metanet", figures("98.95", "", "97.0", ""), {("5w1s",): "", ("20w1s",): "way=20 trainer.meta_batch=2"}),
     Row("gnn", "omniglot_gnn", figures("99.2", "99.7", "97.4", "99.0"), by_way(f"trainer.meta_batch=1 {FEW}")),
     Row("versa", "omniglot_versa", figures("~99.70", "~99.75", "~97.66", "98.77"), ONCE),
@@ -133,7 +142,7 @@ def main() -> None:
                 folder = options.runs / place(row, training, seed)
                 summary = finished([*words(row, training, seed), f"data.root={root}", "logger=quiet"], folder)
                 for task in training:
-                    tested(folder, asked(row, training, task), summary)
+                    evaluation(folder, asked(row, training, task), summary)
                 print(cells(row, training, options.runs), flush=True)
 
 
@@ -152,7 +161,7 @@ def asked(row: Row, training: tuple[str, ...], task: str) -> str:
     return " ".join(filter(None, [TASKS.get(task, "") if task != training[0] else "", row.asked]))
 
 
-def tested(folder: Path, words: str, summary: Summary | None = None) -> Summary | None:
+def evaluation(folder: Path, words: str, summary: Summary | None = None) -> Summary | None:
     """The summary of an evaluation under these words, kept in the run's folder; with no ``summary`` of its run, None if it was not done."""
     if not words:
         return summary or read(folder / "summary.json")
@@ -184,7 +193,7 @@ def found(row: Row, training: tuple[str, ...], runs: Path) -> list[Summary]:
 
 def accuracies(row: Row, training: tuple[str, ...], task: str, runs: Path) -> list[dict[str, float]]:
     """Mean and interval of a task, seed by seed."""
-    done = [tested(runs / place(row, training, seed), asked(row, training, task)) for seed in range(len(found(row, training, runs)))]
+    done = [evaluation(runs / place(row, training, seed), asked(row, training, task)) for seed in range(len(found(row, training, runs)))]
     return [summary["test"][MEASURES.get(task, "accuracy")] for summary in done if summary]
 
 
@@ -207,14 +216,15 @@ def cells(row: Row, training: tuple[str, ...], runs: Path) -> str:
 
 def line(row: Row, tasks: tuple[str, ...], runs: Path) -> list[str]:
     """A row of a table, as text of its cells."""
-    by_task = {task: cell(row.paper.get(task, ""), accuracies(row, training, task, runs)) for training in row.trainings for task in training}
+    scores = {task: accuracies(row, training, task, runs) for training in row.trainings for task in training}
+    found_here = {task: cell(row.paper.get(task, ""), each) for task, each in scores.items()}
     summaries = [found(row, training, runs) for training in row.trainings]
     done = [each for each in summaries if each]
     budget = "; ".join(f"{each[0]['iterations']}, {statistics.mean(s['wall_s'] for s in each) / 60:.0f} min" for each in done)
     seeds = "/".join(dict.fromkeys(str(len(each)) for each in done))
     name = f"{row.name} ({row.said})" if row.said else row.name
     mode = done[0][0]["bn_mode"] if done else "–"
-    return [name, *(by_task.get(task, "–") for task in tasks), mode, budget or "–", seeds or "–", row.why or "–"]
+    return [name, *(found_here.get(task, "–") for task in tasks), mode, budget or "–", seeds or "–", row.why or "–"]
 
 
 def table(rows: list[Row], tasks: tuple[str, ...], runs: Path) -> str:

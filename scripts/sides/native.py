@@ -1,4 +1,4 @@
-"""Conv4-64 and ResNet-12 and their heads in torch's own layers, as users of other libraries write them, with metarun's names for weights."""
+"""Conv4-64 and ResNet-12 and their heads in torch's own layers, as other libraries' users write them, with metarun's names for weights."""
 
 from __future__ import annotations
 

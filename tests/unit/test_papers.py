@@ -1,4 +1,4 @@
-"""The script behind docs/papers.md: every row's preset and words compose, its first task is its run's own test, and a page tells what is done."""
+"""The script behind docs/papers.md: words of every row compose, its first task is its run's own test, a page tells what is done."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_figure_stands_beside_the_papers(papers: ModuleType) -> None:
     assert papers.cell("98.8", []) == "98.8 → not run yet"
 
 
-def test_the_table_has_what_is_finished_and_refuses_other_settings(papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_table_has_what_is_finished_and_no_other_settings(papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = papers.Row("protonet", "omniglot_protonet", {"5w1s": "98.8", "5w5s": "99.7"}, {papers.FIVE: ""}, why="hardly trained")
     words = papers.words
     monkeypatch.setattr(papers, "words", lambda *given: [*words(*given), *TINY, "episode.train.way=5", "data.size=16"])
@@ -71,7 +71,7 @@ def test_the_table_has_what_is_finished_and_refuses_other_settings(papers: Modul
     folder = tmp_path / papers.place(row, papers.FIVE, 0)
     summary = papers.finished(papers.words(row, papers.FIVE), folder)
     assert "| 99.7 → not run yet | running | 2, 0 min | 1 |" in papers.table([row], papers.FIVE, tmp_path)  # trained, and not tested there
-    found = papers.tested(folder, papers.asked(row, papers.FIVE, "5w5s"), summary)["test"]["accuracy"]
+    found = papers.evaluation(folder, papers.asked(row, papers.FIVE, "5w5s"), summary)["test"]["accuracy"]
     assert papers.cell("99.7", [found]) in papers.table([row], papers.FIVE, tmp_path)
     assert "\n    metarun eval RUN shot=5\n" in papers.table([row], papers.FIVE, tmp_path)
     shutil.copytree(folder, tmp_path / papers.place(row, papers.FIVE, 1))

@@ -52,7 +52,7 @@ def descriptions() -> dict[str, dict[str, str]]:
 
 
 def folded(options: Iterable[str], folder: str = "") -> list[str]:
-    """The options of a group that lie in ``folder`` itself ("paper/"; the group's own if ""), and its folders, "paper/full/", by name alone."""
+    """The options of a group that lie in ``folder`` itself ("paper/"; "": in none), and of folders in it, "paper/full/", the name alone."""
     split = (option.removeprefix(folder).partition("/") for option in options if option.startswith(folder))
     return list(dict.fromkeys(f"{folder}{head}{slash}" for head, slash, _ in split))
 
