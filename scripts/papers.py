@@ -33,7 +33,7 @@ class Row(NamedTuple):
     paper: dict[str, str]  # by task, as printed there in %; "~": recalled, and not seen again in a source
     trainings: dict[tuple[str, ...], str]  # by the tasks that it answers, of which the first is its own test: words beside the preset's
     asked: str = ""  # words of all its tests
-    why: str = ""  # what explains the difference, where it is known
+    why: str = ""  # what is known to differ from the paper, beside the budget
     said: str = ""  # what else tells the row from others
 
 
@@ -229,7 +229,7 @@ def line(row: Row, tasks: tuple[str, ...], runs: Path) -> list[str]:
 
 def table(rows: list[Row], tasks: tuple[str, ...], runs: Path) -> str:
     """The rows in Markdown, chance beneath them, and the commands of their trainings and tests."""
-    lines = [["method", *tasks, "norm", "iterations, wall", "seeds", "what explains the difference"], ["---"] * (len(tasks) + 5)]
+    lines = [["method", *tasks, "norm", "iterations, wall", "seeds", "what is known to differ from the paper"], ["---"] * (len(tasks) + 5)]
     lines += [line(row, tasks, runs) for row in rows]
     if set(tasks) <= CHANCE.keys():
         lines.append(["chance", *(CHANCE[task] for task in tasks), *["–"] * 4])
