@@ -162,7 +162,7 @@ def refuse_forgotten(algorithm: Algorithm) -> None:
     for method in (part for part in algorithm.modules() if isinstance(part, Algorithm)):
         name = type(method).__name__
         for flag, now in FLAGS_OF_OLD.items():
-            if isinstance(getattr(method, flag, None), (bool, str, tuple)):  # a method's own things of that name are not flags
+            if isinstance(getattr(method, flag, None), (bool, str, tuple, list)):  # a method's own things of that name are not flags
                 raise UserError(f"{name}.{flag} is a flag no more: {now}")
         for ability in ASKED_FOR:
             asked: frozenset[str] = ability.__abstractmethods__
