@@ -152,7 +152,7 @@ class Engine:
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
         carried: list[State] = []
-        for gradients, metrics, states in self._each(algorithm, derive, items, ("gradient", total)):
+        for gradients, metrics, states in self._each(algorithm, derive, items, ("gradient", total, kept)):
             for parameter, gradient in zip(parameters, gradients):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
