@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from metarun.abilities import Searches
 from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, groups, resolve
 from metarun.config.schema import target_of
@@ -148,7 +149,7 @@ def changed(section: dict[str, Any], **values: Any) -> dict[str, Any]:
 def alternatives(words: Sequence[str]) -> list[str]:
     """For a method that chooses between the alternatives of a net: such a net, unless the words say another."""
     algo = next((word.removeprefix("algo=") for word in words if word.startswith("algo=")), "maml")
-    return ["net=cell"] if class_of(algo).searches and not any(word.startswith("net=") for word in words) else []
+    return ["net=cell"] if issubclass(class_of(algo), Searches) and not any(word.startswith("net=") for word in words) else []
 
 
 Builder = Callable[..., dict[str, Any]]
@@ -276,12 +277,12 @@ def suits(algo: str, norm: str) -> bool:
 
 def nets_for(algo: str) -> list[str]:
     """The nets that a method goes with."""
-    return [net for net in NETS if net in MIXTURES or not class_of(algo).searches]
+    return [net for net in NETS if net in MIXTURES or not issubclass(class_of(algo), Searches)]
 
 
 def quick(algo: str, net: str, norm: str) -> bool:
     """Whether `make test` tries these: a method without a norm, and with one that goes by turns from method to method."""
-    if class_of(algo).searches:
+    if issubclass(class_of(algo), Searches):
         return (net, norm) == ("cell", "batch")
     turns = [norm for norm in ("batch", "support", "running") if suits(algo, norm)]
     return (net, norm) in {("mlp", "none"), ("conv4", turns[ALGORITHMS.index(algo) % len(turns)])}

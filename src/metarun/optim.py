@@ -89,6 +89,8 @@ class MetaOptimizer:
         given: list[Any] = list(parameters)
         groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        for group in groups:
+            group.pop("descends", None)  # the gradient is that of all objectives together
         groups = [group for group in groups if group["params"]]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.groups = [group["params"] for group in groups]

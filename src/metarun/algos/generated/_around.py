@@ -16,12 +16,10 @@ TRAITS = (
     "test_steps",
     "unrolls",
     "every_state",
-    "keeps",
     "fixed_way",
     "label_dependent",
     "ordered",
     "pairwise",
-    "batchable",
 )
 
 
