@@ -112,6 +112,7 @@ BAD = [
     ("help", "no command 'help'; did you mean `metarun --help`"),
     ("test RUN", "no command 'test'; did you mean `metarun eval RUN`"),
     ("way=3 check", "the command comes first: metarun check"),
+    ("hydra.searchpath=[file:///x] list", "the command comes first: metarun list"),
     ("--json evla", "no command 'evla'; did you mean 'eval'"),
     ("--json=1", "--json takes no value"),
     ("-m=1", "-m takes no value"),
@@ -338,6 +339,14 @@ def test_eval_of_bad_words(metarun, run_folder, words, pattern):
     before = everything(run_folder)
     assert_one_line(metarun("eval", str(run_folder), *words.split()), 2, pattern)
     assert everything(run_folder) == before
+
+
+@pytest.mark.parametrize("words", ["show --index", "predict run --support a --query b --steps", "serve run --port", "eval"])
+def test_numbers_and_names_that_are_too_long(metarun, words):
+    """No failure of Python's or the file system's, and no line of 5000 digits."""
+    result = metarun(*words.split(), "9" * 5000)
+    assert_one_line(result, 2, "is not possible: it is|File name too long; name another")
+    assert len(result.err[0]) < 300
 
 
 def test_resume_takes_no_values(metarun, run_folder):

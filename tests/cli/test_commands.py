@@ -264,6 +264,12 @@ def test_completion_query(metarun, monkeypatch, line, expected):
     assert metarun("-sc query=fish").out == expected.split()
 
 
+def test_dashes_offer_every_option(metarun, monkeypatch):
+    monkeypatch.setenv("COMP_LINE", "metarun classify --")
+    (offered,) = metarun("-sc query=bash").out
+    assert {"--support", "--query", "--reject", "--out", "--with", "--json", "--help"} <= set(offered.split())
+
+
 def test_a_reader_that_has_enough_is_not_an_error():
     """As in ``metarun list | head -1``, with a reader that is gone before the first word."""
     with subprocess.Popen([sys.executable, "-m", "metarun", "list"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:

@@ -59,6 +59,15 @@ def test_disabled_it_says_nothing(terminal):
     assert terminal.file.getvalue() == ""
 
 
+def test_what_a_line_quotes_steers_no_terminal_and_is_in_the_log(tmp_path, capsys):
+    """A class is called as its folder, which may be anybody's."""
+    console.start_logging(tmp_path)
+    logging.getLogger("metarun.data").warning("left out: %s\n2", "c\x1b[2J caf\udce9 猫")
+    console.start_logging()
+    assert capsys.readouterr().err.endswith(" left out: c�[2J caf� 猫\n2\n")
+    assert "left out: c�[2J caf� 猫\n2" in (tmp_path / "metarun.log").read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def summary(finished):
     return json.loads((finished / "summary.json").read_text())

@@ -19,6 +19,7 @@ from helpers import classification, metrics_of
 from metarun.__main__ import main
 from metarun.drawing import tensorboard_images
 from metarun.experiment import train
+from metarun.predict.trained import load
 from metarun.storage import checkpoint
 from metarun.storage.files import DiskFull, replace_file
 from metarun.storage.provenance import commit
@@ -216,6 +217,13 @@ def test_a_tilde_is_the_home_folder(metarun, tmp_path, monkeypatch, run_folder):
     assert (tmp_path / "home" / "new" / "summary.json").is_file()
     assert metarun("-m", "seed=0,1", *WORDS, "hydra.sweep.dir=~/sweep").status == 0
     assert len(list((tmp_path / "home" / "sweep").glob("*/summary.json"))) == 2
+    assert metarun("show", "home/run", "--out", "~/x.png").status == 0
+    assert (tmp_path / "home" / "x.png").is_file()
+    for data in ("folder", "csv", "omniglot"):
+        result = metarun("check", f"data={data}", "data.root=~/nowhere")
+        assert (result.status, len(result.err)) == (2, 1)
+        assert f"data.root={tmp_path}/home/nowhere " in result.err[0]
+    assert load("~/run").algo == "maml"
     assert not (tmp_path / "~").exists()
 
 

@@ -405,7 +405,7 @@ def test_runs_without_pictures(trained, pictures):
         (["--stesp", "3"], "no option '--stesp'; did you mean '--steps'"),
         (["way=7"], "predict takes no 'way=7'"),
         (["--steps", "many"], "--steps many is not possible: it is a number"),
-        (["--steps", "-1"], "steps=-1 is out of range"),
+        (["--steps", "-1"], "--steps -1 is not possible: it is a number"),
         (["--steps", "2"], "algo=protonet takes no inner steps"),
         (["--format", "xml"], "--format takes one of csv, json"),
         (["--checkpoint", "first"], "--checkpoint takes one of best, last"),

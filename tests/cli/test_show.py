@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cli_support import TINY
+from cli_support import TINY, assert_one_line
 from helpers import small
 from PIL import Image
 
@@ -50,6 +50,14 @@ def test_what_is_not_there(metarun, words, line):
     assert result.status == 2
     assert result.err[-1].startswith(f"metarun: {line}")
     assert not Path("outputs").exists()
+
+
+def test_nothing_is_drawn_through_a_link(metarun, run_folder, tmp_path):
+    (tmp_path / "victim").mkdir()
+    (run_folder / "show").symlink_to(tmp_path / "victim")
+    assert_one_line(metarun("show run"), 2, "run/show is a link, which metarun never makes")
+    assert not list((tmp_path / "victim").iterdir())
+    assert metarun("show", "run", "--out", "x.png").status == 0
 
 
 @pytest.mark.parametrize("algo", ["maml", "protonet"])

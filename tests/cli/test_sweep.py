@@ -158,6 +158,30 @@ def test_a_search_of_a_grid_ends_with_its_combinations(monkeypatch, trials, tota
     assert check([*search, "algo.inner_steps=choice(1,2)", "seed=choice(0,1)", *WORDS]).total == total
 
 
+@pytest.mark.parametrize(("trials", "missing"), [(5, 0), (4, 1)])
+def test_trials_that_repeat_a_run_have_run(monkeypatch, top, trials, missing):
+    """A search among few values tries them again; it said "3 have not run"."""
+    for plugin in ("continued", "ended"):
+        monkeypatch.setattr(launch.optuna_study, plugin, lambda *_: 0)
+    monkeypatch.setattr(launch, "_require", lambda *_: None)
+    plan = check(["hydra/sweeper=tpe", "hydra.sweeper.n_trials=5", "seed=choice(0,1,2)", *WORDS])
+
+    def tried(*_: object) -> None:
+        monkeypatch.setattr(launch.optuna_study, "ended", lambda _: trials)
+
+    monkeypatch.setattr(launch, "_launch", tried)
+    assert len(launch._go(plan, top)["failed"]) == missing
+
+
+@pytest.mark.slow
+@needs("hydra_optuna_sweeper")
+def test_a_search_among_few_values_ends_well(tmp_path):
+    words = ["-m", "hydra/sweeper=tpe", "hydra.sweeper.n_trials=4", "shot=choice(1,2)", *WORDS, "hydra.sweep.dir=top", "--json"]
+    result = ended(program(*words, cwd=tmp_path))
+    assert (result.status, result.json["failed"]) == (0, [])
+    assert len(result.json["runs"]) <= 2
+
+
 def test_a_changed_configuration_is_not_taken_for_the_same_run(metarun, top):
     config = top / "1_maml-glyphs-3w1s" / "config.yaml"
     config.write_text(config.read_text().replace("iterations: 3", "iterations: 4"))

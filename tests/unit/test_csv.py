@@ -164,6 +164,22 @@ def test_lines_of_json(tmp_path):
     assert classes(tmp_path / "t.jsonl").input_shape == (2,)
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"label": "k", "a": 1%s}' % ("0" * 400), "line 1: 10* in the column a is not finite"),
+        ('{"label": "k", "a": 1%s}' % ("0" * 5000), "line 1 is not JSON"),
+        ('{"label": "k", "a": true}', "line 1: 'True' in the column a is no number"),
+        ('{"label": {"k": 1}, "a": 1}', "line 1 has nothing in the column label"),
+    ],
+    ids=["400 digits", "5000 digits", "true", "an object"],
+)
+def test_lines_of_json_that_are_no_rows(tmp_path, line, message):
+    (tmp_path / "T.JSONL").write_text(line)
+    with pytest.raises(UserError, match=message):
+        classes(tmp_path / "T.JSONL")
+
+
 def test_a_run_on_classes_answers_raw_rows(flowers, tmp_path):
     """What is standardised in training is so in prediction."""
     words = ["data=csv", f"data.root={flowers}", "data.ignore=[remark]", "net=mlp", "net.norm=none", "algo=nearest", "way=2"]

@@ -134,6 +134,11 @@ def test_what_is_no_optimizer_is_refused_in_one_line(tmp_path: Path) -> None:
         metarun.optimizer(tmp_path / "code.pt", [p])  # which the safe loader does not execute
     _, file = exported(tmp_path, "lstm")
     held = torch.load(file, weights_only=True)
+    weights = max(held["weights"].values(), key=torch.Tensor.numel).numpy().tobytes()
+    content = file.read_bytes()
+    (tmp_path / "flipped.pt").write_bytes(content.replace(weights, bytes([weights[0] ^ 1, *weights[1:]])))
+    with pytest.raises(UserError, match=r"flipped\.pt is no optimizer of metarun's"):
+        metarun.optimizer(tmp_path / "flipped.pt", [p])
     for section, pattern in (
         (held["algo"] | {"_target_": "os.system"}, r"os\.system"),
         (held["algo"] | {"hidden": 5}, r"does not fit"),

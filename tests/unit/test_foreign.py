@@ -9,13 +9,16 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from metarun.config.compose import compose, resolve
 from metarun.config.schema import validate
 from metarun.config.stored import read_config
+from metarun.data.word_vectors import read_word_vectors
 from metarun.errors import RunError, UserError
+from metarun.run import Run
 from metarun.storage import checkpoint, foreign
 from metarun.storage.foreign import DamagedError, refuse_links
 
@@ -132,6 +135,37 @@ def test_a_packed_checkpoint_is_refused_before_it_unfolds(tmp_path: Path) -> Non
     assert path.stat().st_size < 200_000
     with pytest.raises(RunError, match="is damaged"):
         checkpoint.load(path)
+
+
+def bomb(path: Path) -> None:
+    np.savez_compressed(path.open("wb"), edges=np.zeros(40_000_000, np.int8))
+
+
+@pytest.mark.parametrize(
+    ("words", "name", "make", "why"),
+    [
+        ("nas201 algo=random_search", "x.npz", bomb, "would unfold to 40,000"),
+        ("graph algo=gcn", "x.npz", bomb, "would unfold to 40,000"),
+        ("text algo=nearest", "a/x.txt", pipe, "is not a regular file"),
+        ("text algo=nearest", "x.zip", pipe, "not a regular file"),
+        ("text algo=nearest", "x.jsonl", pipe, "is no file of texts"),
+        ("speech algo=nearest", "x.zip", pipe, "is neither a folder nor a .zip"),
+    ],
+)
+def test_data_that_would_fill_memory_or_be_waited_for(
+    tmp_path: Path, words: str, name: str, make: Callable[[Path], object], why: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    make(tmp_path / name)
+    root = tmp_path if "/" in name else tmp_path / name
+    with pytest.raises(UserError, match=why):
+        Run(resolve(compose([*f"data={words} data.root={root} way=2 device=cpu".split()])))
+
+
+def test_word_vectors_that_would_fill_memory(tmp_path: Path) -> None:
+    bomb(tmp_path / "x.npz")
+    with pytest.raises(UserError, match="would unfold to 40,000"):
+        read_word_vectors(tmp_path / "x.npz", ["cat"])
 
 
 def test_lists_that_hold_themselves_end(tmp_path: Path) -> None:

@@ -54,7 +54,7 @@ def greys(data: Folder) -> dict[str, list[int]]:
     }
 
 
-@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl", "Labels.csv"])
+@pytest.mark.parametrize("name", ["labels.csv", "labels.jsonl", "Labels.CSV"])
 @pytest.mark.parametrize("heading", ["filename,label", "file_name,class", "path,label", "image,label"])
 def test_a_table_is_as_good_as_class_folders(root, name, heading):
     write(root / name, heading=heading)
@@ -108,6 +108,7 @@ def test_a_class_in_two_tables_is_refused(root):
         ("labels.csv", "filename,lable\n0_0.png,a", r"labels.csv has no column label; did you mean 'lable'\?; its first line"),
         ("labels.csv", "name,label\n0_0.png,a", r"labels.csv has no column filename"),
         ("labels.csv", "filename,label\n0_0.png,a\n0_9.png,a", r"line 3 names 0_9.png, which is not there; did you mean '0_\d.png'"),
+        ("labels.csv", f"filename,label\n{'x' * 300}.png,a", r"line 2 names x+.png, which is not there"),
         ("labels.csv", "filename,label\n0_0.png,", r"labels.csv line 2 has no label: every line has a file and its label"),
         ("labels.csv", "filename,label\n0_0.png", r"labels.csv line 2 has no label"),
         ("labels.csv", "filename,label\n,cat", r"labels.csv line 2 has no filename: every line has a file and its label"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import traceback
@@ -58,7 +59,8 @@ def _stop(number: int, frame: FrameType | None) -> NoReturn:
 def _complain(line: str, status: int) -> int:
     if os.environ.get("METARUN_DEBUG") == "1":
         traceback.print_exc()
-    print(f"metarun: {printable(line)}", file=sys.stderr)
+    line = re.sub(r"\S{1000,}", lambda word: f"{word[0][:40]}…{word[0][-10:]}", printable(line))  # 5000 digits help nobody
+    print(f"metarun: {line}", file=sys.stderr)
     return status
 
 

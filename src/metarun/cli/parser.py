@@ -4,6 +4,7 @@ Every command is a module of this folder: ``parser()``, its options and help; ``
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -17,14 +18,14 @@ class Choice:
         self.option, self.names = option, tuple(names)
 
     def __call__(self, text: str) -> str:
-        """The text itself.
+        """The text itself; ``~/x`` below the home folder, as a shell leaves it after ``--out=``.
 
         Raises:
             UserError: it is empty, or none of the names.
         """
         if not text or (self.names and text not in self.names):
             raise UserError(f"{self.option} takes {self.wanted}{nearest(text, self.names)}")
-        return text
+        return os.path.expanduser(text) if text.startswith("~/") else text
 
     @property
     def wanted(self) -> str:
@@ -146,6 +147,11 @@ def common(words: Sequence[str]) -> argparse.Namespace:
         UserError: a value is missing or too many.
     """
     return Parser("", "", "").known(words)
+
+
+def counted(text: str) -> int | None:
+    """A whole number from 0 on, below 2^63, that an option gives; None: it is no such number."""
+    return int(text) if text.isdecimal() and len(text) < 20 and int(text) < 2**63 else None
 
 
 def run_folder(words: Sequence[str], command: str) -> str:

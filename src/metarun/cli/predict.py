@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from metarun.cli.parser import Parser, run_folder
+from metarun.cli.parser import Parser, counted, run_folder
 from metarun.errors import UserError
 
 WORDS = "run"
@@ -37,9 +37,9 @@ def run(options: Namespace) -> dict[str, Any]:
     folder = run_folder(options.words, "predict")
     if rest := options.words[1:]:
         raise UserError(f"predict takes no '{rest[0]}' (`metarun predict --help` says what it takes)")
-    steps = options.steps
-    if steps is not None and not steps.removeprefix("-").isdecimal():
-        raise UserError(f"--steps {steps} is not possible: it is a number of inner steps, 0, 1, 2, …")
+    steps = None if options.steps is None else counted(options.steps)
+    if options.steps is not None and steps is None:
+        raise UserError(f"--steps {options.steps} is not possible: it is a number of inner steps, 0, 1, 2, …")
     try:
         reject = None if options.reject is None else float(options.reject)
     except ValueError:
@@ -52,7 +52,7 @@ def run(options: Namespace) -> dict[str, Any]:
             support=options.support,
             query=options.query,
             reject=reject,
-            steps=None if steps is None else int(steps),
+            steps=steps,
             checkpoint=options.checkpoint,
             out=options.out,
             format=options.format,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from metarun.cli.parser import Parser, run_folder
+from metarun.cli.parser import Parser, counted, run_folder
 from metarun.errors import UserError
 
 WORDS = "run"
@@ -32,10 +32,11 @@ def run(options: Namespace) -> dict[str, Any]:
     folder = run_folder(options.words, "serve")
     if rest := options.words[1:]:
         raise UserError(f"serve takes no '{rest[0]}' (`metarun serve --help` says what it takes)")
-    if not options.port.isdecimal() or int(options.port) > 65535:
+    port = counted(options.port)
+    if port is None or port > 65535:
         raise UserError(f"--port {options.port} is not possible: it is a number, 0 to 65535")
     from metarun.predict.page.learner import TrainedRun
     from metarun.predict.page.server import serve
 
     learner = TrainedRun(folder, options.checkpoint)
-    return {"run": folder, "learner": learner.about, "page": serve(learner, options.host, int(options.port), options.open)}
+    return {"run": folder, "learner": learner.about, "page": serve(learner, options.host, port, options.open)}

@@ -6,8 +6,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from metarun.cli.parser import Parser, overrides
+from metarun.cli.parser import Parser, counted, overrides
 from metarun.errors import UserError
+from metarun.storage.foreign import refuse_links
 
 WORDS = "run or overrides"
 DRAWINGS = {"episode": "", "classes": "classes-", "augmentation": "augmentation-", "cell": "cell-"}  # and how their files' names begin
@@ -34,10 +35,12 @@ def parser() -> Parser:
 
 def run(options: Namespace) -> dict[str, Any]:
     """Draw; prints the picture's path."""
-    index = options.index
-    if not index.isdecimal() or int(index) >= 2**63:
-        raise UserError(f"--index {index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
+    index = counted(options.index)
+    if index is None:
+        raise UserError(f"--index {options.index} is not possible: it is the number of an episode or of a sheet of classes, 0, 1, 2, …")
     folder, values = _configuration(options.words)
+    if folder and not options.out:
+        refuse_links(folder)  # the picture goes there
     from metarun import run
     from metarun.cli.summary_table import show_found
     from metarun.drawing import figures
@@ -54,9 +57,9 @@ def run(options: Namespace) -> dict[str, Any]:
     path = Path(options.out or (folder / "show" / name if folder else f"outputs/show/{values['name']}-{name}"))
     answered = {"answered": True} if trained and options.what == "episode" else {}
     if options.what == "episode" and path.suffix.lower() == ".gif":
-        figures.film(built, split, int(index), path)
+        figures.film(built, split, index, path)
     else:
-        figures.save(getattr(figures, options.what)(built, split, int(index), **answered), path)
+        figures.save(getattr(figures, options.what)(built, split, index, **answered), path)
     found = built.algorithm.found() if trained and options.what == "augmentation" else {}
     show_found(found)
     print(path)

@@ -283,12 +283,13 @@ def line_and_status(error: Exception, words: list[str]) -> tuple[str, int]:
     if isinstance(error, (UserError, RunError)):
         return str(error), 2 if isinstance(error, UserError) else 1
     text = " ".join(str(error).split())
-    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or _read_only(error):
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError, IsADirectoryError)) or _impossible(error):
         return f"cannot read or write {error.filename}: {error.strerror}; name another file or folder", 2  # type: ignore[attr-defined]
     if isinstance(error, MemoryError) or "allocate" in text:  # numpy's, torch's on a CPU, on a GPU
         return f"out of memory ({text[:100] or type(error).__name__}); make episodes, net or data smaller, or engine.chunk=1", 1
     return f"failed: {place(error)}{type(error).__name__}: {text} (METARUN_DEBUG=1 shows where)", 1
 
 
-def _read_only(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno == errno.EROFS
+def _impossible(error: Exception) -> bool:
+    """A read-only file system, a name that no file system takes, links in a circle."""
+    return isinstance(error, OSError) and error.errno in (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP)

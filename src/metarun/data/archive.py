@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pooch
 
 from metarun.data.cache import user_cache
@@ -104,10 +105,10 @@ def read(path: Path, wanted: re.Pattern[str]) -> Iterator[tuple[str, bytes]]:
         if path.is_dir():
             files = [os.path.relpath(os.path.join(folder, file), path) for folder, _, names in os.walk(path) for file in names]
             for name in sorted(file for file in (Path(file).as_posix() for file in files) if wanted.fullmatch(file)):
-                if not (path / name).is_file():  # a pipe would wait for ever
-                    raise OSError("not a regular file")
+                _refuse_pipe(path / name)
                 yield name, (path / name).read_bytes()
         else:
+            _refuse_pipe(path)
             with zipfile.ZipFile(path) as archive:
                 members = {file.filename: file for file in archive.infolist() if wanted.fullmatch(file.filename)}
                 refuse_bomb(path, sum(member.file_size for member in members.values()))
@@ -121,6 +122,7 @@ def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
     """As ``read``, of a zip or tar archive, in its own order and of any packing."""
     name = path.name
     try:
+        _refuse_pipe(path)
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 members = [file for file in archive.infolist() if wanted(file.filename)]
@@ -136,6 +138,26 @@ def contents(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
                         yield name, tar.extractfile(member).read()  # type: ignore[union-attr]  # a regular file has content
     except DAMAGE as error:
         raise damaged(path, f"{name}: {error}") from None
+
+
+def arrays(path: Path, wanted: Callable[[str], bool] = lambda name: True) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz`` whose names are ``wanted``; one that would have to be unpickled is damage.
+
+    Raises:
+        UserError: it unfolds to absurdly much.
+        ValueError, or one of ``DAMAGE``: it is none.
+    """
+    _refuse_pipe(path)
+    with zipfile.ZipFile(path) as archive:
+        refuse_bomb(path, sum(member.file_size for member in archive.infolist()))
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files if wanted(name)}
+
+
+def _refuse_pipe(path: Path) -> None:
+    """A pipe would be waited for, for ever."""
+    if path.exists() and not path.is_file():
+        raise OSError("not a regular file")
 
 
 def _unpacked(packed: BinaryIO) -> BinaryIO:

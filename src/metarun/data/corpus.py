@@ -41,7 +41,7 @@ def gather(root: Path, corpus: str | None) -> dict[str, list[str]]:
         return _collect(_corpus(root, corpus))
     if root.is_dir():
         return _folders(root)
-    if root.suffix not in (".jsonl", ".csv"):
+    if root.suffix not in (".jsonl", ".csv") or not root.is_file():
         raise UserError(f"data.root={root} is no file of texts; {FORMS}")
     return _collect(_records(root.name, root.read_bytes()))
 
@@ -103,6 +103,8 @@ def _folders(root: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for name, paths in classes.items():
         for path in paths:
+            if not path.is_file():  # a pipe would wait for ever
+                raise UserError(f"{path} is not a regular file; remove it")
             try:
                 text = path.read_text(encoding="utf-8-sig")
             except (OSError, UnicodeDecodeError) as error:

@@ -3,13 +3,12 @@ Whatever is wrong with a file ends in one line for the user; nothing in it is ev
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from metarun.data.archive import DAMAGE, refuse_bomb
+from metarun.data.archive import DAMAGE, arrays
 from metarun.errors import UserError
 
 NEEDED = ("adj_data", "adj_indices", "adj_indptr", "adj_shape", "labels")
@@ -38,10 +37,7 @@ def read(root: str, drop_self_loops: bool) -> Arrays:
     if not path.is_file():
         raise UserError(f"data.root={root} is not a file; give an .npz with a graph, or leave data.root out for a made-up one")
     try:
-        with zipfile.ZipFile(path) as archive:
-            refuse_bomb(path, sum(member.file_size for member in archive.infolist()))
-        with np.load(path, allow_pickle=False) as file:
-            found = {name: file[name] for name in file.files if name in NEEDED or (name.startswith("attr_") and name != "attr_names")}
+        found = arrays(path, lambda name: name in NEEDED or (name.startswith("attr_") and name != "attr_names"))
     except (*DAMAGE, ValueError) as error:  # ValueError: an array of Python objects, which are never unpickled
         raise _refused(path, " ".join(str(error).split())) from None
     if missing := [name for name in NEEDED if name not in found]:

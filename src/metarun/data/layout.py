@@ -3,6 +3,7 @@ Says which file is of which class, and opens none of them but the tables."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -53,7 +54,7 @@ def gather(root: str, depth: int | None) -> Gathered:
         UserError: there is no such folder, or it is neither of these.
     """
     base = Path(root).expanduser()
-    if base.is_file() and base.suffix in ENDINGS:
+    if base.is_file() and base.suffix.lower() in ENDINGS:
         return Gathered(base.parent, None, labelled(base), {})
     if not base.is_dir():
         wrong = "is not a folder" if base.exists() else "does not exist"
@@ -75,7 +76,7 @@ def tables(base: Path) -> dict[str, Path]:
         UserError: two for the same.
     """
     found: dict[str, Path] = {}
-    for path in sorted(path for path in base.iterdir() if path.suffix in ENDINGS and path.is_file()):
+    for path in sorted(path for path in base.iterdir() if path.suffix.lower() in ENDINGS and path.is_file()):
         name = SPLITS.get(path.stem.lower(), WHOLE if path.stem.lower() == WHOLE else None)
         if name and found.setdefault(name, path) != path:
             raise UserError(f"{base} has {found[name].name} and {path.name}: keep one")
@@ -101,13 +102,15 @@ def labelled(table: Path) -> Classes:
         if not isinstance(record, dict):
             raise UserError(f"{where} has no filename and label; write it as {FORM}")
         name, label = _cell(record, FILE, table, where), _cell(record, LABEL, table, where)
-        path = next((place / name for place in places if (place / name).is_file()), None)
+        path = next((place / name for place in places if os.path.isfile(place / name)), None)  # false for a name that is too long, too
         if path is None:
             there = [file.name for place in places if place.is_dir() for file in place.iterdir()]
             raise UserError(f"{where} names {name}, which is not there{nearest(Path(name).name, there)}; names count from {table.parent}")
         found.setdefault(label, []).append(path)
     if not found:
-        raise UserError(f"{table} has no lines; write one per picture, as {FORM if table.suffix == '.jsonl' else 'spaniel1.jpg,spaniel'}")
+        raise UserError(
+            f"{table} has no lines; write one per picture, as {FORM if table.suffix.lower() == '.jsonl' else 'spaniel1.jpg,spaniel'}"
+        )
     return dict(sorted(found.items()))
 
 
@@ -116,7 +119,7 @@ def _cell(record: dict[str, Any], names: Collection[str], table: Path, where: st
     best, *_ = names
     column = next((name for name in names if name in record), None)
     if column is None:
-        if table.suffix == ".jsonl":
+        if table.suffix.lower() == ".jsonl":
             raise UserError(f"{where} has no {best}; write it as {FORM}")
         raise UserError(
             f"{table} has no column {best}{nearest(best, record)}; its first line names the columns, filename and label among them"

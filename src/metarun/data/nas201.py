@@ -6,12 +6,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 
-from metarun.data.archive import places
+from metarun.data.archive import DAMAGE, arrays, places
 from metarun.data.base import Dataset
 from metarun.data.episodes import Episodes, draws, episode_keys, task_keys
 from metarun.errors import UserError, nearest
@@ -103,9 +102,8 @@ class NAS201(SearchTable):
     def __init__(self, seed: int, *, root: str | None, dataset: str) -> None:
         path = _locate(root)
         try:
-            with np.load(path, allow_pickle=False) as table:
-                columns = {name: table[name] for name in table.files}
-        except (OSError, ValueError, BadZipFile, EOFError) as error:
+            columns = arrays(path)
+        except (*DAMAGE, ValueError) as error:
             raise UserError(f"{path} is no table of candidates that can be read ({error}); give another with data.root=FILE") from None
         known = [name.removesuffix("_val") for name in columns if name.endswith("_val")]
         if dataset not in known or f"{dataset}_test" not in columns:

@@ -46,13 +46,13 @@ def gather(root: str | None, data: str, key: str, pick: Pick) -> tuple[dict[str,
         raise UserError(f"data={data} needs data.root; {wants}")
     base = Path(root).expanduser()
     if base.is_file():
-        if base.suffix not in ENDINGS:
+        if base.suffix.lower() not in ENDINGS:
             raise UserError(f"data.root={root} is no table by its name ({', '.join(ENDINGS)}); {wants}")
         return None, read(base, key, pick)
     if not base.is_dir():
         raise UserError(f"data.root={root} does not exist; {wants}")
     found: dict[str, Path] = {}
-    for path in sorted(path for path in base.iterdir() if path.suffix in ENDINGS and path.is_file()):
+    for path in sorted(path for path in base.iterdir() if path.suffix.lower() in ENDINGS and path.is_file()):
         if (split := SPLITS.get(path.stem.lower())) and found.setdefault(split, path) != path:
             raise UserError(f"{base} has {found[split].name} and {path.name}, both for the split {split}: keep one")
     if not found:
@@ -80,7 +80,7 @@ def read(path: Path, key: str, pick: Pick) -> Table:
         if not isinstance(record, dict):
             raise UserError(f"{where} is no object; write it as {form}")
         columns = pick([name for name in record if name != key]) if columns is None else columns
-        if record.get(key) is None or not str(record[key]).strip():
+        if record.get(key) is None or isinstance(record[key], (dict, list)) or not str(record[key]).strip():
             raise UserError(f"{where} has nothing in the column {key}: fill it in, or remove the line")
         found.setdefault(str(record[key]).strip(), []).append([_number(record, column, where) for column in columns])
     if columns is None:
@@ -93,7 +93,9 @@ def _number(record: dict[str, Any], column: str, where: str) -> float:
     if cell is None:
         raise UserError(f"{where} is too short: it has nothing in the column {column}")
     try:
-        value = float(cell)
+        value = float(str(cell) if isinstance(cell, bool) else cell)  # JSON's true is no number
+    except OverflowError:  # an integer of hundreds of digits
+        value = math.inf
     except (TypeError, ValueError):
         raise UserError(
             f"{where}: {str(cell)!r} in the column {column} is no number, as 0.5 is; mend it, or leave that column out"

@@ -30,7 +30,7 @@ def records(name: str, content: bytes, columns: Collection[str], form: str) -> I
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is no text in UTF-8 ({error})") from None
-    yield from _lines(name, text, form) if name.endswith(".jsonl") else _table(name, text, columns)
+    yield from _lines(name, text, form) if name.lower().endswith(".jsonl") else _table(name, text, columns)
 
 
 def _lines(name: str, text: str, form: str) -> Iterator[tuple[int, Any]]:

@@ -124,7 +124,7 @@ def _recordings(root: str | None, mels: int, frames: int) -> tuple[np.ndarray, l
     path = Path(root).expanduser()
     if not path.exists():
         raise UserError(f"data.root={root} does not exist; {FORMS}")
-    if path.is_file() and path.suffix.lower() != ".zip":
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() == ".zip"):
         raise UserError(f"data.root={root} is neither a folder nor a .zip; {FORMS}")
 
     def build() -> tuple[np.ndarray, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from metarun.data.archive import DAMAGE, arrays
 from metarun.errors import UserError, nearest
 
 SUFFIXES = (".txt", ".vec", ".npz")
@@ -74,11 +75,10 @@ def _numbers(cells: list[str], where: str) -> np.ndarray:
 def _arrays(path: Path) -> Iterator[tuple[str, np.ndarray]]:
     """All words of the pairs of arrays in a .npz."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, KeyError) as error:
+        found = arrays(path)
+    except (*DAMAGE, ValueError) as error:
         raise UserError(f"{path} cannot be read ({' '.join(str(error).split())[:100]}); {FORM}") from None
-    pairs = [(array, arrays.get(name.removesuffix(NAMES) + VECTORS)) for name, array in arrays.items() if name.endswith(NAMES)]
+    pairs = [(array, found.get(name.removesuffix(NAMES) + VECTORS)) for name, array in found.items() if name.endswith(NAMES)]
     if not pairs:
         raise UserError(f"{path} has no array of names; {FORM}")
     for names, vectors in pairs:

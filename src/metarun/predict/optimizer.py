@@ -18,7 +18,7 @@ from metarun.nets.mlp import MLP
 from metarun.problem import EpisodeSpec, Problem, Regression
 from metarun.run import Run
 from metarun.runtime.private import tree_flatten, tree_unflatten
-from metarun.storage import foreign
+from metarun.storage import checkpoint, foreign
 from metarun.storage.files import replace_file
 
 FORMAT = "metarun optimizer 1"
@@ -55,7 +55,7 @@ def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> Optim
     Raises:
         UserError: no such file, or no such optimizer in it.
     """
-    return Optimizer(params, _read(Path(file)), lr)
+    return Optimizer(params, _read(Path(file).expanduser()), lr)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -108,8 +108,7 @@ def _read(path: Path) -> UpdateRule:
     if not path.exists():
         raise UserError(f"there is no file {path}: write one with metarun export RUN optimizer --out {path}")
     try:
-        with foreign.open_plain(path) as file:
-            held = torch.load(file, map_location="cpu", weights_only=True)
+        held = checkpoint.saved(path)
         if not (isinstance(held, dict) and held.get("format") == FORMAT):
             raise ValueError("another program's")
         section, weights = dict(held["algo"]), dict(held["weights"])

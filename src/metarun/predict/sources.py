@@ -47,5 +47,5 @@ def query(place: Path, reader: Reader) -> Found:
 
 def _by_table(place: Path) -> Found | None:
     """What a table names, given itself or as ``labels`` in a folder; None where there is none."""
-    table = place if place.is_file() and place.suffix in ENDINGS else tables(place).get(WHOLE) if place.is_dir() else None
+    table = place if place.is_file() and place.suffix.lower() in ENDINGS else tables(place).get(WHOLE) if place.is_dir() else None
     return Found(table.parent, dict(labelled(table)), {}) if table else None

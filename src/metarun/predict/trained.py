@@ -49,7 +49,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         UserError: no such run, checkpoint or device, or a run without examples of anybody's to predict.
         RunError: the checkpoint is damaged.
     """
-    folder = Path(run)
+    folder = Path(run).expanduser()
     values = read_config(folder) | {"device": device}
     valid = schema.validate(values)
     if checkpoint not in ("best", "last"):

@@ -57,7 +57,7 @@ def train(config: Config = (), folder: str | Path | None = None) -> Summary:
     values = _plain(config) if isinstance(config, Mapping) else composer.resolve(cfg)
     schema.validate(values)
     cfg.name = values["name"]
-    with new_folder([Path(folder)] if folder else alternatives(composer.folder(cfg, "run"))) as path, held(path):
+    with new_folder([Path(folder).expanduser()] if folder else alternatives(composer.folder(cfg, "run"))) as path, held(path):
         return experiment.train(values, path)
 
 
@@ -78,8 +78,9 @@ def evaluate(run: str | Path, config: Sequence[str] | str = (), checkpoint: Lite
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"there is no checkpoint '{checkpoint}': best or last")
-    with evaluation(Path(run), config.split() if isinstance(config, str) else config) as (values, target):
-        return experiment.evaluate(values, Path(run), checkpoint, target)
+    folder = Path(run).expanduser()
+    with evaluation(folder, config.split() if isinstance(config, str) else config) as (values, target):
+        return experiment.evaluate(values, folder, checkpoint, target)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

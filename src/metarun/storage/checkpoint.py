@@ -79,12 +79,11 @@ def _tensors(value: Any) -> list[Tensor]:
     return found
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, verified.
+def saved(path: Path) -> Any:
+    """What torch has saved to a file, onto the CPU; nothing in it is executed, and every byte is checked, which torch itself does not.
 
     Raises:
-        RunError: what is wrong with it, in words that follow the file's name.
-        Exception: it is damaged.
+        Exception: it is damaged, or somebody else's work.
     """
     with foreign.open_plain(path) as file:
         with zipfile.ZipFile(file) as archive:
@@ -95,7 +94,17 @@ def _read(path: Path) -> dict[str, Any]:
             if archive.testzip() is not None:  # compares every CRC
                 raise ValueError("a checksum differs")
         file.seek(0)
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, verified.
+
+    Raises:
+        RunError: what is wrong with it, in words that follow the file's name.
+        Exception: it is damaged.
+    """
+    state = saved(path)
     if not (isinstance(state, dict) and state.keys() - OPTIONAL == KEYS):
         raise ValueError("another program's")
     if not all(isinstance(name, str) and name.isprintable() for name in state["algorithm"]):

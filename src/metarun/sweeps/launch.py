@@ -172,6 +172,7 @@ def _go(plan: Plan, top: Path) -> dict[str, Any]:
         for path in (top / STATES).glob("*.jsonl"):  # of an earlier process
             path.unlink()
         done = optuna_study.continued(top, plan.direction) if plan.search else 0
+        before = optuna_study.ended(top) if plan.search else 0
         begun = [path for path in top.iterdir() if path.is_dir() and (path / "config.yaml").is_file()]
         finished = sum((path / "summary.json").is_file() for path in begun)
         console.print(f"sweep of {plan.total} runs in {relative(top)}", markup=False, soft_wrap=True)
@@ -184,7 +185,9 @@ def _go(plan: Plan, top: Path) -> dict[str, Any]:
                 said = str(stop) or "interrupted"
                 raise KeyboardInterrupt(f"{said}; what has run is kept; go on with: metarun resume {relative(top)}") from None
             failed = watch.having("failed")
-            missing = plan.total - done - len(watch.having("finished", "before", "failed"))
+            # A search may try the same values again, which is one run: its trials are counted.
+            ran = optuna_study.ended(top) - before if plan.search else len(watch.having("finished", "before", "failed"))
+            missing = max(0, plan.total - done - ran)
     return _result(plan, top, failed, missing)
 
 

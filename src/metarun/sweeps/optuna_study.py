@@ -15,6 +15,16 @@ def storage(top: Path) -> str:
     return f"sqlite:///{top.resolve()}/study.db"
 
 
+def ended(top: Path) -> int:
+    """The number of trials that have come to an end, with a result or without."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as in ``continued``
+        import optuna
+
+        trials = optuna.load_study(study_name=NAME, storage=storage(top)).get_trials(deepcopy=False)
+        return sum(trial.state.is_finished() for trial in trials)
+
+
 def continued(top: Path, direction: str) -> int:
     """Open the study, or make it; a trial that was cut off is queued to come first, so that its run goes on.
 

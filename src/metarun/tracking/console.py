@@ -12,6 +12,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from metarun.storage.foreign import printable
+
 log = logging.getLogger(__name__)
 console = Console(stderr=True, highlight=False)
 QUIET_SECONDS = 30.0  # between plain progress lines, off a terminal
@@ -26,18 +28,25 @@ def start_logging(folder: Path | None = None) -> None:
         handlers.append(
             RichHandler(console=console, show_path=False, show_level=False, omit_repeated_times=False, log_time_format="%H:%M:%S")
         )
-        handlers[0].setFormatter(logging.Formatter("%(message)s"))
+        handlers[0].setFormatter(Legible("%(message)s"))
     else:
         handlers.append(logging.StreamHandler())
-        handlers[0].setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handlers[0].setFormatter(Legible("%(asctime)s %(message)s", "%H:%M:%S"))
     handlers[0].setLevel(logging.INFO)
     if folder:
         handlers.append(logging.FileHandler(folder / "metarun.log", delay=True, encoding="utf-8"))
-        handlers[1].setFormatter(logging.Formatter("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
+        handlers[1].setFormatter(Legible("[%(asctime)s][%(levelname)s][%(name)s] %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("metarun").setLevel(logging.DEBUG)  # details are for the file
     logging.raiseExceptions = False  # a log that a full disk refuses is no reason to stop
     logging.getLogger("hydra").setLevel(logging.WARNING)  # what a sweep runs, the command line says itself
+
+
+class Legible(logging.Formatter):
+    """What a message quotes, as the names of anybody's folders, steers no terminal and breaks no file."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
 
 
 class Display:
