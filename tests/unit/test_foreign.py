@@ -138,7 +138,7 @@ def test_a_packed_checkpoint_is_refused_before_it_unfolds(tmp_path: Path) -> Non
 
 
 def bomb(path: Path) -> None:
-    np.savez_compressed(path.open("wb"), edges=np.zeros(40_000_000, np.int8))
+    np.savez_compressed(path, edges=np.zeros(40_000_000, np.int8))
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,8 @@ def labelled(table: Path) -> Classes:
             raise UserError(f"{where} names {name}, which is not there{nearest(Path(name).name, there)}; names count from {table.parent}")
         found.setdefault(label, []).append(path)
     if not found:
-        raise UserError(
-            f"{table} has no lines; write one per picture, as {FORM if table.suffix.lower() == '.jsonl' else 'spaniel1.jpg,spaniel'}"
-        )
+        form = FORM if table.suffix.lower() == ".jsonl" else "spaniel1.jpg,spaniel"
+        raise UserError(f"{table} has no lines; write one per picture, as {form}")
     return dict(sorted(found.items()))
 
 
