@@ -380,7 +380,7 @@ def test_mistakes_in_the_folders(trained, pictures):
         (pictures / "support" / name).rename(pictures / name)
     (pictures / "query").unlink()
     (pictures / "kept").rename(pictures / "query")
-    refused("all 2 images are of the class 'cross'")
+    refused("all 2 examples are of the class 'cross'")
     (pictures / "support" / "cross").rename(pictures / "cross")
     refused("--support .*support has no class folders: it should hold one folder of pictures per class, or labels.csv")
     (pictures / "support").rmdir()

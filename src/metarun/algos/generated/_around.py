@@ -18,6 +18,7 @@ TRAITS = (
     "every_state",
     "keeps",
     "fixed_way",
+    "most_classes",
     "label_dependent",
     "ordered",
     "pairwise",
