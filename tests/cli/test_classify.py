@@ -14,7 +14,7 @@ from metarun.data import picture
 from metarun.errors import UserError
 from metarun.nets.package import Package
 from metarun.predict import backbones
-from metarun.predict import classify as work
+from metarun.predict import queries as work
 
 CLASSES = ["arch", "cross", "ring", "zigzag"]
 
