@@ -19,6 +19,7 @@ from metarun.predict import backbones, report
 from metarun.predict.backbones import Backbone
 from metarun.predict.classifier import ONE_EACH, Classifier, directions, learn
 from metarun.predict.contact_sheet import draw
+from metarun.predict.expectation import Expected
 from metarun.predict.queries import BLOCK, answered, asked, labelled, none_readable
 from metarun.predict.report import Format, Outcome, targets, warn_of
 from metarun.protocols.belonging import UNKNOWN
@@ -106,7 +107,7 @@ def _found(
         "features": backbone.name,
         "classes": f"{len(classes)} with {few if few == many else f'{few} to {many}'} {noun} each",
         "head": learned.chosen(),
-        "expected": expected.said,
+        "expected": _expected(expected, learned),
         noun[:12]: f"{len(answers)} classified" + (f", {passed} passed over" if passed else ""),
         "answers": ", ".join(f"{name} {n}" for name, n in counts.most_common(SHOWN)) + ", …" * (len(counts) > SHOWN),
         "rejected": _rejected(options.reject, limit, counts[UNKNOWN], noun),
@@ -132,6 +133,15 @@ def _found(
         "confusion": outcome.confusion and outcome.confusion.record(),
     }
     return told, result
+
+
+def _expected(found: Expected, learned: Classifier) -> str:
+    if found.accuracy is None:
+        return f"no estimate: {ONE_EACH} there is none to try it on"
+    alone = len(learned.y) - found.n
+    few = f"; of {alone} classes there is one picture, which cannot be tried" * bool(alone)
+    how = f"{found.right} of {found.n} by nested {learned.tried.how} on the support, and what the pictures left out would add"
+    return f"accuracy {found.accuracy:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f}: {how}{few}"
 
 
 def _areas_told(areas: dict[str, float | None], noun: str) -> str:
