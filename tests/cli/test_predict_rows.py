@@ -136,7 +136,7 @@ def test_several_tables_lines_of_json_and_copies(trained: Path, tables: Path, ca
     lines(tables / "more.jsonl", *records)
     result = call(trained / "nearest", "support.csv", "--query", "support.csv", "--query", "more.jsonl", "--out", "both.csv")
     assert (result["rows"], result["in_support"], result["accuracy"]) == (21, 12, 1.0)
-    assert "12 of 21 rows to be classified are in the support as well, such as support.csv line 2 and line support.csv:2" in caplog.text
+    assert "12 of 21 rows to be classified are in the support as well, such as support.csv line 2 and support.csv line 2" in caplog.text
     assert [row["line"] for row in read("both.csv")][-1] == "more.jsonl:9"
 
 
@@ -237,6 +237,7 @@ def test_a_prior_fitted_net_reads_any_columns(trained: Path, tables: Path) -> No
         ("nearest", None, "height,girth\n1,inf", [], r"q\.csv line 2: inf in the column girth is not finite"),
         ("nearest", None, "", [], r"q\.csv has no rows below"),
         ("nearest", None, None, ["--target", "knd"], r"support\.csv has no column knd; did you mean 'kind'\?"),
+        ("nearest", None, None, ["--target", "girth"], r"--target girth is not possible: .*nearest reads that column; name another"),
         (
             "nearest",
             None,

@@ -140,7 +140,7 @@ def _expected(found: Expected, learned: Classifier) -> str:
         return f"no estimate: {ONE_EACH} there is none to try it on"
     alone = len(learned.y) - found.n
     few = f"; of {alone} classes there is one picture, which cannot be tried" * bool(alone)
-    how = f"{found.right} of {found.n} by nested {learned.tried.how} on the support, and what the pictures left out would add"
+    how = f"{found.right} of {found.n} by nested {learned.tried.how}, carried on to the whole support"
     return f"accuracy {found.accuracy:.2f}, 95 % interval {found.low:.2f} to {found.high:.2f}: {how}{few}"
 
 

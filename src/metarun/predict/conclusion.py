@@ -54,7 +54,6 @@ def conclude(
         "run": options.run,
         "classes": fitted.classes,
         "shots": shots,
-        noun: len(outcome.answers),
         "skipped": [*skipped[0], *skipped[1]],
         "in_support": len(copies),
         "transductive": fitted.transductive,

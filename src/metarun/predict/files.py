@@ -48,4 +48,4 @@ def predict(model: Model, options: Options, table: Path, sheet: Path | None) -> 
         lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
         draw(sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording)
     report.tell(told, outcome.confusion)
-    return result | {"predictions": str(table), "sheet": sheet and str(sheet)}
+    return result | {"pictures": len(done.answers), "predictions": str(table), "sheet": sheet and str(sheet)}

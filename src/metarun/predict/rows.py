@@ -28,6 +28,7 @@ class Rows(NamedTuple):
     """The lines of tables, in order."""
 
     names: list[str]  # the number of a line, from 1; of several tables after the file's name
+    places: list[str]  # the same for messages
     x: np.ndarray  # [n, inputs] float64
     said: list[tuple[str, ...]]  # what stands in the columns that are to be told; "": nothing
 
@@ -41,9 +42,11 @@ def predict(model: Model, form: TableForm, options: Options, table: Path) -> dic
     targets = form.targets if options.target is None else (options.target,)
     if len(targets) != len(form.targets):
         raise UserError(f"--target {options.target} is not possible: {options.run} tells {', '.join(form.targets)}; leave it out")
+    if form.inputs and options.target in form.inputs:
+        raise UserError(f"--target {options.target} is not possible: {options.run} reads that column; name another, or leave it out")
     support, query = _read_both(model, form, options, targets)
-    known = {digest(row): f"{options.support} line {name}" for row, name in zip(support.x, support.names)}
-    copies = [(known[mark], f"line {name}") for row, name in zip(query.x, query.names) if (mark := digest(row)) in known]
+    known = {digest(row): place for row, place in zip(support.x, support.places)}
+    copies = [(known[mark], place) for row, place in zip(query.x, query.places) if (mark := digest(row)) in known]
     answer = _classify if model.algorithm.problem.kind.labelled else _estimate
     return answer(model, options, targets, support, query, copies, table)
 
@@ -63,7 +66,7 @@ def _classify(
     words, result = conclude(options, fitted, least, dict(Counter(labels)), outcome, copies)
     words |= {"predictions": str(table)} | outcome.save(table, f"{model.algo}: answers by truth")
     report.tell(words, outcome.confusion)
-    return result | {"predictions": str(table)}
+    return result | {"rows": len(answers), "predictions": str(table)}
 
 
 def _estimate(
@@ -71,7 +74,7 @@ def _estimate(
 ) -> dict[str, Any]:
     if options.reject is not None:
         raise UserError(f"--reject is for classes, and {options.run} (data={model.data}) tells numbers: leave it out")
-    y, truth = _numbers(options.support, support, targets), _numbers(" ".join(options.query), query, targets)
+    y, truth = _numbers(support, targets), _numbers(query, targets)
     fitted = model.adapt(support.x, y, options.steps)
     found, deviations = fitted.regress(query.x)
     made = Estimates(
@@ -122,10 +125,10 @@ def _read_both(model: Model, form: TableForm, options: Options, targets: Sequenc
             f"leave some out, or train with data.columns={len(inputs)}"
         )
     support = _rows(lines, inputs, targets, width, f"{options.run} was trained with it")
-    for name, said in zip(support.names, support.said):
+    for place, said in zip(support.places, support.said):
         for target, cell in zip(targets, said):
             if not cell:
-                raise UserError(f"{options.support} line {name} has nothing in the column {target}: fill it in, or remove the line")
+                raise UserError(f"{place} has nothing in the column {target}: fill it in, or remove the line")
     return support, _rows(_lines("--query", options.query), inputs, targets, width, f"{options.support} has it")
 
 
@@ -141,11 +144,11 @@ def _lines(option: str, places: Sequence[str]) -> list[Line]:
             wrong = "is no table by its name" if path.is_file() else "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{option} {place} {wrong}: this run reads rows of numbers; give a table ({', '.join(ENDINGS)})")
         before, start = f"{place}:" if len(places) > 1 else "", len(found)
-        for number_of, record in records(place, path.read_bytes(), (), '{"x1": 0.5, "label": "…"}'):
-            where = f"{place} line {number_of}"
+        for line, record in records(place, path.read_bytes(), (), '{"x1": 0.5, "label": "…"}'):
+            where = f"{place} line {line}"
             if not isinstance(record, dict):
                 raise UserError(f'{where} is no object; write it as {{"x1": 0.5}}')
-            found.append((f"{before}{number_of}", where, record))
+            found.append((f"{before}{line}", where, record))
         if len(found) == start:
             raise UserError(f"{place} has no rows below the line that names the columns")
     return found
@@ -160,14 +163,14 @@ def _rows(lines: Sequence[Line], inputs: Sequence[str], targets: Sequence[str], 
                 raise UserError(f"{where} has no column {column}{nearest(column, record)}: it has to, since {why}")
             row[i] = number(record, column, where)
     said = [tuple("" if (cell := record.get(target)) is None else str(cell).strip() for target in targets) for _, _, record in lines]
-    return Rows([name for name, _, _ in lines], x, said)
+    return Rows([name for name, _, _ in lines], [where for _, where, _ in lines], x, said)
 
 
-def _numbers(place: str, rows: Rows, targets: Sequence[str]) -> np.ndarray:
-    """What was said of rows, [n, targets] float64; NaN where nothing was."""
+def _numbers(rows: Rows, targets: Sequence[str]) -> np.ndarray:
+    """What is said of rows, [n, targets] float64; NaN where nothing is."""
     return np.array(
         [
-            [number({target: cell}, target, f"{place} line {name}") if cell else np.nan for target, cell in zip(targets, said)]
-            for name, said in zip(rows.names, rows.said)
+            [number({target: cell}, target, place) if cell else np.nan for target, cell in zip(targets, said)]
+            for place, said in zip(rows.places, rows.said)
         ]
     )
