@@ -388,7 +388,7 @@ def test_queries_are_read_and_answered_in_blocks(trained, pictures, monkeypatch,
     result = predict(trained, pictures, *many, "--reject", "0.5", "--out", pictures / "many.csv", name=name)
     assert result["pictures"] == 60
     assert sizes == ([60] if together else [4] * 15)
-    assert together or most <= 6 + 2 * 4 + 3 + 2  # of the support, of two blocks, of the sheet
+    assert together or most <= 6 + 3 * 4 + 3  # of the support; of two blocks, in passing of three; of the sheet
     if not together:
         assert (whole["accuracy"], whole["threshold"]) == (result["accuracy"], result["threshold"])
 
