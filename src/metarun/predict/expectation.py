@@ -39,8 +39,8 @@ def expected(tried: Tried) -> Expected:
 
     The interval is Wilson's (1927) for n / (1 + K / (K − 1)) answers in place of n. The K heads share most of their examples and learn
     from what others are tried on, so that accuracies of different supports differ by more than n independent answers would: their
-    variance is 1 / K + 1 / (K − 1) of that of one fold, in place of 1 / K (Nadeau & Bengio 2003, "Inference for the generalization
-    error", equation 8, where a K-fold cross-validation has n₂ / n₁ = 1 / (K − 1)).
+    variance is taken for 1 / K + 1 / (K − 1) of that of one fold, in place of 1 / K (Nadeau & Bengio 2003, "Inference for the
+    generalization error": 1 / J + n₂ / n₁ of J trials with n₂ examples tried and n₁ learned from).
     """
     once, way, count, folds = tried.once, tried.way, len(tried.possible), np.arange(len(tried.y))
     if not once.any():

@@ -24,9 +24,8 @@ BLOCK = 64  # queries in memory at a time, and as many being read meanwhile
 NOTHING = np.empty(0, np.uint8)  # in place of a picture that is not drawn
 File = tuple[str, Path, str]  # name, path and folder, as of a ``Picture``
 Numbers = np.ndarray | Tensor
-Ask = Callable[
-    [Sequence[np.ndarray]], tuple[Numbers, Numbers | None]
-]  # of n inputs probabilities [n, way], and scores of ``belonging`` [n]
+# Of n inputs: probabilities [n, way], and scores of ``belonging`` [n].
+Ask = Callable[[Sequence[np.ndarray]], tuple[Numbers, Numbers | None]]
 
 
 @dataclass(frozen=True)
