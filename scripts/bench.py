@@ -60,9 +60,11 @@ def maml(way: int, shot: int, query: int, steps: int, *more: str) -> list[str]:
 
 PROTONET = ["algo=protonet", "net.down=pool", "way=20", "shot=1", "query=5"]
 BF16 = "precision=bf16"
+RESNET = ["net=resnet12", "data.size=84", "way=5", "shot=5", "query=5"]
 MANY_STEPS = maml(20, 1, 1, 5, "algo.inner_lr=0.1")
 TEST = maml(5, 1, 15, 1, "algo.test_steps=10")
 BOTH = ("learn2learn", "metalearn")
+SECOND_ORDER = ["algo=maml", "algo.inner_steps=1", *RESNET]
 WORKS = {
     "W1": Work("second-order MAML step, 5-way 1-shot 1-query, 1 inner step, 32 tasks", maml(5, 1, 1, 1), 32, 2.5, 30.0, peers=BOTH),
     "W2": Work("the same, 5-shot 5-query", maml(5, 5, 5, 1), 32, 1.7, 20.0, peers=BOTH),
@@ -75,6 +77,8 @@ WORKS = {
     "W2b": Work("W2, metarun in bf16", maml(5, 5, 5, 1, BF16), 32, 2.5, 30.0),
     "W6b": Work("W6, metarun in bf16", [*PROTONET, BF16], 4, 3.0, 8.0),
     "W7": Work("sampling of 20-way 1-shot 5-query episodes, in memory", PROTONET, 32, 30.0, None, "sample"),
+    "W10": Work("ProtoNet step of ResNet-12, 5-way 5-shot 5-query, 84 by 84 pixels, 1 task", ["algo=protonet", *RESNET], 1, None, None),
+    "W10m": Work("second-order MAML step of ResNet-12, the same episode, 1 inner step", SECOND_ORDER, 1, None, None),
 }
 MEMORY = "W8"  # 50 inner steps against 1
 MEMORY_WORDS = ["algo.mode=mixed", "algo.inner_lr=0.01"]
@@ -203,7 +207,8 @@ def prepare(work: Work, tasks: int, options: argparse.Namespace, dtype: torch.dt
     spec, net = run.spec["train"], run.values["net"]
     told = {key: value for key, value in run.values["algo"].items() if key != "_target_"}
     told |= {"algo": run.values["algo"]["name"], "words": work.words, "kind": work.kind, "tasks": tasks, "classes": run.data.classes}
-    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "down": net.get("down"), "flatten": net["flatten"]}
+    told |= {"way": spec.way, "shot": spec.shot, "query": spec.query, "net": net["name"]}
+    told |= {"down": net.get("down"), "flatten": net["flatten"]}
     told |= {"device": options.device, "threads": options.threads, "outer_lr": OUTER_LR, "exact": dtype == torch.float64}
     if work.kind == "sample":
         return told, {}

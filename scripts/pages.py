@@ -13,24 +13,30 @@ from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
 from metarun.experiment import train
 
-PARTS = ("algo", "data", "net", "optim", "trainer", "train", "eval", "augment")  # of a configuration, that decide what a run finds
+PARTS = ("algo", "net", "optim", "trainer", "train", "eval", "augment")  # of a configuration, that decide what a run finds, beside its data
 
 
 def finished(words: list[str], folder: Path) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished.
+    """The summary of a run, from its folder if it is finished; one that was interrupted goes on.
 
     Raises:
-        SystemExit: the folder holds a run with other settings than these words give.
+        SystemExit: the folder holds a run with other settings than these words give; where its data lay does not matter.
     """
     values = resolve(compose(words))
+    if (folder / "config.yaml").is_file() and settings(values) != settings(read_config(folder)):
+        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
     if not (folder / "summary.json").is_file():
         print("metarun", *words, flush=True)
-        return train(values, folder)
-    now, then = schema.validate(values), schema.validate(read_config(folder))
-    if any(getattr(now, part) != getattr(then, part) for part in PARTS):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has; move it away, or choose other --runs")
+        return train(values, folder, resume=(folder / "checkpoints" / "last.pt").is_file())
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
+
+
+def settings(values: dict[str, Any]) -> list[Any]:
+    """What of a configuration decides what its run finds."""
+    valid = schema.validate(values)
+    data = {key: value for key, value in valid.data.values.items() if key != "root"}
+    return [valid.root.seed, valid.data.target, data, *(getattr(valid, part) for part in PARTS)]
 
 
 def put(page: Path, name: str, text: str) -> None:

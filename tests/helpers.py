@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any, get_args
@@ -13,9 +15,12 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
+from metarun.abilities import Searches
 from metarun.algorithm import Algorithm
 from metarun.config.compose import compose, groups, resolve
 from metarun.config.schema import target_of
@@ -25,6 +30,7 @@ from metarun.data.episodes import Split
 from metarun.data.nas201 import SearchTable
 from metarun.data.slots import Slots
 from metarun.errors import MissingLibrary, UserError
+from metarun.extensions.sources import Source, sources
 from metarun.nets.base import Net
 from metarun.nets.conv import Conv
 from metarun.nets.conv4 import Block
@@ -94,6 +100,30 @@ def capped(value: Any, largest: int) -> Any:
     return min(value, largest) if isinstance(value, int) and not isinstance(value, bool) else value
 
 
+@cache
+def _chosen(words: tuple[str, ...], _: tuple[Source, ...]) -> DictConfig:
+    whole = compose(list(words))
+    return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])  # Hydra's own part is as long as the rest
+
+
+@cache
+def _composed(words: tuple[str, ...], among: tuple[Source, ...]) -> dict[str, Any]:
+    options = {*groups(), "experiment"}
+    values = [word for word in words if re.match(r"[\w.]+=", word) and word.partition("=")[0] not in options]
+    config = deepcopy(_chosen(tuple(word for word in words if word not in values), among))
+    for override in OverridesParser.create().parse_overrides(values):
+        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    return resolve(config)
+
+
+def composed(*words: str) -> dict[str, Any]:
+    """The resolved configuration of these words, the caller's own to change.
+
+    Hydra takes its time: it chooses options once for all tests, and what else the words say is then set as Hydra itself sets it.
+    """
+    return deepcopy(_composed(words, tuple(sources())))
+
+
 def small(*words: str) -> dict[str, Any]:
     """A resolved config of a tiny run: command-line words, then narrow nets, few steps, toy images unless ``data=`` is given.
 
@@ -101,7 +131,7 @@ def small(*words: str) -> dict[str, Any]:
     """
     defaults = ["way=3", "shot=2", "query=2", "device=cpu", "logger=quiet", "trainer.iterations=6", "trainer.meta_batch=2"]
     defaults += ["trainer.val_every=2", "trainer.val_episodes=4", "trainer.test_episodes=6", "logger.every=2", "engine.chunk=20"]
-    values = resolve(compose([*defaults, *alternatives(words), *words]))
+    values = composed(*defaults, *alternatives(words), *words)
     if not any(word.startswith("data=") for word in words):
         values["data"] = TOY
     values["net"], values["algo"] = capped(values["net"], 24), capped(values["algo"], 16)
@@ -119,7 +149,7 @@ def changed(section: dict[str, Any], **values: Any) -> dict[str, Any]:
 def alternatives(words: Sequence[str]) -> list[str]:
     """For a method that chooses between the alternatives of a net: such a net, unless the words say another."""
     algo = next((word.removeprefix("algo=") for word in words if word.startswith("algo=")), "maml")
-    return ["net=cell"] if class_of(algo).searches and not any(word.startswith("net=") for word in words) else []
+    return ["net=cell"] if issubclass(class_of(algo), Searches) and not any(word.startswith("net=") for word in words) else []
 
 
 Builder = Callable[..., dict[str, Any]]
@@ -143,9 +173,9 @@ def quadratics(*words: str) -> dict[str, Any]:
     few += [] if any(word.startswith("optim=") for word in words) else ["optim.lr=0.01"]
     few += ["trainer.val_episodes=4", "trainer.test_episodes=4", "device=cpu", "logger=quiet", "engine.chunk=20"]
     if any(word.startswith("algo=") for word in words):
-        return resolve(compose(["experiment=quadratics", *few, *words]))
+        return composed("experiment=quadratics", *few, *words)
     few += ["algo.hidden=4", "algo.inner_steps=2", "algo.horizon=6", "algo.test_steps=6"]
-    return resolve(compose(["experiment=quadratics_lstm", *few, *words]))
+    return composed("experiment=quadratics_lstm", *few, *words)
 
 
 def control(algo: str, *words: str) -> dict[str, Any]:
@@ -213,13 +243,13 @@ def norms_of(net: str) -> list[str]:
 @cache
 def class_of(algo: str) -> type[Algorithm]:
     """The class of an option, as a whole configuration has it."""
-    return target_of(resolve(compose([f"algo={algo}"])), "algo")
+    return target_of(composed(f"algo={algo}"), "algo")
 
 
 # Found, not listed: whatever conf/ offers and metarun does not refuse.
 # net=module needs a module; backbones trained by others are as deep as their libraries make them, and have tests of their own.
 ALGORITHMS = groups()["algo"]
-OWN_NETS = [net for net in groups()["net"] if not issubclass(target_of(resolve(compose([f"net={net}"])), "net"), Pretrained)]
+OWN_NETS = [net for net in groups()["net"] if not issubclass(target_of(composed(f"net={net}"), "net"), Pretrained)]
 NETS = [net for net in OWN_NETS if accepts(small(f"net={net}"))]
 DEEP = {net for net in NETS if deep(net)}
 MIXTURES = {net for net in NETS if Run(small(f"net={net}")).algorithm.net.architecture}
@@ -247,12 +277,12 @@ def suits(algo: str, norm: str) -> bool:
 
 def nets_for(algo: str) -> list[str]:
     """The nets that a method goes with."""
-    return [net for net in NETS if net in MIXTURES or not class_of(algo).searches]
+    return [net for net in NETS if net in MIXTURES or not issubclass(class_of(algo), Searches)]
 
 
 def quick(algo: str, net: str, norm: str) -> bool:
     """Whether `make test` tries these: a method without a norm, and with one that goes by turns from method to method."""
-    if class_of(algo).searches:
+    if issubclass(class_of(algo), Searches):
         return (net, norm) == ("cell", "batch")
     turns = [norm for norm in ("batch", "support", "running") if suits(algo, norm)]
     return (net, norm) in {("mlp", "none"), ("conv4", turns[ALGORITHMS.index(algo) % len(turns)])}

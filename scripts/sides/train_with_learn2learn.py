@@ -20,7 +20,7 @@ def main() -> None:
     metarun_run.keep_freed_memory = lambda: False  # metarun's setting, not the library's
     run = Run(resolve(compose(sys.argv[1:])))
     algo, net, trainer, optim = (getattr(run.valid, part).values for part in ("algo", "net", "trainer", "optim"))
-    work = {"algo": "maml", "down": net["down"], "flatten": net["flatten"], "way": run.spec["train"].way}
+    work = {"algo": "maml", "net": "conv4", "down": net["down"], "flatten": net["flatten"], "way": run.spec["train"].way}
     maml = library().algorithms.MAML(learner(work, run.algorithm.state_dict()), lr=algo["inner_lr"], first_order=algo["first_order"])
     optimizer = torch.optim.Adam(maml.parameters(), lr=optim["lr"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, trainer["iterations"])

@@ -4,9 +4,8 @@ An algorithm knows neither engine, trainer, device, logger nor config."""
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -18,22 +17,14 @@ State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, me
 Metrics = dict[str, Tensor]
 
 
-class Changes(Protocol):
-    """Random changes of images that leave their classes as they are."""
-
-    def noise(self, key: Tensor, n: int) -> Tensor:
-        """What n images are changed by, [n, numbers], determined by a key [] int64."""
-
-    def __call__(self, x: Tensor, noise: Tensor) -> Tensor:
-        """Images [n, channels, height, width] in 0..1 changed by ``noise``; same shape and range."""
-
-
 class Footprint(NamedTuple):
-    """What one task takes in memory: what ``engine.chunk=auto`` reckons with."""
+    """What one task takes in memory: what ``engine.chunk=auto`` and ``engine.remat=auto`` reckon with."""
 
     examples: int  # that pass the net, their activations being held at a time
     repeated: int = 0  # of them once more at every inner step that is kept for the way back
     bytes: int = 0  # held beside these
+    # Of a long inner loop for the way back: all while it is little, or states alone, so that memory hardly grows with steps.
+    kept: Literal["auto", "states"] = "auto"
 
 
 class Algorithm(nn.Module, ABC):
@@ -41,6 +32,7 @@ class Algorithm(nn.Module, ABC):
 
     ``adapt = begin + K x step`` is run by the engine, in the same way for training, validation and test.
     Constructors take the net and the problem first, then only keyword arguments, which are the YAML's keys.
+    What only some methods can do, as to go on from one task to the next, they inherit from a class of ``abilities``.
 
     Attributes:
         inner_steps: inner steps K of meta-training (>= 0), unless they depend on the task (``steps``).
@@ -61,19 +53,6 @@ class Algorithm(nn.Module, ABC):
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
         encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
             take each image through it once, however many episodes it is in.
-        fits_any_net: what is learned depends on neither the net nor the number of classes: a trained learner can be tested with others.
-        keeps: of a long inner loop for the way back: ``auto``, all while it is little; or ``states`` alone, from which steps are computed
-            again, so that memory hardly grows with steps.
-        continues: one learner can meet tasks one after the other, by ``carry_on`` (see ``protocols.continual``).
-        searches: the method chooses between the alternatives of a net, which must have some (``Net.architecture``).
-        attacks: an adversary, for whom a bad score of whatever it attacks is a good one.
-        rivals: methods of old for the same tasks, by name with the numbers, such as rates, among which development tasks choose: see
-            ``protocols.rivals``, and ``rival``.
-        exports: what of a run ``metarun export`` can write for use elsewhere, by name: ``weights``, of the training examples
-            (``example_weights``); ``optimizer``, of a learned rule.
-        players: of a game, the metrics that the groups of meta-parameters (``groups``) descend, one for each group, each holding the
-            others constant; none where all of them descend the objective.
-        batchable: false for a method that calls what torch.vmap has no rule for, as another library does; it is run task by task.
     """
 
     kinds: frozenset[str] = frozenset({"classification", "regression"})
@@ -88,15 +67,6 @@ class Algorithm(nn.Module, ABC):
     ordered: bool = False
     pairwise: bool = False
     encodes: bool = False
-    fits_any_net: bool = False
-    keeps: Literal["auto", "states"] = "auto"
-    continues: bool = False
-    searches: bool = False
-    attacks: bool = False
-    rivals: Mapping[str, Sequence[float]] = MappingProxyType({})
-    exports: tuple[str, ...] = ()
-    players: tuple[str, ...] = ()
-    batchable: bool = True
 
     def __init__(self, net: Net, problem: Problem) -> None:
         super().__init__()
@@ -123,16 +93,6 @@ class Algorithm(nn.Module, ABC):
         """
         return state
 
-    def carry_on(self, before: State, fresh: State, context: Context) -> State:
-        """The state in which a learner begins a task after others, with what it learned of them: for methods that say ``continues``.
-
-        Args:
-            before: the state after the last task.
-            fresh: what ``begin`` made of the new task's context, in form the same.
-            context: of the new task; its support has examples of some of the classes alone, the others being those of other tasks.
-        """
-        raise NotImplementedError(f"{type(self).__name__} has no way to go on from one task to the next")
-
     @abstractmethod
     def predict(self, state: State, x: Tensor) -> Any:
         """The answers to x [n, *input_shape]: logits [n, way] or predictions [n, outputs], or another ``problem.Prediction``.
@@ -143,10 +103,6 @@ class Algorithm(nn.Module, ABC):
     def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
         """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
         return lambda state: self.predict(state, x)
-
-    def example_weights(self, state: State) -> Tensor:
-        """What the examples of the support were worth to the learner, [n] >= 0, 1 where they count as ever; of methods that weigh them."""
-        raise NotImplementedError(f"{type(self).__name__} does not weigh its examples")
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         """The meta-training loss of one task, a scalar whose gradient is the outer rule, and named metrics to log.
@@ -168,25 +124,15 @@ class Algorithm(nn.Module, ABC):
         support, query, more = len(task.context.support.y), len(task.query.y), len(task.context.unlabelled)
         return Footprint(support + query + more, support if train else 0)
 
-    def rival(self, name: str, number: float) -> Algorithm:
-        """The method ``name`` of ``rivals`` with this number, for the same problem.
-
-        Raises:
-            KeyError: there is none of this name.
-        """
-        raise KeyError(name)
-
     def groups(self) -> list[dict[str, Any]]:
-        """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``."""
+        """The meta-parameters as the outer optimizer's groups; a group with an ``lr`` of its own keeps that in place of ``optim.lr``.
+
+        In a game each player is a group that ``descends`` the metric of this name, holding the others constant; the objective is their sum.
+        """
         return [{"params": list(self.parameters())}]
 
     def anneal(self, progress: float) -> None:
         """Called before every meta-training step: set what changes in the inner loop while ``progress`` goes from 0 to 1."""
-
-    @property
-    def augmentation(self) -> Changes | None:
-        """How the method changes images, if it has learned that."""
-        return None
 
     @classmethod
     def backbone(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -197,11 +143,6 @@ class Algorithm(nn.Module, ABC):
         """What meta-training has found that people can read, by name, for the summary: values, lines of text, or rows of a table with
         numbers by column. By default the net's form."""
         return self.net.found()
-
-    @classmethod
-    def lasting(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Of a trained learner's ``state_dict``, what another one of this class is built of: by default all; the rest begins anew."""
-        return weights
 
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""

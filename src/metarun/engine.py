@@ -14,6 +14,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.abilities import OneByOne
 from metarun.adaptation import begun, walked
 from metarun.algorithm import Algorithm, State
 from metarun.data import features
@@ -60,7 +61,6 @@ def objective(
     read = (lambda state: state) if learner.every_state else None
     steps = learner.steps(task.context, True)
     first, ahead = begun(learner, task.context, task.start)
-    kept = learner.keeps if kept == "auto" else kept
     last, later = walked(learner, task.context, first, steps, ahead, read, scanned=scanned, kept=kept)
     states = [first, *(rows(later, k) for k in range(steps))] if read else [last]
     loss, metrics = learner.objective(states, task, progress)
@@ -135,11 +135,12 @@ class Engine:
         ``total``: size of the meta-batch that these tasks are a part of.
         """
         here = count(tasks)
+        kept = algorithm.footprint(select(tasks, 0), True).kept if self.remat == "auto" else self.remat
         algorithm.anneal(progress)
         parameters = [p for p in algorithm.parameters() if p.requires_grad]
 
         def one(learner: Algorithm, progress: float, task: Task) -> tuple[Tensor, dict[str, Tensor], State]:
-            return objective(learner, progress, task, scanned=self.scans(learner), kept=self.remat)
+            return objective(learner, progress, task, scanned=self.scans(learner), kept=kept)
 
         def derive(learner: Algorithm, item: tuple[Task, float]) -> tuple[Sequence[Tensor | None], dict[str, Tensor], State]:
             chunk, progress = item
@@ -151,7 +152,7 @@ class Engine:
         items = [(chunk, progress) for chunk in self._chunks(algorithm, tasks, train=True)]
         sums: dict[str, Tensor] = {}
         carried: list[State] = []
-        for gradients, metrics, states in self._each(algorithm, derive, items, ("gradient", total)):
+        for gradients, metrics, states in self._each(algorithm, derive, items, ("gradient", total, kept)):
             for parameter, gradient in zip(parameters, gradients):
                 if gradient is not None:
                     parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
@@ -274,7 +275,8 @@ class Engine:
 
     def scans(self, algorithm: Algorithm) -> bool:
         """Whether tasks go through torch.vmap, and inner loops are scans."""
-        return self.map == "vmap" and algorithm.batchable
+        parts = (algorithm.problem.simulator, *algorithm.modules())
+        return self.map == "vmap" and not any(isinstance(part, OneByOne) for part in parts)
 
     def chunk_size(self, algorithm: Algorithm, tasks: Task, train: bool) -> int:
         """Tasks per chunk; with ``auto`` by ``memory.chunk_size``.
@@ -285,7 +287,7 @@ class Engine:
             return self.chunk
         one = select(tasks, 0)
         held = algorithm.footprint(one, train)
-        kept = memory.kept_steps(algorithm.steps(one.context, train), self.device, states_alone=algorithm.keeps == "states")
+        kept = memory.kept_steps(algorithm.steps(one.context, train), self.device, states_alone=held.kept == "states")
         encoded = algorithm.net.frozen and one.query.x.dim() == 2
         each = HEADS * 4 * algorithm.net.features if encoded else self._activation_bytes(algorithm)
         size = (held.examples + held.repeated * kept) * each + held.bytes

@@ -143,6 +143,11 @@ class _GradientAnew(torch.autograd.Function):
         return (None, None, *(by_leaf.get(i) for i in range(len(ctx.saved_tensors))))
 
 
+def kept_by(mode: Mode) -> Literal["auto", "states"]:
+    """What a loop of steps by gradients of this mode keeps for the way back: with ``mixed``, which saves memory, no more than states."""
+    return "states" if mode == "mixed" else "auto"
+
+
 def loop(
     step: Callable[[Any, Any], Any],
     state: Any,

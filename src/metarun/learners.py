@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import Algorithm, State
+from metarun.abilities import Continues
+from metarun.algorithm import Algorithm, Footprint, State
 from metarun.nets.base import Net
 from metarun.nets.mlp import MLP
 from metarun.problem import Problem
-from metarun.task import Context
+from metarun.task import Context, Task
 
 
 class Adapted(NamedTuple):
@@ -26,28 +26,6 @@ class Adapted(NamedTuple):
 
     fast: dict[str, Tensor]  # adapted weights by parameter name
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
-
-
-Word = dict[str, Tensor]  # a candidate of a search: tensors by name
-
-
-class Evolvable(ABC):
-    """A method, parts of which a search changes that knows no gradient (``optim=ageing``).
-
-    A candidate comes to a task in ``Context.extras``, under the names of its tensors, so that tasks try different ones side by side.
-    """
-
-    @abstractmethod
-    def seeds(self) -> list[Word]:
-        """What a search begins with, one or more."""
-
-    @abstractmethod
-    def child(self, parent: Word, key: Tensor) -> Word:
-        """A candidate with a random change, determined by the key [] int64."""
-
-    @abstractmethod
-    def adopt(self, word: Word) -> None:
-        """Become this candidate."""
 
 
 class GradientLearner(Algorithm):
@@ -88,6 +66,13 @@ class GradientLearner(Algorithm):
         return functional_call(self, state.fast, (x, state.support_x))
 
 
+class CarriesWeights(Continues):
+    """What lasts from one task to the next is the adapted weights, ``fast`` of the state."""
+
+    def carry_on(self, before: State, fresh: State, context: Context) -> State:
+        return fresh._replace(fast=before.fast)
+
+
 class StepLearner(GradientLearner):
     """A learner with an inner loop of steps of one size; from the meta-learned weights on, unless a method begins elsewhere.
 
@@ -113,7 +98,7 @@ class StepLearner(GradientLearner):
         return Adapted(self.learner(), context.support.x)
 
 
-class InnerLoop(StepLearner):
+class InnerLoop(StepLearner, CarriesWeights):
     """A learner whose inner loop is gradient descent that meta-training differentiates through.
 
         φ_{k+1} = φ_k − step_size ∘ gradient(φ_k)
@@ -126,18 +111,15 @@ class InnerLoop(StepLearner):
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
 
-    continues = True
-
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.mode: inner.Mode = "none" if first_order else mode
-        self.keeps = "states" if self.mode == "mixed" else "auto"
 
     def step(self, state: State, context: Context, k: int) -> State:
         return state._replace(fast=inner.sgd(state.fast, self.gradient(state, context), self.step_size(state.fast)))
 
-    def carry_on(self, before: State, fresh: State, context: Context) -> State:
-        return fresh._replace(fast=before.fast)
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        return super().footprint(task, train)._replace(kept=inner.kept_by(self.mode))
 
     def gradient(self, state: State, context: Context) -> dict[str, Tensor]:
         """The direction of an inner step, upwards: a tree like ``state.fast``."""
@@ -229,18 +211,22 @@ class Prototypes(NamedTuple):
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
 
-class PrototypeLearner(Algorithm):
+def as_they_come(before: Tensor, fresh: Tensor, context: Context) -> Tensor:
+    """Rows [way, …] of classes: ``fresh`` ones of those that have come in this task, and of all others those of ``before``."""
+    come = inner.one_hot(context.support.y, context.classes.shape[0]).any(0)
+    return torch.where(come.view(-1, *[1] * (fresh.dim() - 1)), fresh, before)
+
+
+class PrototypeLearner(Algorithm, Continues):
     """A query belongs to the class of the nearest prototype: logit_c(x) = −‖f(x) − p_c‖²; methods make the prototypes in ``begin``."""
 
     kinds = frozenset({"classification"})
     pairwise = True
     encodes = True
-    continues = True
 
     def carry_on(self, before: Prototypes, fresh: Prototypes, context: Context) -> Prototypes:
         """Prototypes of the classes that have come now; those of others stay."""
-        come = inner.one_hot(context.support.y, context.classes.shape[0]).any(0)
-        return fresh._replace(means=torch.where(come[:, None], fresh.means, before.means))
+        return fresh._replace(means=as_they_come(before.means, fresh.means, context))
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
         return -inner.squared_distances(inner.upcast(self.net(x, state.support_x)), inner.upcast(state.means))

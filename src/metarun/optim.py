@@ -4,11 +4,12 @@ The schedule has no state of its own, so a resumed run needs none."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, Lt
+from annotated_types import Ge, Gt, Le, Len, Lt
 from torch import Tensor, nn
 
 from metarun.algorithm import Algorithm
@@ -19,18 +20,21 @@ from metarun.errors import UserError
 from metarun.estimators.ageing import AgeingEvolution
 from metarun.estimators.evolution import Evolution
 
-Schedule = Literal["constant", "cosine", "linear"]
+Schedule = Literal["constant", "cosine", "linear", "steps"]
 
 
-def lr_scale(schedule: Schedule, progress: float, warmup: float, final: float) -> float:
+def lr_scale(schedule: Schedule, progress: float, warmup: float, final: float, steps: Sequence[Sequence[float]] = ()) -> float:
     """Factor on the learning rate at ``progress`` 0..1: a linear warm-up over the first ``warmup``, then down to ``final``.
 
-    ``cosine`` is SGDR without restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5); ``linear`` a straight line.
+    ``cosine`` is SGDR without restarts (Loshchilov & Hutter 2017, arXiv:1608.03983, equation 5); ``linear`` a straight line; ``steps``
+    goes down in ``steps``, whose pairs are a progress and the factor from there on.
     """
     if progress < warmup:
         return (progress + 1e-3) / (warmup + 1e-3)
     if schedule == "constant":
         return 1.0
+    if schedule == "steps":
+        return ([1.0] + [factor for start, factor in steps if start <= progress])[-1]
     x = (progress - warmup) / (1 - warmup)
     fall = 0.5 * (1 + math.cos(math.pi * x)) if schedule == "cosine" else 1 - x
     return final + (1 - final) * fall
@@ -46,7 +50,7 @@ class MetaOptimizer:
         lr: learning rate at its height.
         momentum: β1 of Adam, or SGD's momentum.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
-        schedule, warmup, final_lr: see ``lr_scale``; ``final_lr`` is a fraction of ``lr``.
+        schedule, warmup, final_lr, steps: see ``lr_scale``; ``final_lr`` is a fraction of ``lr``.
         clip_norm: largest norm of the meta-gradient of each group; null for none.
         clip_value: largest absolute value of each element of the meta-gradient; null for none.
         hyper_lr: h, by which the learning rate itself descends: β ← β + h ∇F_t · u, where β u was the last step and ∇F_t is the gradient
@@ -55,6 +59,9 @@ class MetaOptimizer:
             unbiased for inner loops that are cut (``Algorithm.unrolls``).
         sigma: standard deviation of the perturbations of evolution strategies.
         pairs: antithetic pairs of perturbations for each task.
+
+    Raises:
+        UserError: ``steps`` do not rise, or there are none for the schedule of that name.
     """
 
     def __init__(
@@ -74,10 +81,16 @@ class MetaOptimizer:
         gradient: Literal["backprop", "es", "pes"] = "backprop",
         sigma: Annotated[float, Gt(0)] = 0.01,
         pairs: Annotated[int, Ge(1)] = 1,
+        steps: list[Annotated[list[Annotated[float, Ge(0)]], Len(2, 2)]] | None = None,
     ) -> None:
+        starts = [start for start, _ in steps or []]
+        if starts != sorted(starts) or (schedule == "steps" and not steps):
+            raise UserError(f"optim.steps={steps} is not possible: write [[PROGRESS,FACTOR],…], the progress from 0 to 1, and rising")
         given: list[Any] = list(parameters)
         groups: list[dict[str, Any]] = given if given and isinstance(given[0], dict) else [{"params": given}]
         groups = [{**group, "params": [p for p in group["params"] if p.requires_grad]} for group in groups]
+        for group in groups:
+            group.pop("descends", None)  # the gradient is that of all objectives together
         groups = [group for group in groups if group["params"]]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.groups = [group["params"] for group in groups]
@@ -88,7 +101,7 @@ class MetaOptimizer:
         self.common = [p for group in groups for p in group["params"] if "lr" not in group]
         self.lr, self.least_lr, self.hyper_lr, self.clip_norm, self.clip_value = lr, 1e-3 * lr, hyper_lr, clip_norm, clip_value
         self.direction: list[Tensor] = []  # u, if the learning rate is to be learned
-        self.schedule, self.warmup, self.final_lr = schedule, warmup, final_lr
+        self.scale = partial(lr_scale, schedule, warmup=warmup, final=final_lr, steps=steps or ())
         # All parameters at once: on a GPU in one kernel.
         how = "fused" if all(p.is_cuda for p in self.parameters) else "foreach"
         common: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, how: True}
@@ -129,7 +142,7 @@ class MetaOptimizer:
         if self.direction:
             slope = sum(float((p.grad * u).sum()) for p, u in zip(self.common, self.direction) if p.grad is not None)
             self.lr = max(self.lr + self.hyper_lr * slope, self.least_lr)
-        scale = lr_scale(self.schedule, progress, self.warmup, self.final_lr)
+        scale = self.scale(progress)
         for group, own in zip(self.torch.param_groups, self.own_lrs):
             group["lr"] = (self.lr if own is None else own) * scale
         for group, every in zip(self.groups, self.every):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.abilities import Attacks, Searches, UpdateRule, refuse_forgotten
 from metarun.algorithm import Algorithm
 from metarun.config import schema
 from metarun.config.schema import Valid
@@ -70,12 +71,14 @@ class Run:
         self.device = pick_device(root.device)
         self.data: Dataset = valid.data.build(root.seed)
         targets.require("the data set", self.data, ("splits", "input_shape"))
+        if hasattr(self.data, "batchable"):
+            raise UserError(f"{type(self.data).__name__}.batchable is a flag no more: derive the simulator from metarun.abilities.OneByOne")
         specs: dict[str, EpisodeSpec] = {"train": valid.train, "eval": self.data.fixed_spec or valid.eval}
         by_minibatch = valid.algo.target.reads == "minibatches"
         self.spec = {part: replace(spec, whole=spec.whole and by_minibatch) for part, spec in specs.items()}
         self.augment: Augment = valid.augment.build()
         self.augment.refuse(self.data.kind, self.data.input_shape, self.spec["train"], values["data"]["name"])
-        anew = bool(trained) and valid.algo.target.fits_any_net
+        anew = bool(trained) and issubclass(valid.algo.target, UpdateRule)
         outputs = self.data.kind.outputs(valid.eval if anew else valid.train)
         shape = {"classes": self.data.classes * self.augment.versions, "outputs": outputs, "attributes": self.data.attributes}
         if trained and not anew:
@@ -86,14 +89,13 @@ class Run:
             train=self.spec["train"],
             eval=self.spec["eval"],
             simulator=self.data.simulator,
-            attacked=valid.algo.target.attacks,
+            attacked=issubclass(valid.algo.target, Attacks),
             **shape,
         )
         if valid.algo.target.reads == "attributes":
             _refuse_attributes(values, self.data.attributes, self.problem.attributes)
         torch.manual_seed(root.seed)
         self.algorithm = build_algorithm(valid, self.problem, trained, stored).to(self.device)
-        self.algorithm.batchable &= self.data.batchable
         if not trained and (examples := self.data.examples()) is not None:
             for module in self.algorithm.modules():
                 if isinstance(module, Net):
@@ -201,7 +203,7 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
         return _build(valid, problem, lambda net: net.fetch(stored))
     with torch.device("meta"):  # takes no memory: is it clear that the checkpoint has so many weights?
         shapes = {name: list(tensor.shape) for name, tensor in _build(valid, problem).state_dict().items()}
-    kept = valid.algo.target.lasting(trained["algorithm"])
+    kept = _lasting(valid, trained["algorithm"])
     for name, tensor in kept.items():
         if list(tensor.shape) != shapes.get(name, list(tensor.shape)):
             raise UserError(
@@ -211,23 +213,30 @@ def build_algorithm(valid: Valid, problem: Problem, trained: dict[str, Any] | No
     algorithm = _build(valid, problem)
     try:
         own = algorithm.state_dict()
-        anew = own.keys() - valid.algo.target.lasting(own).keys()
+        anew = own.keys() - _lasting(valid, own).keys()
         algorithm.load_state_dict(kept | {name: own[name] for name in anew})
     except RuntimeError as error:
         raise UserError(f"the checkpoint does not fit this configuration: {_last_line(error)}") from None
     return algorithm
 
 
+def _lasting(valid: Valid, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Of a trained learner's ``state_dict``, what another one is built of; the rest begins anew."""
+    rule = issubclass(valid.algo.target, UpdateRule)
+    return valid.algo.target.lasting(weights) if rule else weights
+
+
 def _build(valid: Valid, problem: Problem, before: Callable[[Net], None] = lambda net: None) -> Algorithm:
     """Net and algorithm; ``before`` is what the net goes through first."""
     try:
         before(net := _net(valid, problem.input_shape))
-        if valid.algo.target.searches and not net.architecture:
+        if issubclass(valid.algo.target, Searches) and not net.architecture:
             raise UserError(
                 f"algo={valid.algo.target.__name__.lower()} chooses between the alternatives of a net, and this one has none: use net=cell "
                 "with net.genotype=null"
             )
         algorithm: Algorithm = valid.algo.build(net, problem)
+        refuse_forgotten(algorithm)
         return algorithm
     except ValueError as error:  # a net or method that cannot work with these data says why
         raise UserError(str(error)) from None

@@ -28,6 +28,8 @@ BAD = [
     ("dat=omniglot", "did you mean 'data'"),
     ("experiment=x", "experiment=x does not exist"),
     ("+experiment=x", "experiment=x does not exist"),
+    ("experiment=paper/omniglot_protnet", "experiment=paper/omniglot_protnet does not exist; did you mean 'paper/omniglot_protonet'"),
+    ("experiment=paper/omniglot_maml algo.inner_lrr=1", "unknown key 'algo.inner_lrr'; did you mean 'algo.inner_lr'"),
     ("experiment=a experiment=b", "experiment is chosen twice, experiment=a and experiment=b"),
     ("algo=maml algo=protonet", "algo is chosen twice"),
     ("hydra/launcher=foo", "hydra/launcher=foo does not exist"),

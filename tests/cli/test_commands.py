@@ -106,6 +106,20 @@ def test_list(metarun):
     assert not any("data=" in line for line in metarun("list algo").out)
 
 
+def test_list_shows_a_folder_of_options_by_its_name(metarun):
+    names = [line.split()[0] for line in metarun("list experiment").out[1:]]
+    assert "quickstart" in names
+    assert "paper/" in names
+    assert not any(re.match("paper/.", name) for name in names)
+    names = [line.split()[0] for line in metarun("list experiment/paper/").out[1:]]
+    assert "paper/omniglot_protonet" in names
+    assert "paper/full/" in names
+    assert not any(re.match("paper/full/.", name) for name in names)
+    assert "paper/full/omniglot_maml" in [line.split()[0] for line in metarun("list experiment/paper/full").out[1:]]
+    refused = metarun("list experiment/papers")
+    assert (refused.status, refused.err) == (2, ["metarun: experiment has no options in a folder 'papers'"])
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -219,6 +233,7 @@ def test_answers_that_need_no_torch_do_not_import_it(words):
     [
         ("metarun algo=matc", "algo=matching"),
         ("metarun -m data=omniglot_o", "data=omniglot_oneshot"),
+        ("metarun experiment=paper/cifar_fs_ma", "experiment=paper/cifar_fs_maml"),
         ("metarun trainer.iter", "trainer.iterations="),
         ("metarun ev", "eval"),
         ("metarun --json ev", "eval"),

@@ -209,7 +209,7 @@ COMMANDS = [
 def stored(page: str, line: str) -> dict:
     """The configuration of a run that could be evaluated again: that of the preset trained last on the page, or any."""
     before = COMMANDS[: COMMANDS.index((page, line))]
-    presets = [shlex.split(other)[1:] for name, other in before if name == page and " experiment=omniglot_small_" in other]
+    presets = [shlex.split(other)[1:] for name, other in before if name == page and re.search(" experiment=(omniglot_small|paper)", other)]
     return resolved(tuple(presets[-1]) if presets else ())
 
 
@@ -232,7 +232,7 @@ def test_commands_compose(page, line):
         elif command == "eval":
             compose.override(stored(page, line), given.words[1:])
         elif command == "list":
-            assert set(given.words) <= options.descriptions().keys()
+            assert {word.partition("/")[0] for word in given.words} <= options.descriptions().keys()
         elif command in ("predict", "serve"):
             assert len(given.words) <= 1  # the command itself, or with its run
         elif command == "export":

@@ -16,7 +16,7 @@ import torch
 from cli_support import TINY, everything
 from helpers import metrics_of, relative_error
 
-from metarun.cli import main
+from metarun.cli import train
 from metarun.errors import UserError
 
 # Pairs of processes that wait for each other: on a machine that has other things to do they take long and are unsteady.
@@ -154,7 +154,7 @@ def test_wrong_input_is_told_once(tmp_path):
     status, out, said = ended(torchrun(*WORDS, "way=5", "hydra.run.dir=run", cwd=tmp_path))
     assert status != 0
     assert out == []
-    assert said == ["metarun: way=5 is larger than the 4 classes of the test split; choose way <= 4"]
+    assert said == ["metarun: way=5 is larger than the 4 classes of the val split; choose way <= 4"]
     assert not (tmp_path / "run").exists()
 
 
@@ -162,7 +162,7 @@ def test_no_sweep_under_torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(UserError, match=r"a sweep \(-m\) does not go with torchrun"):
-        main._sweep(["seed=0,1"])
+        train.run(train.parser().read(["-m", "seed=0,1"]))
 
 
 def test_joined_numbers(tmp_path):
@@ -174,7 +174,7 @@ def test_joined_numbers(tmp_path):
 def test_every_process_knows_the_users_folder(tmp_path):
     (tmp_path / "mine" / "conf" / "algo").mkdir(parents=True)
     (tmp_path / "mine" / "nearby.py").write_text(
-        "from metarun.algorithm import Prototypes, PrototypeLearner\nfrom metarun import inner\n\n\nclass Nearby(PrototypeLearner):\n"
+        "from metarun.learners import Prototypes, PrototypeLearner\nfrom metarun import inner\n\n\nclass Nearby(PrototypeLearner):\n"
         "    def begin(self, context):\n        x, y = context.support\n"
         "        return Prototypes(inner.class_means(self.net(x, x), y, context.classes.shape[0]), x)\n"
     )

@@ -142,7 +142,7 @@ def scores_before(values: dict[str, Any]) -> float:
 SETTINGS = {
     "lstm_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "scale": 0.1},
     "hyperparameters": {"inner_steps": 8, "test_steps": 8},
-    "mlp_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16},
+    "mlp_optimizer": {"inner_steps": 8, "horizon": 16, "test_steps": 16, "nominal": False},
     "symbolic_optimizer": {"inner_steps": 16, "horizon": 16, "test_steps": 16, "rates": [0.001]},
     "lstm": {"hidden": 64},
     "mann": {"hidden": 64, "slots": 32, "width": 16},

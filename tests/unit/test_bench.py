@@ -189,3 +189,17 @@ def test_an_interrupted_benchmark_keeps_what_was_measured(bench: ModuleType, tmp
     monkeypatch.setattr(sys, "argv", ["bench.py", "--write", "--rounds", "3", "--works", "W7"])
     with pytest.raises(SystemExit):
         bench.main()
+
+
+def test_the_others_resnet_is_metaruns(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    from metarun.nets.resnet12 import ResNet12
+
+    monkeypatch.syspath_prepend(SCRIPTS / "sides")
+    import native
+
+    net = ResNet12((2, 10, 10), widths=[3, 4, 5, 6], flatten=False, norm="batch").double()
+    weights = {f"net.{name}": value for name, value in net.state_dict().items()}
+    model = native.learner({"net": "resnet12", "algo": "protonet"}, weights).double()
+    x = torch.randn(4, 2, 10, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model(x), net(x))
+    assert native.names(model) == [f"net.{name}" for name, _ in net.named_parameters()]

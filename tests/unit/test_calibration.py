@@ -72,8 +72,17 @@ def test_the_temperature_is_the_best_of_all() -> None:
 
 def test_answers_that_are_all_right_cool_to_the_end_and_numbers_that_are_none_have_no_temperature() -> None:
     assert calibration.fitted_temperature(logits_of([[0.9, 0.1]]), np.array([0]))[0] == pytest.approx(1 / calibration.HOTTEST, rel=1e-3)
-    assert math.isnan(calibration.fitted_temperature(np.full((3, 2), np.nan), np.zeros(3, int))[0])
-    assert np.isnan(calibration.of_pool(np.full((3, 2), np.nan), np.zeros(3, int))).all()
+    for none in ([np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]):
+        logits, y = np.array([[1.0, 0.0], none]), np.zeros(2, int)
+        assert math.isnan(calibration.fitted_temperature(logits, y)[0])
+        assert np.isnan(calibration.of_pool(logits, y)).all()
+        assert math.isnan(calibration.nll(logits, y).mean())
+
+
+def test_a_class_that_is_ruled_out_is_an_answer() -> None:
+    logits, y = np.array([[1.0, 0.0, -np.inf]]), np.array([1])
+    assert calibration.nll(logits, y) == pytest.approx(math.log(1 + math.e))
+    assert np.isfinite(calibration.of_pool(logits, y)).all()
 
 
 def test_a_temperature_that_is_none_divides_by_one() -> None:

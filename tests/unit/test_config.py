@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
+from metarun.config import legacy
 from metarun.config.compose import compose, groups, override, resolve
 from metarun.config.schema import schema, target_of, validate
 from metarun.errors import UserError
@@ -187,3 +189,10 @@ class Alone(Above):
 def test_a_section_holds_what_the_constructor_takes_and_what_it_hands_on() -> None:
     fields = {target: set(schema(target).model_fields) for target in (Above, Below, Alone)}
     assert fields == {Above: {"width", "depth"}, Below: {"width", "depth", "rate"}, Alone: {"rate"}}
+
+
+def test_a_configuration_of_today_stays_as_it_is_to_the_order_of_its_keys() -> None:
+    values = resolve(compose(["algo=protonet"]))
+    assert json.dumps(legacy.updated(values)) == json.dumps(values)
+    earlier = {"episode": {"way": 5, "eval": {"way": 5}}}
+    assert legacy.updated(earlier) == {"episode": {"way": 5, "unknown": 0, "eval": {"way": 5, "unknown": 0}}}

@@ -10,7 +10,9 @@ import pytest
 import torch
 from helpers import CLASSIFIERS, TRIED, classification, double, engine, small
 from PIL import Image
+from torch.func import functional_call
 
+from metarun.abilities import Continues
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm
 from metarun.cli import summary_table
@@ -20,7 +22,7 @@ from metarun.protocols.continual import MEASURES, Continual, forgetting, prefixe
 from metarun.run import Run
 from metarun.task import Batch, Task, select
 
-CONTINUES = [algo for algo in CLASSIFIERS if getattr(TRIED[algo, classification], "continues", False)]
+CONTINUES = [algo for algo in CLASSIFIERS if isinstance(TRIED[algo, classification], Continues)]
 
 
 def made(algo: str, *words: str) -> tuple[Algorithm, Task]:
@@ -55,7 +57,7 @@ def written_out(algorithm: Algorithm, task: Task, classes: int) -> tuple[np.ndar
 
 
 @pytest.mark.parametrize("classes", [1, 2])
-@pytest.mark.parametrize("algo", ["protonet", "maml", "anil", "oml", "pretrain"])
+@pytest.mark.parametrize("algo", ["protonet", "maml", "anil", "nil", "oml", "pretrain", "protomaml"])
 def test_it_is_the_loop_written_out(algo: str, classes: int) -> None:
     algorithm, tasks = made(algo)
     for how in (engine(), engine("loop")):
@@ -77,8 +79,9 @@ def test_whoever_says_so_goes_on(algo: str) -> None:
     assert found["at_once"].shape == (2, 3)
 
 
-def test_prototypes_are_not_forgotten() -> None:
-    algorithm, tasks = made("protonet")
+@pytest.mark.parametrize("algo", ["protonet", "nil"])
+def test_prototypes_are_not_forgotten(algo: str) -> None:
+    algorithm, tasks = made(algo)
     found = engine().evaluate(algorithm, tasks, Continual("all"))
     at_once = found["at_once"][:, -1]
     torch.testing.assert_close(found["matrix"][:, -1].mean(1), at_once)
@@ -90,6 +93,35 @@ def test_prototypes_are_not_forgotten() -> None:
         state = algorithm.carry_on(fresh if state is None else state, fresh, now)
     assert state is not None
     torch.testing.assert_close(state.means, algorithm.begin(task.context).means)
+
+
+def test_proto_maml_without_steps_goes_on_as_protonet_does() -> None:
+    (algorithm, tasks), (protonet, _) = made("protomaml"), made("protonet")
+    algorithm.test_steps = 0
+    protonet.net.load_state_dict(algorithm.net.state_dict())
+    mine, theirs = (engine().evaluate(each, tasks, Continual("all")) for each in (algorithm, protonet))
+    assert torch.equal(mine["matrix"], theirs["matrix"])
+    assert torch.equal(mine["at_once"], theirs["at_once"])
+
+
+def test_proto_maml_begins_a_class_in_the_net_that_it_has_become() -> None:
+    algorithm, tasks = made("protomaml", "algo.inner_lr=0.5")
+    context = select(tasks, 0).context
+    (x, y), state = context.support, None
+    for t in range(2):
+        now = context._replace(support=Batch(x[2 * t : 2 * t + 2], y[2 * t : 2 * t + 2]))
+        before, fresh = state, algorithm.begin(now)
+        state = algorithm.carry_on(fresh if state is None else state, fresh, now)
+        start = state
+        state = algorithm.step(state, now, 0)
+    assert before is not None
+    net = {name.removeprefix("net."): weight for name, weight in before.fast.items() if name.startswith("net.")}
+    prototype = functional_call(algorithm.net, net, (x[2:4], x[2:4])).mean(0)
+    torch.testing.assert_close(start.fast["head.weight"][1], 2 * prototype)
+    torch.testing.assert_close(start.fast["head.bias"][1], -prototype @ prototype)
+    assert torch.equal(start.fast["head.weight"][0], before.fast["head.weight"][0])
+    assert all(torch.equal(start.fast[f"net.{name}"], weight) for name, weight in net.items())
+    assert not torch.allclose(prototype, algorithm.net(x[2:4], x[2:4]).mean(0))
 
 
 def test_large_steps_forget() -> None:
@@ -130,7 +162,7 @@ def test_what_is_no_stream_is_refused(words: list[str], message: str) -> None:
         run.episodes("test", run.protocols[0])
 
 
-@pytest.mark.parametrize("algo", ["matching", "lstm", "protomaml"])
+@pytest.mark.parametrize("algo", ["matching", "lstm", "mamlpp"])
 def test_who_cannot_go_on_is_told(algo: str) -> None:
     with pytest.raises(UserError, match=f"protocol=continual is not possible with algo={algo}: it needs a classifier that goes on"):
         Run(classification(algo, "protocol=continual"))

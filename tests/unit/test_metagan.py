@@ -84,7 +84,7 @@ def test_each_player_descends_its_own_loss_and_holds_the_other() -> None:
 def test_meta_gradients_are_slopes_and_are_mapped(member: str) -> None:
     checks.mapping(values(member))
     algorithm, tasks = in_float64(values(member))
-    for player in (0, 1):
+    for player in algorithm.groups():
         slope, difference = slopes(algorithm, tasks, player=player)
         assert slope == pytest.approx(difference, rel=1e-4)
 

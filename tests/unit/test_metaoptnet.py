@@ -118,3 +118,13 @@ def test_in_fp32_the_solution_is_the_same() -> None:
 def test_it_takes_any_number_of_classes_and_examples_at_test(head: str) -> None:
     run = Run(small("algo=metaoptnet", f"algo.head={head}", "net=mlp", "episode.eval.way=5", "episode.eval.shot=3"))
     assert run.engine.score(run.algorithm, run.episodes("test"), 3, EVERY, lambda done: None)["score"].shape == (3, 1)
+
+
+def test_smoothed_labels_are_the_authors() -> None:
+    problem = Run(small("algo=metaoptnet", *TANH)).problem
+    learner = MetaOptNet(Identity(3), problem, head="svm", cost=COST, penalty=1.0, scale=1.0, solver_steps=10, smoothing=0.1)
+    prediction, y = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 1, 2, 1])
+    target = torch.full((4, 3), 0.1 / 2).scatter(1, y[:, None], 0.9)
+    loss, metrics = learner.judged(prediction, y)
+    torch.testing.assert_close(loss, -(target * prediction.log_softmax(1)).sum(1).mean())
+    assert metrics["accuracy"] == (prediction.argmax(1) == y).float().mean()

@@ -12,6 +12,7 @@ from helpers import Identity, engine, vectors
 from torch import Tensor, nn
 
 from metarun.algorithm import Algorithm, Metrics
+from metarun.errors import UserError
 from metarun.nets.base import Net
 from metarun.optim import MetaOptimizer, Schedule, lr_scale
 from metarun.problem import Problem
@@ -294,3 +295,17 @@ def test_a_rate_that_is_not_learned_changes_nothing(method: str) -> None:
         assert step(plain, p, gradient) == step(zero, q, gradient)
     assert torch.equal(p, q)
     assert plain.state_dict().keys() == zero.state_dict().keys() == {"state", "param_groups", "steps"}
+
+
+def test_steps_hold_from_where_they_start() -> None:
+    steps = [[0.3, 0.1], [0.6, 0.02]]
+    assert [lr_scale("steps", x, 0.0, 0.0, steps) for x in (0.0, 0.29, 0.3, 0.59, 0.6, 1.0)] == [1, 1, 0.1, 0.1, 0.02, 0.02]
+    p = parameter(1.0)
+    optimizer = outer([p], schedule="steps", steps=steps)
+    assert [step(optimizer, p, torch.ones(1), progress)["lr"] for progress in (0.1, 0.3, 0.9)] == pytest.approx([0.1, 0.01, 0.002])
+
+
+@pytest.mark.parametrize("steps", [None, [], [[0.6, 0.1], [0.3, 0.01]]])
+def test_a_schedule_of_steps_needs_some_that_rise(steps: list[list[float]] | None) -> None:
+    with pytest.raises(UserError, match=r"\[\[PROGRESS,FACTOR\]"):
+        outer([parameter(1.0)], schedule="steps", steps=steps)

@@ -61,6 +61,8 @@ def offers(words: list[str], last: str, shell: str) -> list[str]:
         found = [] if rest else [*COMMANDS]
         if "overrides" in module.WORDS and (plain or module.WORDS != "run overrides"):  # a RUN comes first
             found += _hydras([word for word in plain if "=" in word], last, shell)
+            group = last.partition("=")[0]  # of options in folders Hydra offers none
+            found += [f"{group}={option}" for option in catalogue.groups().get(group, []) if "/" in option]
     return [word for word in found if word.startswith(last)]
 
 

@@ -22,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationKeyError, OmegaConfBaseException
 
 from metarun.config.nested import nodes
-from metarun.config.options import conf_dir, groups
+from metarun.config.options import conf_dir, folded, groups
 from metarun.config.stored import reference_in
 from metarun.errors import RunError, UnknownKeys, UserError, install, nearest
 from metarun.extensions.sources import sources
@@ -205,7 +205,7 @@ def _names(cfg: DictConfig) -> list[str]:
 def _known_keys(words: list[str]) -> list[str]:
     """All keys of the configuration that the group choices among ``words`` lead to."""
     names = groups()
-    choices = [word for word in words if (found := re.match(r"(\w+)=(\w+)$", word)) and found[2] in names.get(found[1], [])]
+    choices = [word for word in words if (found := re.match(r"(\w+)=([\w/]+)$", word)) and found[2] in names.get(found[1], [])]
     with _initialised():
         return _names(hydra_compose("config", overrides=choices))
 
@@ -215,13 +215,14 @@ def explain(error: Exception, words: list[str]) -> Exception:
     if isinstance(error, OverrideParseException):
         return UserError(f"cannot read '{error.override}': write KEY=VALUE, and quote values with special characters, as in 'name=\"a,b\"'")
     if isinstance(error, MissingConfigException):
-        group, _, option = str(error.missing_cfg_file).rpartition("/")
+        path = str(error.missing_cfg_file)
+        group, _, option = path.partition("/") if path.partition("/")[0] in groups() else path.rpartition("/")
         options = sorted({*groups().get(group, []), *(error.options or [])}) if group in groups() else error.options
         if extra := next((extra for plugin, extra in EXTRAS.items() if group.startswith("hydra/") and option.startswith(plugin)), None):
             return UserError(f"{group}={option} needs a plugin that is not installed: {install(extra)}")
         if options is None:
             return UserError(f"there is no config group '{group}'{nearest(group, groups())}")
-        return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(options) or 'none'})")
+        return UserError(f"{group}={option} does not exist{nearest(option, options)} (known: {', '.join(folded(options)) or 'none'})")
     if isinstance(error, InterpolationKeyError):
         key = str(error).partition("'")[2].partition("'")[0]
         return UserError(f"the configuration needs the key '{key}' (as ${{{key}}}), which does not exist")

@@ -29,9 +29,13 @@ def updated(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _episode(values: dict[str, Any]) -> dict[str, Any]:
-    """With the keys that an evaluation may want to set, ``LATER``."""
-    both = {"eval": LATER | values["eval"]} if isinstance(values.get("eval"), dict) else {}
-    return LATER | values | both
+    """With the keys that an evaluation may want to set, ``LATER``; what has them stays as it is, to the order of its keys."""
+    both = {"eval": _later(values["eval"])} if isinstance(values.get("eval"), dict) else {}
+    return _later(values) | both
+
+
+def _later(values: dict[str, Any]) -> dict[str, Any]:
+    return values | {key: value for key, value in LATER.items() if key not in values}
 
 
 def _section(section: str, values: dict[str, Any]) -> dict[str, Any]:

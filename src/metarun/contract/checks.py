@@ -104,7 +104,8 @@ def gradient(values: dict[str, Any]) -> str:
     if not algorithm.learns:
         return "not asked: there is nothing to learn"
     found = []
-    for seed, player in product(range(3), range(len(algorithm.players)) if algorithm.players else (None,)):
+    players = [group for group in algorithm.groups() if "descends" in group]
+    for seed, player in product(range(3), players or (None,)):
         slope, difference = slopes(algorithm, tasks, seed, player=player)
         found.append(f"{slope:.6g} = {difference:.6g}")
         require(

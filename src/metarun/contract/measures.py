@@ -16,6 +16,8 @@ from metarun.run import Run
 from metarun.runtime.private import tree_leaves, tree_map
 from metarun.task import Context, Task, count, select, to_float
 
+Group = dict[str, Any]  # of meta-parameters, see ``Algorithm.groups``
+
 
 def engine(map: Any = "vmap", chunk: Any = 1000, record: bool = True, device: str = "cpu", kernels: Any = "auto") -> Engine:
     """An engine in fp32, whose precision is that of the weights; all tasks in one chunk by default."""
@@ -65,25 +67,25 @@ def answers(algorithm: Algorithm, context: Context, x: Tensor) -> list[Tensor]:
     return tree_leaves(best_guess(prediction) if isinstance(prediction, Samples) else prediction)
 
 
-def mean_objective(algorithm: Algorithm, tasks: Task, player: str | None = None) -> float:
-    """The mean meta-training loss over tasks, one by one; or, in a game, that of a player."""
+def mean_objective(algorithm: Algorithm, tasks: Task, player: Group | None = None) -> float:
+    """The mean meta-training loss over tasks, one by one; or, in a game, that of a player, one of ``groups``."""
     total = 0.0
     for i in range(count(tasks)):
         task = select(tasks, i)
         loss, metrics = algorithm.objective(list(adapt(algorithm, task.context, algorithm.steps(task.context, True))), task, 0.0)
-        total += float((metrics[player] if player else loss).detach())
+        total += float((metrics[player["descends"]] if player else loss).detach())
     return total / count(tasks)
 
 
-def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7, player: int | None = None) -> tuple[float, float]:
+def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7, player: Group | None = None) -> tuple[float, float]:
     """How steep the mean objective is along a random direction of length 1: by the meta-gradient, and by finite differences.
 
-    Frozen weights stay. ``step`` is small, as a large one crosses kinks of ReLU and max-pool. In a game, ``player`` says whose loss is
-    meant, and whose weights move.
+    Frozen weights stay. ``step`` is small, as a large one crosses kinks of ReLU and max-pool. In a game, ``player`` is one of
+    ``groups``, whose loss is meant, and whose weights move.
     """
     gradient = meta_gradient(algorithm, tasks, engine())
     parameters = list(algorithm.parameters())
-    moves = {id(p) for p in (parameters if player is None else algorithm.groups()[player]["params"]) if p.requires_grad}
+    moves = {id(p) for p in (player["params"] if player else parameters) if p.requires_grad}
     draw = torch.Generator().manual_seed(seed)
     direction = [torch.randn(p.shape, generator=draw, dtype=p.dtype) * (id(p) in moves) for p in parameters]
     length = torch.cat([along.flatten() for along in direction]).norm()
@@ -92,7 +94,7 @@ def slopes(algorithm: Algorithm, tasks: Task, seed: int = 0, step: float = 1e-7,
     for stride in (step, -2 * step):  # there, and from there back to the other side
         for parameter, along in zip(parameters, direction):
             parameter.data.add_(along, alpha=stride)
-        values.append(mean_objective(algorithm, tasks, None if player is None else algorithm.players[player]))
+        values.append(mean_objective(algorithm, tasks, player))
     for parameter, along in zip(parameters, direction):
         parameter.data.add_(along, alpha=step)
     return float(gradient @ torch.cat([along.flatten() for along in direction])), (values[0] - values[1]) / (2 * step)

@@ -53,7 +53,6 @@ class Dataset(ABC):
     classes: int = 0  # training classes; 0 where there are none
     attributes: int = 0  # length of a class's attribute vector; 0: there are none
     simulator: Simulator | None = None  # control: the environment
-    batchable: bool = True  # false: torch.vmap has no rule for the environment, as it is another library's; tasks are run one by one
     note: str = ""  # in what the data are not as published, or which they are, for reports: "100 a class"
     scaling: Scaling | None = None  # of inputs that are rows of numbers; None: they are taken as they are
     target_scaling: Scaling | None = None  # of the targets of regression, likewise

@@ -13,6 +13,7 @@ import yaml
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.abilities import OneByOne
 from metarun.data.environment import Drawn, Environment, uniformly
 from metarun.data.episodes import draws
 from metarun.errors import MissingLibrary, UserError, install, nearest
@@ -48,7 +49,7 @@ def _cartpole(length: float = 0.5, masspole: float = 0.1, **settings: Any) -> An
 
 
 @dataclass(frozen=True)
-class Stepper:
+class Stepper(OneByOne):
     """Episodes of a gymnasium environment as a ``Simulator``; n of them are n environments, which step one after the other.
 
     There is no automatic reset: where an episode ends, terminated or truncated, its environment is not stepped again, its observation
@@ -149,7 +150,6 @@ class Gymnasium(Environment):
 
     kind: Kind = Control()  # with which actions, an object says
     simulator: Stepper
-    batchable = False
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import Augments
 from metarun.adaptation import adapt
 from metarun.data.base import ImageDataset
 from metarun.data.task_augment import APART
@@ -139,7 +140,7 @@ def augmentation(run: Run, split: str, index: int) -> Figure:
     Raises:
         UserError: there is no augmentation that images show, or these are not episodes of training.
     """
-    learned = run.algorithm.augmentation
+    learned = run.algorithm.augmentation if isinstance(run.algorithm, Augments) else None
     changes = learned or run.augment
     if not (learned or run.augment.images or run.augment.tasks in ("rotations", "mixup")):
         raise UserError("augment=none changes no image; choose one, for example augment=characters or augment=photos")

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import Evolvable, Word
 from metarun.algorithm import Algorithm
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
 from metarun.engine import Engine, objective
 from metarun.errors import UserError
-from metarun.learners import Evolvable, Word
 from metarun.runtime.private import tree_map
 from metarun.task import Task, own
 

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from metarun.abilities import WeighsExamples
 from metarun.algorithm import Algorithm, State
 from metarun.data.base import ImageDataset
 from metarun.data.covering import Covering, joined
@@ -39,6 +40,7 @@ class Audit(AfterAdaptation):
 
     def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
         """``rows`` [n] of the data, ``weights`` [n] and ``probabilities`` [n, way], of the task's ``classes`` [way]."""
+        assert isinstance(algorithm, WeighsExamples)
         context = task.context
         logits = upcast(best_guess(algorithm.predict(state, context.examples().x)))
         found = {"rows": context.support.x, "classes": context.classes, "probabilities": logits.softmax(-1)}
@@ -64,7 +66,7 @@ def possible(run: Run) -> bool:
     """Whether a run's method and data are such that its files can be judged."""
     data = run.data
     there = isinstance(data, ImageDataset) and any(split.files for split in data.splits.values())
-    return there and "weights" in run.algorithm.exports and run.spec["eval"].whole
+    return there and isinstance(run.algorithm, WeighsExamples) and run.spec["eval"].whole
 
 
 def covering(run: Run) -> Covering:

@@ -1,4 +1,4 @@
-"""What ``metarun export`` writes of a run for use elsewhere: by the names of ``Algorithm.exports``, who writes it and what it is."""
+"""What ``metarun export`` writes of a run for use elsewhere: what it is, which methods have it, and who writes it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from metarun.abilities import UpdateRule, WeighsExamples
 from metarun.errors import UserError, nearest
 from metarun.predict import audit, optimizer
 from metarun.run import Run
@@ -17,11 +18,12 @@ class Export(NamedTuple):
     write: Callable[[Run, Path, Path | None], dict[str, Any]]  # to a file, and a picture of it, if one is wanted; tells what it wrote
     what: str  # it is, for help
     ending: str  # of the file
+    of: type  # the ability of methods that have it
 
 
 EXPORTS = {
-    "weights": Export(audit.export, "a weight for every file of the user's folder, the most suspicious first", ".csv"),
-    "optimizer": Export(optimizer.export, "a learned optimizer, for metarun.optimizer(FILE, params)", ".pt"),
+    "weights": Export(audit.export, "a weight for every file of the user's folder, the most suspicious first", ".csv", WeighsExamples),
+    "optimizer": Export(optimizer.export, "a learned optimizer, for metarun.optimizer(FILE, params)", ".pt", UpdateRule),
 }
 
 
@@ -43,8 +45,8 @@ def export(run: Run, what: str, out: Path, picture: Path | None) -> dict[str, An
         UserError: the method has no such thing, or a path does not end as it should.
     """
     found = chosen(what)
-    if what not in run.algorithm.exports:
-        has = ", ".join(run.algorithm.exports) or "nothing else"
+    if not isinstance(run.algorithm, found.of):
+        has = ", ".join(name for name, other in EXPORTS.items() if isinstance(run.algorithm, other.of)) or "nothing else"
         raise UserError(f"algo={run.values['algo']['name']} has no {what} to export, and {has}")
     if out.suffix != found.ending:
         raise UserError(f"--out {out} is not possible: give a file that ends in {found.ending}")

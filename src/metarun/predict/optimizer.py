@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metarun.algos.optimizers._by_rule import ByRule
+from metarun.abilities import UpdateRule
 from metarun.config import schema
 from metarun.errors import UserError
 from metarun.nets.mlp import MLP
@@ -29,16 +29,19 @@ def export(run: Run, out: Path, picture: Path | None) -> dict[str, Any]:
     """Write the rule of a run to ``out``: its settings, plain values, and its tensors; returns what was written.
 
     Raises:
-        UserError: a picture is wanted.
+        UserError: a picture is wanted, or there is no rule that was learned.
     """
     if picture:
         raise UserError("an optimizer has no picture: leave --sheet out")
-    algorithm = run.algorithm
+    algorithm, method = run.algorithm, run.values["algo"]["name"]
+    assert isinstance(algorithm, UpdateRule)
+    if not algorithm.learns:
+        raise UserError(f"algo={method} has not learned its rule, which is one of torch.optim: there is nothing to export")
     weights = {name: w.detach().cpu() for name, w in algorithm.lasting(algorithm.state_dict()).items()}
     buffer = io.BytesIO()
     torch.save({"format": FORMAT, "algo": run.values["algo"], "weights": weights}, buffer)
     replace_file(out, lambda handle: handle.write(buffer.getbuffer()))
-    return {"optimizer": str(out), "method": run.values["algo"]["name"], "numbers": sum(w.numel() for w in weights.values())}
+    return {"optimizer": str(out), "method": method, "numbers": sum(w.numel() for w in weights.values())}
 
 
 def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> Optimizer:
@@ -63,12 +66,12 @@ class Optimizer(torch.optim.Optimizer):
         rule: the method, whose own net does not matter.
     """
 
-    def __init__(self, params: Iterable[Any], rule: ByRule, lr: float = 1.0) -> None:
+    def __init__(self, params: Iterable[Any], rule: UpdateRule, lr: float = 1.0) -> None:
         if not lr >= 0:
             raise UserError(f"lr={lr} is not possible: it is a factor on what the optimizer does, 0 or more")
         super().__init__(params, {"lr": lr})
         self._rule = rule
-        self._rules: dict[torch.device, ByRule] = {}
+        self._rules: dict[torch.device, UpdateRule] = {}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -96,7 +99,7 @@ class Optimizer(torch.optim.Optimizer):
         p.add_((moved[ONE] - weight).to(p.dtype), alpha=lr)
 
 
-def _read(path: Path) -> ByRule:
+def _read(path: Path) -> UpdateRule:
     """The method that a file holds.
 
     Raises:
@@ -115,13 +118,13 @@ def _read(path: Path) -> ByRule:
     except Exception:  # scrambled bytes make the unpickler raise whatever it stumbles over
         raise UserError(f"{path} is no optimizer of metarun's: write one with metarun export RUN optimizer --out FILE") from None
     target = schema.target_of({"algo": section}, "algo")
-    if not issubclass(target, ByRule):
+    if not issubclass(target, UpdateRule):
         raise UserError(f"{path} holds algo={foreign.printable(str(section.get('name')))}, which is no optimizer")
     settings = schema.check(target, schema.without_meta(section), "algo.")
     spec = EpisodeSpec(way=1, shot=1, query=1)
     problem = Problem(Regression(), (1,), 1, 0, spec, spec)
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
-        rule: ByRule = target(MLP((1,), sizes=[], activation="relu", norm="none"), problem, **settings)
+        rule: UpdateRule = target(MLP((1,), sizes=[], activation="relu", norm="none"), problem, **settings)
     own = rule.state_dict()
     try:
         rule.load_state_dict(weights | {name: own[name] for name in own.keys() - target.lasting(own).keys()})

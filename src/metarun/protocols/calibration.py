@@ -37,8 +37,14 @@ NAMES = {"nll", "brier", *OF_POOL, *AFTER_SCALING, "temperature", *OF_INTERVALS,
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Logarithms of probabilities, over the last axis."""
-    shifted = logits - logits.max(-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    with np.errstate(invalid="ignore"):  # of what is ``lost``
+        shifted = logits - logits.max(-1, keepdims=True)
+        return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+
+
+def lost(logits: np.ndarray) -> bool:
+    """Whether an answer among logits [..., way] is none, as after an adaptation that diverged: a number is NaN, or the largest infinite."""
+    return not np.isfinite(logits.max(-1)).all()
 
 
 def nll(logits: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -79,7 +85,7 @@ def risks(confidence: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 def of_pool(logits: np.ndarray, y: np.ndarray) -> list[float]:
     """``OF_POOL``: of all answers together; NaN if one of them is none. The area is the mean of the ``risks``."""
-    if np.isnan(logits).any():
+    if lost(logits):
         return [math.nan] * len(OF_POOL)
     confidence, correct = judged(logits, y)
     found = risks(confidence, correct)
@@ -91,7 +97,7 @@ def fitted_temperature(logits: np.ndarray, y: np.ndarray, softened: float = 0.0)
 
     ``softened``: the share of every label that is spread over all classes.
     """
-    if np.isnan(logits).any():
+    if lost(logits):
         return [math.nan]
     columns = np.ascontiguousarray(logits.reshape(-1, logits.shape[-1]).T)  # [way, n]: sums over few classes are quick so
     columns -= columns.max(0)
@@ -189,8 +195,8 @@ class Calibration(AfterAdaptation):
         return found, []
 
     def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure] | None:
-        """The reliability diagram; of classification with the accuracy of the surest answers beside."""
-        if not {"logits", "levels"} & set(arrays):
+        """The reliability diagram; of classification with the accuracy of the surest answers beside. None where an answer is none."""
+        if not {"logits", "levels"} & set(arrays) or ("logits" in arrays and lost(arrays["logits"])):
             return None
         from matplotlib.figure import Figure
 

@@ -12,6 +12,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import Continues
 from metarun.adaptation import walked
 from metarun.algorithm import Algorithm, State
 from metarun.data.base import Dataset
@@ -65,7 +66,7 @@ class Continual(Protocol):
     classes: Annotated[int, Ge(1)] = 1
 
     def asks(self, algorithm: Algorithm) -> bool:
-        return algorithm.continues and algorithm.problem.kind.labelled and algorithm.problem.kind.alone
+        return isinstance(algorithm, Continues) and algorithm.problem.kind.labelled and algorithm.problem.kind.alone
 
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return METRIC, True
@@ -85,6 +86,7 @@ class Continual(Protocol):
         """``matrix`` [tasks, tasks], row t the accuracy on each task after t + 1 of them, 0 for what has not come; and ``at_once``, of
         learners that meet the first 1, 2, 4, … tasks at once, for these together.
         """
+        assert isinstance(algorithm, Continues)
         context, query = task.context, task.query
         way, n = context.classes.shape[0], context.support.y.shape[0]
         tasks, each = way // self.classes, n // way * self.classes

@@ -11,6 +11,7 @@ import numpy as np
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.abilities import HasRivals
 from metarun.algorithm import Algorithm
 from metarun.errors import UserError, nearest
 from metarun.problem import Problem
@@ -37,6 +38,7 @@ class Grid(Protocol):
     pairs: tuple[tuple[str, float], ...]
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
+        assert isinstance(algorithm, HasRivals)
         return {
             f"{name} {rate}": LAST.measure(algorithm.rival(name, rate), task, scanned=scanned)["score"][-1] for name, rate in self.pairs
         }
@@ -64,10 +66,12 @@ class Rivals(Protocol):
     tuned: tuple[tuple[str, float], ...] = field(default=(), kw_only=False)
 
     def asks(self, algorithm: Algorithm) -> bool:
-        if unknown := next((name for name in self.only if algorithm.rivals and name not in algorithm.rivals), None):
+        if not isinstance(algorithm, HasRivals):
+            return False
+        if unknown := next((name for name in self.only if name not in algorithm.rivals), None):
             known = ", ".join(algorithm.rivals)
             raise UserError(f"protocol.rivals.only: there is no rival '{unknown}'{nearest(unknown, algorithm.rivals)} (known: {known})")
-        return bool(algorithm.rivals)
+        return True
 
     @property
     def own(self) -> OfEpisodes:
@@ -78,6 +82,7 @@ class Rivals(Protocol):
         return LAST
 
     def rehearsal(self, algorithm: Algorithm) -> Protocol:
+        assert isinstance(algorithm, HasRivals)
         names = self.only or algorithm.rivals
         return Grid(pairs=tuple((name, rate) for name in names for rate in algorithm.rivals[name][:: self.sparse]))
 
@@ -95,6 +100,7 @@ class Rivals(Protocol):
 
     def measure(self, algorithm: Algorithm, task: Task, *, scanned: bool) -> dict[str, Tensor]:
         """What ``protocol=episodes`` measures, and the same of every rival, under names that begin with its own."""
+        assert isinstance(algorithm, HasRivals)
         found = self.own.measure(algorithm, task, scanned=scanned)
         for name, rate in self.tuned:
             theirs = self.own.measure(algorithm.rival(name, rate), task, scanned=scanned)

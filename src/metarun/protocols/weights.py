@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from torch import Tensor
 
+from metarun.abilities import WeighsExamples
 from metarun.algorithm import Algorithm, State
 from metarun.problem import Problem
 from metarun.protocols.base import AfterAdaptation, Arrays, Scores, statistics
@@ -37,13 +38,14 @@ class Weights(AfterAdaptation):
     needs = "weights of its training examples, as l2rw and metaweight have, and a part of them corrupt: episode.corrupt=labels or noise"
 
     def asks(self, algorithm: Algorithm) -> bool:
-        return "weights" in algorithm.exports and algorithm.problem.eval.corrupt in ("labels", "noise")
+        return isinstance(algorithm, WeighsExamples) and algorithm.problem.eval.corrupt in ("labels", "noise")
 
     def metric(self, problem: Problem) -> tuple[str, bool]:
         return MEASURES[0], True
 
     def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
         """``weights`` [n] and, where some of them are, ``corrupt`` [n] of the support."""
+        assert isinstance(algorithm, WeighsExamples)
         found = {"weights": algorithm.example_weights(state)}
         return found | {"corrupt": task.corrupt} if isinstance(task.corrupt, Tensor) else found
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig
 
+from metarun.abilities import Attacks
 from metarun.comparison import tables
 from metarun.comparison.runs import collect
 from metarun.comparison.view import view
@@ -116,7 +117,7 @@ def check(words: list[str]) -> Plan:
         cfg = compose.compose(member)
         values = compose.resolve(cfg)
         valid = schema.validate(values)
-        kinds.add((valid.data.target.kind.metric, valid.data.target.kind.higher_is_better != valid.algo.target.attacks))
+        kinds.add((valid.data.target.kind.metric, valid.data.target.kind.higher_is_better != issubclass(valid.algo.target, Attacks)))
     for part in ("sweeper", "launcher"):
         _require(part, cfg.hydra[part]._target_)
     options = compose.choices(space)

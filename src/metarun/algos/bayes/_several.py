@@ -40,7 +40,6 @@ class SeveralLearner(StepLearner):
     def __init__(self, net: Net, problem: Problem, *, noise: Annotated[float, Gt(0)], mode: inner.Mode, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.noise, self.mode = noise, mode
-        self.keeps = "states" if mode == "mixed" else "auto"
 
     def members(self, fast: dict[str, Tensor], x: Tensor, support_x: Tensor) -> Tensor:
         """Logits or predictions [sets, n, outputs] of x [n, *input_shape]."""
@@ -61,7 +60,7 @@ class SeveralLearner(StepLearner):
     def footprint(self, task: Task, train: bool) -> Footprint:
         held, sets = super().footprint(task, train), self.sets(train)
         weights = sum(w.numel() * w.element_size() for w in self.learner().values())
-        return Footprint(sets * held.examples, sets * held.repeated, held.bytes + 4 * sets * weights)
+        return Footprint(sets * held.examples, sets * held.repeated, held.bytes + 4 * sets * weights, inner.kept_by(self.mode))
 
     @abstractmethod
     def sets(self, train: bool) -> int:

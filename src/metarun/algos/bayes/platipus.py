@@ -103,7 +103,7 @@ class PLATIPUS(SeveralLearner):
         posterior = self.centre(context._replace(support=task.query), self.encoder_lrs)
         starts = draw(posterior, self.encoder_log_deviation, inner.fold_in(context.key, OF_ENCODER), self.drawn)
         begun = states[-1]._replace(fast=starts)
-        state = inner.loop(lambda state, k: self.step(state, context, k), begun, self.inner_steps, kept=self.keeps)
+        state = inner.loop(lambda state, k: self.step(state, context, k), begun, self.inner_steps, kept=inner.kept_by(self.mode))
         answers = self.members(state.fast, x, state.support_x)
         surprise = torch.stack([self.problem.loss(self.samples(answer[None]), y) for answer in answers]).mean()
         apart = kl(posterior, self.encoder_log_deviation, prior, self.log_deviation)

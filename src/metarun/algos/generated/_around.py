@@ -16,13 +16,11 @@ TRAITS = (
     "test_steps",
     "unrolls",
     "every_state",
-    "keeps",
     "fixed_way",
     "most_classes",
     "label_dependent",
     "ordered",
     "pairwise",
-    "batchable",
 )
 
 

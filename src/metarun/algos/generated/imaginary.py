@@ -106,8 +106,8 @@ class Imaginary(Around):
         return self.member.objective([state.member for state in states], seen, progress)
 
     def footprint(self, task: Task, train: bool) -> Footprint:
-        more = self.member.footprint(task, train).bytes
-        return Algorithm.footprint(self, task, train)._replace(repeated=0, bytes=more)  # the net sees the support once
+        own = Algorithm.footprint(self, task, train)
+        return self.member.footprint(task, train)._replace(examples=own.examples, repeated=0)  # the net sees the support once
 
     def follow_net(self) -> None:
         """Nothing: the member's net is the identity."""

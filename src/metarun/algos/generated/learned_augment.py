@@ -11,6 +11,7 @@ from annotated_types import Ge, Gt, Len, Lt
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import Augments
 from metarun.algorithm import Footprint, Method, Metrics, State
 from metarun.algos.generated._around import Around
 from metarun.algos.generated._policy import Operation, Policy
@@ -19,7 +20,7 @@ from metarun.problem import Problem
 from metarun.task import Batch, Context, Task
 
 
-class LearnedAugment(Around):
+class LearnedAugment(Around, Augments):
     """A policy of augmentation for any learner.
 
         w*(φ) = what the member learns from a support changed by the policy φ, anew at every inner step

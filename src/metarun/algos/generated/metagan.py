@@ -74,7 +74,6 @@ class MetaGAN(Around):
             raise self.refusal(learner, "one that is trained by the loss of its answers to queries, as protonet, relation and maml are")
         self.fakes, self.weight, self.noise, self.lr, self.every = fakes, weight, noise, generator_lr, every
         if weight:
-            self.players = ("learner_loss", "generator_loss")
             self.log_slope, self.offset = nn.Parameter(torch.tensor(slope).log()), nn.Parameter(torch.tensor(0.0))
             self.generator = Painter(shape, noise, hidden)
 
@@ -115,7 +114,8 @@ class MetaGAN(Around):
             return self.member.groups()
         painted = {id(p) for p in self.generator.parameters()}
         learner = [p for p in self.parameters() if id(p) not in painted]
-        return [{"params": learner}, {"params": list(self.generator.parameters()), "lr": self.lr, "every": self.every}]
+        generator = {"params": list(self.generator.parameters()), "descends": "generator_loss", "lr": self.lr, "every": self.every}
+        return [{"params": learner, "descends": "learner_loss"}, generator]
 
     def footprint(self, task: Task, train: bool) -> Footprint:
         held = self.member.footprint(task, train)

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor
 
 from metarun import inner
-from metarun.learners import AdaptedHead, HeadLearner
+from metarun.algorithm import State
+from metarun.learners import AdaptedHead, HeadLearner, as_they_come
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context
@@ -47,7 +48,7 @@ class ANIL(HeadLearner):
     def __init__(self, net: Net, problem: Problem, *, head_at_test: bool, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.head_at_test = self.fixed_way = self.label_dependent = head_at_test or not problem.kind.labelled
-        self.pairwise, self.continues = not self.head_at_test, self.head_at_test
+        self.pairwise = not self.head_at_test
 
     def begin(self, context: Context) -> AdaptedHead | Neighbours:
         if self.training or self.head_at_test:
@@ -57,6 +58,12 @@ class ANIL(HeadLearner):
 
     def step(self, state: AdaptedHead | Neighbours, context: Context, k: int) -> AdaptedHead | Neighbours:
         return state if isinstance(state, Neighbours) else super().step(state, context, k)
+
+    def carry_on(self, before: State, fresh: State, context: Context) -> State:
+        """Adapted weights go on, and means of the classes that have come now take their place beside those of others."""
+        if not isinstance(fresh, Neighbours):
+            return super().carry_on(before, fresh, context)
+        return fresh._replace(means=as_they_come(before.means, fresh.means, context))
 
     def answers(self, state: AdaptedHead | Neighbours, x: Tensor) -> Callable[[AdaptedHead | Neighbours], Tensor]:
         if not isinstance(state, Neighbours):

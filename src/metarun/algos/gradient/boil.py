@@ -13,7 +13,8 @@ class BOIL(InnerLoop):
         body_{k+1} = body_k − α ∇_body L_support(body_k, head)      (section 3.1; the head's inner rate is 0)
         min_{body_0, head}  mean over tasks of L_query(body_K, head)
 
-    Deviation: (1) For residual nets the authors also report a variant without the last skip connection; the nets here keep it.
+    Deviations: (1) For residual nets the authors also report a variant without the last skip connection; the nets here keep it.
+    (2) Default: three steps in the test, as MAML's here; the authors take one, as in training.
 
     Args:
         net, problem: the backbone and the data's shape.

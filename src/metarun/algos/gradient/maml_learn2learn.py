@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import OneByOne
 from metarun.learners import Adapted, StepLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
@@ -16,7 +17,7 @@ from metarun.runtime.learn2learn import library
 from metarun.task import Context
 
 
-class LibraryMAML(StepLearner):
+class LibraryMAML(StepLearner, OneByOne):
     """Model-agnostic meta-learning as in ``maml``, with every inner step taken by ``learn2learn.algorithms.MAML``.
 
         φ_{k+1} = φ_k − α ∇L_support(φ_k)                     (``clone`` and ``adapt``)
@@ -32,8 +33,6 @@ class LibraryMAML(StepLearner):
     Raises:
         MissingLibrary: learn2learn is not installed.
     """
-
-    batchable = False
 
     def __init__(self, net: Net, problem: Problem, *, first_order: bool, **settings: Any) -> None:
         super().__init__(net, problem, **settings)

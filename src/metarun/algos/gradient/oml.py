@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.algorithm import Algorithm
+from metarun.learners import CarriesWeights
 from metarun.nets.base import Net
 from metarun.nets.mlp import MLP
 from metarun.problem import Problem
@@ -27,7 +28,7 @@ class Online(NamedTuple):
     support_x: Tensor  # [n, *input_shape], for nets that normalise queries by the support
 
 
-class OML(Algorithm):
+class OML(Algorithm, CarriesWeights):
     """Online-aware meta-learning.
 
         W_0 = (w, 0),   W_{k+1} = W_k − α ∇ ℓ(g_{W_k}(f_θ(x_k)), y_k)     one step per example, class after class (algorithm 2)
@@ -52,7 +53,6 @@ class OML(Algorithm):
     kinds = frozenset({"classification"})
     encodes = True
     ordered = True
-    continues = True
 
     def __init__(
         self,
@@ -76,9 +76,6 @@ class OML(Algorithm):
         features = inner.upcast(self.net(x, x))
         head = features.new_zeros(context.classes.shape[0], self.plastic.features + 1)
         return Online(dict(self.plastic.named_parameters()) | {"head": head}, features, x)
-
-    def carry_on(self, before: Online, fresh: Online, context: Context) -> Online:
-        return fresh._replace(fast=before.fast)
 
     def step(self, state: Online, context: Context, k: int) -> Online:
         example = state.features[k][None], context.support.y[k][None]

@@ -14,13 +14,13 @@ from torch.func import functional_call
 
 from metarun import inner
 from metarun.algorithm import Metrics
-from metarun.learners import Adapted, AdaptedHead, GradientLearner
+from metarun.learners import Adapted, AdaptedHead, CarriesWeights, GradientLearner
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context, Task
 
 
-class Pretrain(GradientLearner):
+class Pretrain(GradientLearner, CarriesWeights):
     """Joint pre-training and fine-tuning.
 
         train:  min_θ  mean over examples of CE(W f(x), class of x), all training classes at once
@@ -48,7 +48,6 @@ class Pretrain(GradientLearner):
 
     fixed_way = False
     label_dependent = False
-    continues = True
 
     def __init__(
         self,
@@ -94,9 +93,6 @@ class Pretrain(GradientLearner):
             grads = self.support_gradient(state.fast, context, "none")
         shrunk = inner.sgd(state.fast, state.fast, self.inner_lr * self.decay) if self.decay else state.fast
         return state._replace(fast=inner.sgd(shrunk, grads, self.inner_lr))
-
-    def carry_on(self, before: Adapted | AdaptedHead, fresh: Adapted | AdaptedHead, context: Context) -> Adapted | AdaptedHead:
-        return fresh._replace(fast=before.fast)
 
     def head_loss(self, fast: dict[str, Tensor], features: Tensor, y: Tensor) -> Tensor:
         """Mean loss of an adapted head on features [n, features]; pure, as ``inner.gradient`` asks."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+from torch.func import functional_call
+
 from metarun import inner
-from metarun.learners import Adapted, InnerLoop
+from metarun.learners import Adapted, InnerLoop, as_they_come
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context
@@ -33,13 +36,24 @@ class ProtoMAML(InnerLoop):
     kinds = frozenset({"classification"})
     fixed_way = False
     label_dependent = False
-    continues = False  # the head is made of the support's classes, all of them
 
     def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
         super().__init__(net, problem, **settings)
         self.head.requires_grad_(False)  # only its form is used
 
     def begin(self, context: Context) -> Adapted:
-        x, y = context.support
-        means = inner.class_means(inner.upcast(self.net(x, x)), y, context.classes.shape[0])
-        return Adapted(self.learner() | {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}, x)
+        x = context.support.x
+        return Adapted(self.learner() | self.classifier(self.net(x, x), context), x)
+
+    @staticmethod
+    def classifier(features: Tensor, context: Context) -> dict[str, Tensor]:
+        """The head that prototypes are, by parameter name, of ``features`` [n, features] of the support."""
+        means = inner.class_means(inner.upcast(features), context.support.y, context.classes.shape[0])
+        return {"head.weight": 2 * means, "head.bias": -means.square().sum(1)}
+
+    def carry_on(self, before: Adapted, fresh: Adapted, context: Context) -> Adapted:
+        """The net as it has become, in which the classes that have come now begin as their prototypes; those of others stay."""
+        x, fast = fresh.support_x, before.fast
+        net = {name.removeprefix("net."): weight for name, weight in fast.items() if name.startswith("net.")}
+        head = self.classifier(functional_call(self.net, net, (x, x)), context)
+        return fresh._replace(fast=fast | {name: as_they_come(fast[name], rows, context) for name, rows in head.items()})

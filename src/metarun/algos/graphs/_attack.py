@@ -10,6 +10,7 @@ from annotated_types import Gt, Le
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import Attacks
 from metarun.algorithm import Algorithm, Footprint, Method
 from metarun.data.graph import Graph
 from metarun.nets.base import Net
@@ -34,7 +35,7 @@ class Attacked(NamedTuple):
         return graph._replace(flips=self.flips)
 
 
-class Attack(Algorithm):
+class Attack(Algorithm, Attacks):
     """A poisoning attack: edges are flipped, one a step, before victims are trained; nothing else may change.
 
     No edge is flipped twice, so that after k steps exactly k pairs of nodes are linked that were not, or the other way round. No edge is
@@ -48,12 +49,11 @@ class Attack(Algorithm):
 
     kinds = frozenset({"node classification"})
     label_dependent = True
-    attacks = True
 
     def __init__(self, net: Net, problem: Problem, *, budget: Annotated[float, Gt(0), Le(1)], victim: Method) -> None:
         super().__init__(Pixels(problem.input_shape), problem)
         self.budget, self.victim = budget, victim(net, problem)
-        if self.victim.attacks or problem.kind.name not in self.victim.kinds:
+        if isinstance(self.victim, Attacks) or problem.kind.name not in self.victim.kinds:
             raise ValueError(f"algo.victim={type(self.victim).__name__} is not possible: take a method that tells nodes, as gcn")
 
     def steps(self, context: Context, train: bool) -> int:

@@ -37,6 +37,7 @@ class LRD2(SolvedHead):
 
     Deviations: those of R2-D2, and (4) an episode's loss is the softmax's cross-entropy of the regressions' logits, also with two classes,
     where the authors need one regression only. (5) The penalty is for the mean over examples, nλ, as in R2-D2; theirs is λ.
+    (6) Default: λ begins at 0.1, as in R2-D2.
 
     Args:
         net, problem: the backbone and the data's shape.

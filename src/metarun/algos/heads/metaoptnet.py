@@ -7,11 +7,12 @@ from collections.abc import Callable
 from typing import Annotated, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, Metrics
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context
@@ -38,7 +39,7 @@ class MetaOptNet(Algorithm):
 
     The authors train with more shots than they test (15, for all tests): ``episode.train.shot``. Any number of classes.
 
-    Deviations: (1) Neither label smoothing nor DropBlock, which the authors use on miniImageNet. (2) The program is solved by an
+    Deviations: (1) No DropBlock, which the authors use on miniImageNet. (2) The program is solved by an
     interior-point method made for it, see ``crammer_singer``, and not by a general one.
     (3) Defaults: C = 1, λ = 5 and a scale of 10 for features of 64 numbers, where the authors have 0.1, 50 and 1 for a ResNet's.
 
@@ -49,6 +50,7 @@ class MetaOptNet(Algorithm):
         penalty: λ of the ridge regression.
         scale: s before meta-training.
         solver_steps: of the interior-point method; 10 do for a few examples, 15 for dozens, 20 for hundreds.
+        smoothing: ε of the meta-training's labels: 1 − ε for the right class, ε / (way − 1) for every other (the authors' code).
     """
 
     kinds = frozenset({"classification"})
@@ -64,9 +66,11 @@ class MetaOptNet(Algorithm):
         penalty: Annotated[float, Gt(0)],
         scale: Annotated[float, Gt(0)],
         solver_steps: Annotated[int, Ge(1)],
+        smoothing: Annotated[float, Ge(0), Lt(1)] = 0.0,
     ) -> None:
         super().__init__(net, problem)
         self.head, self.cost, self.penalty, self.solver_steps = head, cost, penalty, solver_steps
+        self.smoothing = smoothing
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def begin(self, context: Context) -> Solved:
@@ -80,6 +84,11 @@ class MetaOptNet(Algorithm):
 
     def predict(self, state: Solved, x: Tensor) -> Tensor:
         return self.scale * (inner.upcast(self.net(x, state.support_x)) @ state.weight)
+
+    def judged(self, prediction: Tensor, y: Tensor) -> tuple[Tensor, Metrics]:
+        way = prediction.shape[-1]
+        loss = F.cross_entropy(prediction, y, label_smoothing=self.smoothing * way / (way - 1))  # torch's ε is spread over all classes
+        return loss, {"loss": loss, "accuracy": self.problem.score(prediction, y)}
 
 
 def crammer_singer(kernel: Tensor, target: Tensor, cost: float, steps: int) -> Tensor:

@@ -30,7 +30,8 @@ class R2D2(SolvedHead):
 
     Deviations: (1) λ is learned by its logarithm, which keeps it positive, while the authors' code keeps it fixed by default. (2) β is
     one number for all classes as in the paper, so a softmax over the logits does not see it. (3) Nets, shots and ways are the run's;
-    the authors train with more ways than they test, and draw the shots of every training task from 1 to 10.
+    the authors train with more ways than they test, and draw the shots of every training task from 1 to 10. (4) Default: λ begins at
+    0.1; their code has 50, for the many features of a wider net.
 
     Args:
         as of ``SolvedHead``.

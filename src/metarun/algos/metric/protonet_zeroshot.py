@@ -37,7 +37,8 @@ class ZeroShotProtoNet(ZeroShotLearner):
     which leaves the answers to one image as alike, and puts the scores of different images on one scale: without it the length of W f(x)
     decides which image is nearest to a class (``protocol=retrieval``).
 
-    Deviation: (1) In the paper f is a net that was trained before, and only the linear maps W and g are learned; here all three are.
+    Deviations: (1) In the paper f is a net that was trained before, and only the linear maps W and g are learned; here all three are.
+    (2) Default: g has one hidden layer; the paper's is linear, ``sizes=[]``.
 
     Args:
         net, problem: the backbone and the data's shape.

@@ -37,6 +37,7 @@ class Siamese(Algorithm):
     sampling does, half same and half different. (2) With several shots scores are averaged; the paper has one. (3) f is the backbone as
     it is; the paper's ends in a layer of sigmoid units. (4) w and b do not begin at random but where what is near is alike, and a pair
     whose features differ by ½ on average is as likely same as different: w_j = −scale / features, b = scale / 2.
+    (5) No penalty on weights, where the paper has one per layer; ``optim.weight_decay`` is one for all.
 
     Args:
         net, problem: the backbone, shared by both sides, and the data's shape.

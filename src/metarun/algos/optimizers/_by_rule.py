@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from metarun.abilities import UpdateRule
 from metarun.algos.optimizers._scratch import Fast, FromScratch
 from metarun.task import Context
 
@@ -21,26 +21,16 @@ class Training(NamedTuple):
     memory: Memory  # of the rule
 
 
-class ByRule(FromScratch):
+class ByRule(FromScratch, UpdateRule):
     """θ_0 random,   (θ_{k+1}, memory) = rule(θ_k, ∇L_{minibatch k}(θ_k), memory, k), the gradients being constants.
 
     ``remember`` and ``advance`` are the rule. They see nothing but weights and gradients, of whatever net.
     """
 
-    fits_any_net = True
-
     @classmethod
     def lasting(cls, weights: Fast) -> Fast:
         """All but the net's and the head's weights, which only tell shapes."""
         return {name: w for name, w in weights.items() if not name.startswith(cls.parts)}
-
-    @abstractmethod
-    def remember(self, fast: Fast) -> Memory:
-        """The memory before the first step of weights ``fast``."""
-
-    @abstractmethod
-    def advance(self, fast: Fast, grads: Fast, memory: Memory, k: int | Tensor) -> tuple[Fast, Memory]:
-        """Weights and memory after step k = 0, 1, …; ``grads`` is a tree like ``fast``."""
 
     def begin(self, context: Context) -> Training:
         fast = self.weights(context.key)

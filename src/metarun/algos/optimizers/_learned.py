@@ -9,6 +9,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
+from metarun.abilities import HasRivals
 from metarun.algorithm import Algorithm, Metrics
 from metarun.algos.optimizers._by_rule import ByRule, Memory, Training
 from metarun.algos.optimizers._rules import RULES
@@ -24,7 +25,7 @@ def decades(low: int, high: int) -> list[float]:
     return [float(f"{10 ** (third / 3):.2g}") for third in range(3 * low, 3 * high + 1)]
 
 
-class LearnedOptimizer(ByRule):
+class LearnedOptimizer(ByRule, HasRivals):
     """A rule with meta-parameters, which are all that is learned:
 
         min  mean over tasks of Σ_k f(θ_k),   f the loss of the query      (the last f alone, unless ``every_state``)
@@ -38,7 +39,6 @@ class LearnedOptimizer(ByRule):
     """
 
     every_state = True
-    exports = ("optimizer",)
     rivals: Mapping[str, Sequence[float]] = {
         "sgd": decades(-3, 1),
         "momentum": decades(-3, 1),

@@ -10,12 +10,12 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from metarun import inner
+from metarun.abilities import Evolvable, Word
 from metarun.algos.optimizers import _programs as programs
 from metarun.algos.optimizers._by_rule import Training
 from metarun.algos.optimizers._learned import LearnedOptimizer
 from metarun.algos.optimizers._programs import Rule
 from metarun.algos.optimizers._scratch import Fast, flat, shaped
-from metarun.learners import Evolvable, Word
 from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Context

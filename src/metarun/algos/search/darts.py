@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 
 from metarun import inner
+from metarun.abilities import Searches
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, Footprint, Method, Metrics, State
 from metarun.learners import Caller
@@ -19,11 +20,11 @@ from metarun.nets.base import Net
 from metarun.problem import Problem
 from metarun.task import Batch, Context, Task
 
-LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "pairwise", "reads", "batchable")
+LIKE_LEARNER = ("inner_steps", "test_steps", "fixed_way", "label_dependent", "ordered", "pairwise", "reads")
 BETAS = (0.5, 0.999)  # of Adam for α (section 3.1)
 
 
-class Darts(Algorithm):
+class Darts(Algorithm, Searches):
     """Differentiable architecture search, for any method that learns by episodes.
 
         w descends  L(w, α; a),      α descends  L(w − ξ ∇_w L(w, α; a), α; b)                 (algorithm 1, equation 3)
@@ -47,7 +48,6 @@ class Darts(Algorithm):
     """
 
     kinds = frozenset({"classification"})
-    searches = True
 
     def __init__(
         self,
@@ -63,17 +63,12 @@ class Darts(Algorithm):
         self.learner = learner(net, problem)
         self.net, self.virtual_lr, self.rate, self.decay = self.learner.net, virtual_lr, rate, decay
         name = type(self.learner).__name__
-        if self.learner.searches or self.learner.unrolls > 1 or self.learner.reads == "attributes":
+        if isinstance(self.learner, Searches) or self.learner.unrolls > 1 or self.learner.reads == "attributes":
             raise ValueError(f"algo.learner={name} is not possible: take a method that meta-learns from episodes, such as protonet or maml")
         if not self.net.architecture or not self.mixture.requires_grad:
             raise ValueError(f"algo.learner={name} does not train the weights of the net, so that there is nothing to search by")
         for attribute in LIKE_LEARNER:
             setattr(self, attribute, getattr(self.learner, attribute))
-
-    @property
-    def mixture(self) -> nn.Parameter:
-        """α."""
-        return self.net.get_parameter(self.net.architecture)
 
     def steps(self, context: Context, train: bool) -> int:
         return 0 if train else self.learner.steps(context, train)  # in training the objective goes through tasks itself

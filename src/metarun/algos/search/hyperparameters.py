@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun import inner
-from metarun.algorithm import Metrics
+from metarun.algorithm import Footprint, Metrics
 from metarun.algos.optimizers._scratch import Fast, FromScratch
 from metarun.nets.base import Net
 from metarun.problem import Problem
@@ -52,8 +52,6 @@ class Hyperparameters(FromScratch):
         inner_steps: K in meta-training.
     """
 
-    keeps = "states"
-
     def __init__(
         self,
         net: Net,
@@ -82,6 +80,9 @@ class Hyperparameters(FromScratch):
         """L(w, λ); pure, as ``inner.gradient`` asks."""
         penalties = [decays[name] * w.square().sum() for name, w in fast.items()]
         return self.support_loss(fast, {}, x, y) + 0.5 * torch.stack(penalties).sum()
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        return super().footprint(task, train)._replace(kept="states")  # the inner loop is a whole training
 
     def begin(self, context: Context) -> Training:
         fast = self.weights(context.key)

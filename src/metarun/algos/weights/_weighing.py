@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metarun import inner
+from metarun.abilities import WeighsExamples
 from metarun.algorithm import Footprint
 from metarun.algos.optimizers._rules import RULES, Memory
 from metarun.algos.optimizers._scratch import Fast, FromScratch
@@ -33,7 +34,7 @@ class Training(NamedTuple):
     own: Any  # what the method learns beside the net, as the weights of a weighting net
 
 
-class Weighted(FromScratch):
+class Weighted(FromScratch, WeighsExamples):
     """Training from random weights on a loss in which every example has a weight.
 
         θ_{k+1} = rule(θ_k, ∇ (1/n) Σ_i w_i ℓ_i(θ_k))
@@ -48,7 +49,6 @@ class Weighted(FromScratch):
     """
 
     kinds = frozenset({"classification"})
-    exports = ("weights",)
 
     def __init__(
         self,
