@@ -74,6 +74,7 @@ class InContext(Algorithm):
         if problem.most_classes > ways:
             raise ValueError(f"episodes have up to {problem.most_classes} classes, and algo.ways={ways} is the most; train with more")
         super().__init__(net, problem)
+        self.most_classes = ways
         self.register_buffer("codes", equiangular(ways))
         self.codes: Tensor
         self.unknown = nn.Parameter(torch.zeros(ways))

@@ -72,7 +72,7 @@ class PFN(Algorithm):
         hidden: Annotated[int, Ge(1)],
     ) -> None:
         super().__init__(Pixels(problem.input_shape), problem)
-        self.views = views
+        self.views, self.most_classes = views, ways
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
 
     def begin(self, context: Context) -> Known:

@@ -17,6 +17,7 @@ TRAITS = (
     "unrolls",
     "every_state",
     "fixed_way",
+    "most_classes",
     "label_dependent",
     "ordered",
     "pairwise",
