@@ -132,6 +132,16 @@ class Attacks:
     victim: Algorithm
 
 
+class LimitedWay:
+    """There is room for so many classes and no more, whatever way the method was trained for. A method, or a part of one.
+
+    Attributes:
+        most_classes: that it tells apart.
+    """
+
+    most_classes: int
+
+
 class OneByOne:
     """What calls that for which torch.vmap has no rule, as another library: tasks are run one after the other.
 

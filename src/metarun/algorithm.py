@@ -39,7 +39,6 @@ class Algorithm(nn.Module, ABC):
         test_steps: inner steps of validation and test (>= 0), likewise; the adaptation curve shows 0 .. test_steps.
         kinds: names of the kinds of problem that the method can be asked to solve.
         fixed_way: the learner has one output per class of an episode, so training and evaluation need the same way.
-        most_classes: how many classes the method can tell apart, whatever way it was trained for; None: any number.
         every_state: the objective reads the states of all inner steps; otherwise only the last is kept for it.
         reads: how it meets the support. ``examples``: all at once. ``one_by_one``: inner step k reads example k of ``inner.order``,
             whatever comes later, so that answers on the way can be judged (``protocols.presentations``). ``minibatches``: through
@@ -59,7 +58,6 @@ class Algorithm(nn.Module, ABC):
     inner_steps: int = 0
     test_steps: int = 0
     fixed_way: bool = False
-    most_classes: int | None = None
     every_state: bool = False
     reads: Literal["examples", "one_by_one", "minibatches", "attributes"] = "examples"
     unrolls: int = 1

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from metarun.abilities import LimitedWay
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
@@ -285,8 +286,8 @@ class Model:
                 f"this run was trained for {trained} ways, but the support has {len(classes)} classes; algo={self.algo} has one output per "
                 f"class: give {trained} classes, train with way={len(classes)}, or use a method for any number, such as algo=protonet"
             )
-        most = self.algorithm.most_classes
-        if most is not None and len(classes) > most:
+        rooms = [part.most_classes for part in self.algorithm.modules() if isinstance(part, LimitedWay)]
+        if rooms and len(classes) > (most := min(rooms)):
             raise UserError(
                 f"algo={self.algo} of this run tells {most} classes apart at most, but the support has {len(classes)}: leave some out, or "
                 "use a method for any number, such as algo=protonet"

@@ -52,7 +52,7 @@ class Ensemble(Algorithm):
         if isinstance(first, Ensemble) or first.reads == "attributes" or problem.kind.name not in first.kinds:
             raise ValueError(f"algo.member={type(first).__name__} is not possible: take a method for {problem.kind.name} from examples")
         self.net = first.net
-        for name in ("inner_steps", "test_steps", "unrolls", "every_state", "fixed_way", "most_classes", "label_dependent", "ordered"):
+        for name in ("inner_steps", "test_steps", "unrolls", "every_state", "fixed_way", "label_dependent", "ordered"):
             setattr(self, name, getattr(first, name))
 
     @property

@@ -17,7 +17,6 @@ TRAITS = (
     "unrolls",
     "every_state",
     "fixed_way",
-    "most_classes",
     "label_dependent",
     "ordered",
     "pairwise",
