@@ -178,16 +178,16 @@ FOLDERS = {
         "images_background_small1.zip",
         r"[^/]+/([^/]+/[^/]+)/([^/.]+\.png)",
         ("images_background_small2.zip", r"[^/]+/((?:Japanese_\(katakana\)|Sanskrit|Tagalog)/[^/]+)/([^/.]+\.png)"),
-        "data.size=28 data.channels=1 data.invert=true data.val_fraction=0 data.test_fraction=1 algo.batch=100 trainer.test_episodes=1",
-        "algo=l2rw algo.rate=0.1 algo.test_steps=200",
-        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=150",
+        "data.size=28 data.channels=1 data.invert=true data.val_fraction=0.5 data.test_fraction=0 algo.batch=100",
+        "algo=l2rw algo.rate=0.1 algo.test_steps=130",
+        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=100",
     ),
     "cifar": Folder(
         "CIFAR-FS",
         "cifar_fs.zip",
         r"cifar_fs/train/([^/]+)/([^/.]+\.png)",
         ("cifar_fs.zip", r"cifar_fs/(?:val|test)/([^/]+)/([^/.]+\.png)"),
-        "data.val_fraction=0 data.test_fraction=1 shot=80 episode.clean=10 algo.batch=100 trainer.test_episodes=1",
+        "data.val_fraction=0.5 data.test_fraction=0 shot=80 episode.clean=10 algo.batch=100",
         "algo=l2rw algo.rate=0.1 algo.test_steps=400",
         "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=300",
     ),
@@ -240,7 +240,7 @@ def wrong_folders(folder: Folder, source: Path, runs: Path, development: bool) -
     archive, member = folder.development if development else (folder.archive, folder.member)
     root = runs / "photos"
     wrong = planted(source / archive, member, root)
-    base = f"experiment=mislabelled data.root=PHOTOS {folder.words} way={len(list(root.iterdir()))}"
+    base = f"experiment=mislabelled data.root=PHOTOS {folder.words} way={len(list(root.iterdir())) // 2}"
     text = f"| {folder.title}, the most suspicious by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
     finished(f"{base} {folder.learner}", runs / "run", f"data.root={root}", "engine.threads=1")
     with (runs / "run" / "weights.csv").open(encoding="utf-8", newline="") as file:

@@ -110,7 +110,7 @@ def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n:
     n, rows, weights = len(data.images), arrays["rows"], arrays["weights"]
     weights = over_learners(weights, rows[:, : weights.shape[1]], n)
     # Pairs of an example and a class that it was beside, as one number each.
-    pairs = rows[..., None] * data.classes + arrays["classes"][:, None]
+    pairs = rows[..., None] * data.classes + arrays["classes"][:, None].astype(np.int64)
     known, where = np.unique(pairs, return_inverse=True)
     means = over_learners(arrays["probabilities"], where, len(known))
     owner, classes = np.divmod(known, data.classes)
