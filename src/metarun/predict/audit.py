@@ -119,7 +119,9 @@ def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n:
     order = np.lexsort((-means, owner))
     best = order[np.unique(owner[order], return_index=True)[1]]  # of each example the most probable class
     found = [
-        Judged(_name(data, i, label), data.names[label], float(fits[i]), float(weights[i]), data.names[classes[at]], float(means[at]), i)
+        Judged(
+            _name(data, i, int(label)), data.names[label], float(fits[i]), float(weights[i]), data.names[classes[at]], float(means[at]), i
+        )
         for i, (label, at) in enumerate(zip(labels, best))
     ]
     return data, sorted(found, key=lambda judged: judged.fits)
