@@ -168,8 +168,8 @@ def loop(
         steps: K >= 0.
         xs: nested tensors with a leading axis of length K; x is their row k.
         read: what to note of the state after every step, nested tensors.
-        kept: for the way back: ``all`` that each step needs; ``states``, from which steps are computed again; ``auto``, all while it is
-            little; or a number n, the state before every n-th step. Results do not depend on it.
+        kept: for the way back: ``all`` that each step needs; ``auto``, what fits into 512 MiB, or ``states``, into 64 MiB, and the rest is
+            computed again from a state before it; or a number n, the state before every n-th step. Results do not depend on it.
 
     Returns:
         The last state; with ``read`` also what it noted, with a leading axis of length K.
