@@ -19,6 +19,7 @@ from metarun.engine import Engine
 from metarun.errors import UserError
 from metarun.estimators.ageing import AgeingEvolution
 from metarun.estimators.evolution import Evolution
+from metarun.runtime.threads import alone
 
 Schedule = Literal["constant", "cosine", "linear", "steps"]
 
@@ -126,6 +127,7 @@ class MetaOptimizer:
         """A tree of the form that ``estimate`` carries on, for a learner whose tasks begin in the state ``begun``."""
         return self.evolution.carries(algorithm, begun) if self.evolution else begun
 
+    @alone()
     def step(self, progress: float) -> dict[str, float]:
         """Update the meta-parameters from their ``.grad``, clear it, and return what to log.
 
