@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from torch import Tensor, nn
 
 from metarun.nets.base import Net
-from metarun.problem import Problem
+from metarun.problem import JointGaussian, Problem
 from metarun.task import Context, Task
 
 State = Any  # any nested tuple or dict of tensors: fast weights, prototypes, memory, a posterior …
@@ -141,6 +141,11 @@ class Algorithm(nn.Module, ABC):
     def answers(self, state: State, x: Tensor) -> Callable[[State], Any]:
         """``predict`` of x for this state and those that inner steps make of it: what of it they leave alone is computed here, once."""
         return lambda state: self.predict(state, x)
+
+    def together(self, state: State, x: Tensor) -> JointGaussian | None:
+        """What a process says of the targets of x [n, *input_shape] together, [outputs, n, n] numbers, beyond what ``predict`` says of each
+        for itself; None where that is all that there is to say."""
+        return None
 
     def example_weights(self, state: State) -> Tensor:
         """What the examples of the support were worth to the learner, [n] >= 0, 1 where they count as ever; of methods that weigh them."""

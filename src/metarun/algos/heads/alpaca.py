@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from metarun import inner
 from metarun.algorithm import Algorithm
 from metarun.nets.base import Net
-from metarun.problem import Gaussian, Problem
+from metarun.problem import Gaussian, JointGaussian, Problem
 from metarun.task import Context
 
 
@@ -70,3 +70,8 @@ class ALPaCA(Algorithm):
         phi, scaled = self.features(x, state.support_x)
         unsure = 1 + (scaled * inner.solve(state.precision, scaled.T).T).sum(1, keepdim=True)
         return Gaussian(phi @ self.mean + scaled @ state.weight, unsure * self.log_noise.exp())
+
+    def together(self, state: Posterior, x: Tensor) -> JointGaussian:
+        phi, scaled = self.features(x, state.support_x)
+        known = torch.eye(len(x), dtype=phi.dtype, device=x.device) + scaled @ inner.solve(state.precision, scaled.T)
+        return JointGaussian(phi @ self.mean + scaled @ state.weight, self.log_noise.exp()[:, None, None] * known)
