@@ -17,8 +17,7 @@ from metarun.nets.base import Net
 from metarun.problem import Gaussian, JointGaussian, Problem, joint_log_density
 from metarun.task import Context, Task
 
-
-HELD = 4  # matrices between all points of a task, float32, at a time: distances, covariances, a factor, a solution
+HELD = 4  # matrices between all points of a task at a time, float32: differences, covariances, a factor, a solution
 
 
 class Posterior(NamedTuple):
