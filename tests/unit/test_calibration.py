@@ -46,6 +46,14 @@ def test_scores_of_four_answers_by_hand() -> None:
     assert area == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
 
 
+def test_the_calibration_error_is_netcals() -> None:
+    netcal = pytest.importorskip("netcal.metrics", reason="netcal is not installed")
+    for scale in (0.5, 3.0):
+        logits, y = drawn(500, 5, scale)
+        wanted = netcal.ECE(calibration.BINS).measure(np.exp(calibration.log_softmax(2 * logits)), y)
+        assert calibration.of_pool(2 * logits, y)[0] == pytest.approx(wanted)
+
+
 def test_equally_sure_answers_have_no_order() -> None:
     """The mean over all orders of a wrong one among three, after a right one that is surer."""
     confidence = np.array([0.5, 0.9, 0.5, 0.5])
