@@ -22,7 +22,7 @@ PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
-PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
+PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid trainer.iterations=5000"
 MIXTURE = "experiment=sine_line"
 ASKING = "protocol=[default,active]"
 ALPACA = f"experiment=sinusoid_alpaca data.noise=0.1 episode.eval.shot=15 {ASKING}"
@@ -42,6 +42,8 @@ RUNS = {
         "dkt": f"{PLAIN_ADAM} algo=dkt",
         "alpaca": f"{PLAIN_ADAM} algo=alpaca",
         "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",
+        "bmaml": f"{PLAIN_ADAM} algo=bmaml algo.inner_lr=0.05 algo.test_steps=5",
+        "platipus": f"{PLAIN_ADAM} algo=platipus algo.inner_lr=0.01 algo.centre_lr=0.01 algo.test_steps=5",
     },
     "waves": {
         "maml": f"{WAVES} algo=maml algo.inner_lr=0.01",
