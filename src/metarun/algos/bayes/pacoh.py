@@ -38,12 +38,19 @@ class PACOH(GaussianProcess):
         noise, scale, length: of the noise, the function and its features before meta-training, see ``GaussianProcess``.
     """
 
+    x_mean: Tensor  # [*input_shape], of training tasks, as these:
+    x_deviation: Tensor  # [*input_shape]
+    y_mean: Tensor  # [outputs]
+    y_deviation: Tensor  # []
+
     def __init__(self, net: Net, problem: Problem, *, features: Annotated[int, Ge(1)], **settings: Any) -> None:
         super().__init__(net, problem, features, **settings)
         self.kernel_net, self.kernel_head = another(net), nn.Linear(net.features, features)
         self.head = nn.Linear(net.features, problem.outputs)
-        self.x_mean, self.x_deviation = nn.Buffer(torch.zeros(problem.input_shape)), nn.Buffer(torch.ones(problem.input_shape))
-        self.y_mean, self.y_deviation = nn.Buffer(torch.zeros(problem.outputs)), nn.Buffer(torch.ones(()))
+        self.register_buffer("x_mean", torch.zeros(problem.input_shape))
+        self.register_buffer("x_deviation", torch.ones(problem.input_shape))
+        self.register_buffer("y_mean", torch.zeros(problem.outputs))
+        self.register_buffer("y_deviation", torch.ones(()))
 
     @property
     def unit(self) -> Tensor:
