@@ -209,9 +209,6 @@ class Algorithm(nn.Module, ABC):
     def follow_net(self) -> None:
         """Called after the net took the weights of another run: what begins as they are does so now."""
 
-    def prepare(self, tasks: Iterable[Task]) -> None:
-        """Called once, before meta-training, with training tasks: set what is counted rather than learned."""
-
     def calibrate(self, tasks: Iterable[Task]) -> None:
         """Called before every validation: set the population statistics of ``net.norm=running`` from training tasks."""
         self.net.calibrate(task.query.x for task in tasks)

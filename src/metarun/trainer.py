@@ -6,7 +6,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -27,12 +26,12 @@ from metarun.runtime.profiling import profiled
 from metarun.runtime.recording import EAGER
 from metarun.runtime.signals import Interrupted, StopFlag
 from metarun.storage import checkpoint
-from metarun.task import Task, select
+from metarun.task import select
 from metarun.tracking.tracker import Tracker
 
 log = logging.getLogger(__name__)
 FIRST = EAGER + 1  # steps of a process that compile and record: their time says nothing of the others'
-CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running, and whatever else is counted
+CALIBRATION_TASKS = 32  # training episodes behind the population statistics of norm=running
 
 
 @dataclass
@@ -148,8 +147,6 @@ class Trainer:
             RunError: the loss is no longer a number; the last good checkpoint stays.
         """
         p = self.progress
-        if not p.iteration:
-            self.algorithm.prepare(self._some())
         with StopFlag() as stop, profiled(self.profile) if self.profile else nullcontext(lambda: None) as step_done:
             try:
                 while True:
@@ -209,10 +206,6 @@ class Trainer:
         shown = {name: metrics[name] for name in ("loss", self.algorithm.problem.metric) if name in metrics}
         self.tracker.show("train", p.iteration, self.iterations, {**shown, "tasks/s": p.tasks_per_s(self.meta_batch)})
 
-    def _some(self) -> Iterator[Task]:
-        """The first training tasks as evaluation would see them, without augmentation."""
-        return (select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
-
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem
         if not self.val_episodes:
@@ -220,7 +213,7 @@ class Trainer:
             self.save("last")
             return
         # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
-        self.algorithm.calibrate(self._some())
+        self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         values = asked_of(self.engine, self.algorithm, self.val, self.val_episodes, self.asked, self.tracker, "validate", stop)
         result, _ = self.asked.summarise(problem, values)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")

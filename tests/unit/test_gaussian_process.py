@@ -105,38 +105,6 @@ def test_its_memory_is_that_of_covariances_between_all_points() -> None:
     assert held[1] / held[0] == pytest.approx((points[1] / points[0]) ** 2)
 
 
-def test_answers_are_in_the_units_of_the_targets_and_the_same_whatever_units_those_are() -> None:
-    """Inputs and targets in other units, of training tasks and of a test: the same answers in those, and densities to match."""
-    (pacoh, tasks), (other, _) = (in_float64(regression("pacoh", "net.activation=tanh")) for _ in range(2))
-    other.load_state_dict(pacoh.state_dict())
-    few = [select(tasks, i) for i in range(3)]
-
-    def changed(batch: Batch) -> Batch:
-        return Batch(3 * batch.x - 7, 20 * batch.y + 5)
-
-    few_changed = [Task(task.context._replace(support=changed(task.context.support)), changed(task.query)) for task in few]
-    found = []
-    for algorithm, some in ((pacoh, few), (other, few_changed)):
-        algorithm.requires_grad_(False).prepare(iter(some))
-        state, query = algorithm.begin(some[0].context), some[0].query
-        joint, alone = algorithm.together(state, query.x), algorithm.predict(state, query.x)
-        found.append((alone.mean, alone.variance, joint_log_density(joint, query.y)))
-    (mean, variance, density), (mean_changed, variance_changed, density_changed) = found
-    torch.testing.assert_close(mean_changed, 20 * mean + 5)
-    torch.testing.assert_close(variance_changed, 400 * variance)
-    torch.testing.assert_close(density_changed, density - len(few[0].query.y) * np.log(20))
-    x = torch.cat([pacoh.normalised(part.x) for task in few for part in (task.context.support, task.query)])
-    torch.testing.assert_close(torch.stack([x.mean(), x.std()]), torch.tensor([0.0, 1.0], dtype=torch.float64))
-
-
-def test_a_checkpoint_from_before_the_normalisation_answers_as_it_did() -> None:
-    (pacoh, tasks), (other, _) = (in_float64(regression("pacoh")) for _ in range(2))
-    task = select(tasks, 0)
-    wanted = pacoh.predict(pacoh.begin(task.context), task.query.x)
-    other.load_state_dict({name: weight for name, weight in pacoh.state_dict().items() if name[:2] not in ("x_", "y_")})
-    torch.testing.assert_close(other.predict(other.begin(task.context), task.query.x), wanted)
-
-
 SETTINGS: dict[str, Any] = {
     "tasks": 3,
     "points": 6,

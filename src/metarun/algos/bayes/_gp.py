@@ -67,24 +67,14 @@ class GaussianProcess(Algorithm):
     def mean(self, x: Tensor, support_x: Tensor) -> Tensor:
         """m [n, outputs] of x [n, *input_shape]."""
 
-    @property
-    def unit(self) -> Tensor | float:
-        """What s and σ are counted in."""
-        return 1.0
-
-    @property
-    def variances(self) -> tuple[Tensor, Tensor]:
-        """Of the function and of the noise, in units of the squared targets."""
-        return (self.unit * self.log_scale.exp()).square(), (self.unit * self.log_noise.exp()).square()
-
     def kernel(self, a: Tensor, b: Tensor) -> Tensor:
         """Covariances [n, m] of the function at places a [n, features] and b [m, features]."""
         lengths = self.log_lengths.exp()
-        return self.variances[0] * (-inner.squared_distances(a / lengths, b / lengths) / 2).exp()
+        return (2 * self.log_scale - inner.squared_distances(a / lengths, b / lengths) / 2).exp()
 
     def covariance(self, points: Tensor) -> Tensor:
         """Of the targets at n places, with their noise, [n, n]."""
-        return self.kernel(points, points) + self.variances[1] * torch.eye(len(points), dtype=points.dtype, device=points.device)
+        return self.kernel(points, points) + (2 * self.log_noise).exp() * torch.eye(len(points), dtype=points.dtype, device=points.device)
 
     def begin(self, context: Context) -> Posterior:
         x, y = context.support
@@ -95,8 +85,7 @@ class GaussianProcess(Algorithm):
     def predict(self, state: Posterior, x: Tensor) -> Gaussian:
         near = self.kernel(self.places(x, state.support_x), state.points)
         known = (near * inner.solve(state.covariance, near.T).T).sum(1, keepdim=True)
-        of_function, of_noise = self.variances
-        variance = (of_function - known).clamp(min=0) + of_noise
+        variance = ((2 * self.log_scale).exp() - known).clamp(min=0) + (2 * self.log_noise).exp()
         mean = self.mean(x, state.support_x) + near @ state.weights
         return Gaussian(mean, variance.expand_as(mean))
 

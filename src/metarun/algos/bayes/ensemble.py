@@ -114,11 +114,6 @@ class Ensemble(Algorithm):
             member.net.load_state_dict(self.net.state_dict())
             member.follow_net()
 
-    def prepare(self, tasks: Iterable[Task]) -> None:
-        seen = list(tasks)
-        for member in self.learners:
-            member.prepare(seen)
-
     def calibrate(self, tasks: Iterable[Task]) -> None:
         seen = list(tasks)
         for member in self.learners:

@@ -94,8 +94,5 @@ class Around(Algorithm):
     def follow_net(self) -> None:
         self.member.follow_net()
 
-    def prepare(self, tasks: Iterable[Task]) -> None:
-        self.member.prepare(tasks)
-
     def calibrate(self, tasks: Iterable[Task]) -> None:
         self.member.calibrate(tasks)
