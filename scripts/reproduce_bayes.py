@@ -1,6 +1,6 @@
 """The tables of docs/bayesian.md: how often right and how sure, of every method on the same episodes.
 
-python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs outputs/bayes] [--only TABLE] [--seeds 0 1 2] [--write]
+python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs outputs/bayes] [--only TABLE] [--rows NAME …] [--seeds 0 1 2] [--write]
 
 Every line is a run of metarun, of one thread; finished ones are not repeated. --write: the tables go to docs/bayesian.md.
 """
@@ -103,6 +103,7 @@ def main() -> None:
     parser.add_argument("--omniglot", required=True, help="folder of the Omniglot archives")
     parser.add_argument("--runs", type=Path, default=Path("outputs/bayes"), help="folder of the runs")
     parser.add_argument("--only", choices=RUNS, help="one of the tables")
+    parser.add_argument("--rows", nargs="+", help="some of its rows; default: all")
     parser.add_argument("--seeds", type=int, nargs="+", help="of every run; default: those of the page")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/bayesian.md")
     options = parser.parse_args()
@@ -110,6 +111,8 @@ def main() -> None:
     for name in [options.only] if options.only else RUNS:
         found: dict[str, list[dict[str, Any]]] = {}
         for run, words in RUNS[name].items():
+            if options.rows and run not in options.rows:
+                continue
             extra = [f"data.root={options.omniglot}"] if words.startswith(OF_OMNIGLOT) else []
             found[run] = [
                 found_by([*words.split(), *extra, f"seed={seed}"], options.runs / name / f"{run}-{seed}")
@@ -157,7 +160,7 @@ def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
     for run, summaries in found.items():
         text += f"| {run} | {' | '.join(scores(summaries, key) for key in columns.values())} |\n"
-    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in RUNS[name].values())
+    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in (RUNS[name][run] for run in found))
     return text + "\n```\n" + "".join(commands) + "```\n"
 
 
