@@ -1,6 +1,6 @@
 """The tables of docs/bayesian.md: how often right and how sure, of every method on the same episodes.
 
-python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs outputs/bayes] [--only TABLE] [--rows NAME …] [--seeds 0 1 2] [--write]
+python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs FOLDER] [--only TABLE [--rows NAME …]] [--seeds 0 1 2] [--write]
 
 Every line is a run of metarun, of one thread; finished ones are not repeated. --write: the tables go to docs/bayesian.md.
 """
@@ -107,6 +107,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", help="of every run; default: those of the page")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/bayesian.md")
     options = parser.parse_args()
+    names = {run for name in ([options.only] if options.only else RUNS) for run in RUNS[name]}
+    if unknown := sorted(set(options.rows or ()) - names):
+        parser.error(f"--rows: no row is called {', '.join(unknown)}; there are {', '.join(sorted(names))}")
     torch.set_num_threads(1)
     for name in [options.only] if options.only else RUNS:
         found: dict[str, list[dict[str, Any]]] = {}
@@ -160,7 +163,7 @@ def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
     for run, summaries in found.items():
         text += f"| {run} | {' | '.join(scores(summaries, key) for key in columns.values())} |\n"
-    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in (RUNS[name][run] for run in found))
+    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in map(RUNS[name].__getitem__, found))
     return text + "\n```\n" + "".join(commands) + "```\n"
 
 
