@@ -1,6 +1,6 @@
 """The tables of docs/bayesian.md: how often right and how sure, of every method on the same episodes.
 
-python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs outputs/bayes] [--only TABLE] [--write]
+python scripts/reproduce_bayes.py --omniglot ../shared/omniglot [--runs FOLDER] [--only TABLE [--rows NAME …]] [--seeds 0 1 2] [--write]
 
 Every line is a run of metarun, of one thread; finished ones are not repeated. --write: the tables go to docs/bayesian.md.
 """
@@ -22,7 +22,7 @@ PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
-PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
+PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid trainer.iterations=5000"
 MIXTURE = "experiment=sine_line"
 ASKING = "protocol=[default,active]"
 ALPACA = f"experiment=sinusoid_alpaca data.noise=0.1 episode.eval.shot=15 {ASKING}"
@@ -42,6 +42,8 @@ RUNS = {
         "dkt": f"{PLAIN_ADAM} algo=dkt",
         "alpaca": f"{PLAIN_ADAM} algo=alpaca",
         "maml": f"{PLAIN_ADAM} algo=maml algo.inner_lr=0.01 algo.test_steps=5",
+        "bmaml": f"{PLAIN_ADAM} algo=bmaml algo.inner_lr=0.05 algo.test_steps=5",
+        "platipus": f"{PLAIN_ADAM} algo=platipus algo.inner_lr=0.01 algo.centre_lr=0.01 algo.test_steps=5",
     },
     "waves": {
         "maml": f"{WAVES} algo=maml algo.inner_lr=0.01",
@@ -63,6 +65,7 @@ RUNS = {
         "versa, Omniglot": f"{PROTONET} episode.eval.shot=5 {ASKING} algo=versa",
     },
 }
+SEEDS = {"waves": [0, 1, 2]}  # of the tables that have more than one
 OF_OMNIGLOT = "experiment=omniglot"
 COLUMNS = {
     "omniglot": {
@@ -76,6 +79,7 @@ COLUMNS = {
         "risk–coverage area": "aurc",
     },
     "pacoh": {
+        "NLL of all targets together": "joint_nll",
         "NLL": "nll",
         "RMSE": "rmse",
         "calibration error": "calibration_error",
@@ -99,14 +103,24 @@ def main() -> None:
     parser.add_argument("--omniglot", required=True, help="folder of the Omniglot archives")
     parser.add_argument("--runs", type=Path, default=Path("outputs/bayes"), help="folder of the runs")
     parser.add_argument("--only", choices=RUNS, help="one of the tables")
+    parser.add_argument("--rows", nargs="+", help="some of its rows; default: all")
+    parser.add_argument("--seeds", type=int, nargs="+", help="of every run; default: those of the page")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/bayesian.md")
     options = parser.parse_args()
+    names = {run for name in ([options.only] if options.only else RUNS) for run in RUNS[name]}
+    if unknown := sorted(set(options.rows or ()) - names):
+        parser.error(f"--rows: no row is called {', '.join(unknown)}; there are {', '.join(sorted(names))}")
     torch.set_num_threads(1)
     for name in [options.only] if options.only else RUNS:
-        found = {}
+        found: dict[str, list[dict[str, Any]]] = {}
         for run, words in RUNS[name].items():
+            if options.rows and run not in options.rows:
+                continue
             extra = [f"data.root={options.omniglot}"] if words.startswith(OF_OMNIGLOT) else []
-            found[run] = found_by([*words.split(), *extra], options.runs / name / run)
+            found[run] = [
+                found_by([*words.split(), *extra, f"seed={seed}"], options.runs / name / f"{run}-{seed}")
+                for seed in options.seeds or SEEDS.get(name, [0])
+            ]
             print(name, run, {key: scores(found[run], key) for key in COLUMNS[name].values()}, flush=True)
         text = table(name, found)
         print(text)
@@ -122,21 +136,34 @@ def found_by(words: list[str], folder: Path) -> dict[str, Any]:
     return summary
 
 
-def scores(summary: dict[str, Any], name: str) -> str:
-    """A score of the test as ``mean ± ci95``; the temperature, of the development tasks, without the latter."""
+def scores(summaries: list[dict[str, Any]], name: str) -> str:
+    """A score of the test as ``mean ± ci95``; of several seeds with the standard deviation over them in place of that, and each of them."""
+    found = [score(summary, name) for summary in summaries]
+    means = [each["mean"] for each in found if each]
+    if not means:
+        return "–"
     if name == "temperature":
-        return f"{summary['val'][name]['mean']:.2f}"
-    found = summary["test"].get(f"{name}_{summary['metric']}" if name in ("active", "random") else name)
-    return f"{found['mean']:.4f} ± {found['ci95']:.4f}" if found else "–"
+        return ", ".join(f"{mean:.2f}" for mean in means)
+    if len(means) == 1:
+        return f"{means[0]:.4f} ± {found[0]['ci95']:.4f}"
+    return f"{np.mean(means):.3f} ± {np.std(means, ddof=1):.3f} ({', '.join(f'{mean:.3f}' for mean in means)})"
 
 
-def table(name: str, found: dict[str, dict[str, Any]]) -> str:
+def score(summary: dict[str, Any], name: str) -> dict[str, float]:
+    """Of the test; the temperature is that of development tasks."""
+    if name in ("active", "random"):
+        name = f"{name}_{summary['metric']}"
+    found: dict[str, float] = summary["val" if name == "temperature" else "test"].get(name, {})
+    return found
+
+
+def table(name: str, found: dict[str, list[dict[str, Any]]]) -> str:
     """One row a method, in Markdown, and the commands."""
     columns = COLUMNS[name]
     text = f"| | {' | '.join(columns)} |\n| --- |{' --- |' * len(columns)}\n"
-    for run, summary in found.items():
-        text += f"| {run} | {' | '.join(scores(summary, key) for key in columns.values())} |\n"
-    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in RUNS[name].values())
+    for run, summaries in found.items():
+        text += f"| {run} | {' | '.join(scores(summaries, key) for key in columns.values())} |\n"
+    commands = (f"metarun {words}{' data.root=PATH' * words.startswith(OF_OMNIGLOT)}\n" for words in map(RUNS[name].__getitem__, found))
     return text + "\n```\n" + "".join(commands) + "```\n"
 
 

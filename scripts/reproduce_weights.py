@@ -29,7 +29,7 @@ from metarun.adaptation import asked
 from metarun.algorithm import Algorithm, State
 from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
-from metarun.data.episodes import draws, episode_keys
+from metarun.data.episodes import Split, draws, episode_keys
 from metarun.inner import upcast
 from metarun.predict import audit
 from metarun.problem import best_guess
@@ -50,7 +50,7 @@ ROWS = {
         "plain training": "algo=supervised algo.test_steps=1000",
         "random weights": "algo=random_weights algo.test_steps=1000",
         "class ratio": "algo=ratio algo.test_steps=1000",
-        "Meta-Weight-Net": "algo=metaweight",
+        "Meta-Weight-Net": "algo=metaweight algo.meta_rate=0.01",
         "L2RW": "algo=l2rw",
         "the 10 clean examples alone": f"{ALONE} shot=5",
     },
@@ -70,18 +70,20 @@ def main() -> None:
     parser.add_argument("--omniglot", type=Path, help="folder of the Omniglot archives")
     parser.add_argument("--cifar", type=Path, help="folder of cifar_fs.zip")
     parser.add_argument("--runs", type=Path, default=Path("outputs/weights"), help="folder of the runs")
-    parser.add_argument("--only", choices=[*ROWS, *FOLDERS], help="one of the tables")
+    parser.add_argument("--only", choices=[*ROWS, "planted"], help="one of the tables; planted: those of files in wrong folders")
+    parser.add_argument("--development", action="store_true", help="files of the classes by which settings were chosen; not written")
     parser.add_argument("--write", action="store_true", help="put the tables into docs/learned-data.md")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    tables: dict[str, Callable[[], str]] = {name: partial(table, name, options.runs) for name in ROWS}
-    for name, folder in FOLDERS.items():
+    tables: dict[str, Callable[[], str]] = {name: partial(table, name, options.runs) for name in ROWS if options.only in (None, name)}
+    for name, folder in FOLDERS.items() if options.only in (None, "planted") else ():
         if source := getattr(options, name):
-            tables[name] = partial(wrong_folders, folder, source, options.runs / name)
-    for name in [options.only] if options.only else tables:
-        text = tables[name]()
+            runs = options.runs / ("development" if options.development else "planted") / name
+            tables[name] = partial(wrong_folders, folder, source, runs, options.development)
+    for name, made in tables.items():
+        text = made()
         print(text, flush=True)
-        if options.write:
+        if options.write and not options.development:
             if name == "flips":
                 shutil.copy(options.runs / name / "meta-weight-net" / "weights.png", PAGE.parent / "pictures" / "weights.png")
             put(PAGE, name, text)
@@ -161,33 +163,45 @@ def early(folder: Path) -> tuple[np.ndarray, list[int]]:
 class Folder:
     """A folder of real pictures in which some lie in a wrong class."""
 
+    title: str
     archive: str
-    member: re.Pattern[str]  # of the archive: class and name
+    member: str  # pattern of those of the archive's files that are reported: class and name
+    development: tuple[str, str]  # archive and pattern of those by which settings were chosen: of other classes
     words: str
+    learner: str
+    plain: str  # the rival that weighs nothing
 
 
 FOLDERS = {
     "omniglot": Folder(
+        "Omniglot",
         "images_background_small1.zip",
-        re.compile(r"images_background_small1/([^/]+/[^/]+)/([^/.]+\.png)"),
-        "data.size=28 data.channels=1 data.invert=true way=20",
+        r"[^/]+/([^/]+/[^/]+)/([^/.]+\.png)",
+        ("images_background_small2.zip", r"[^/]+/((?:Japanese_\(katakana\)|Sanskrit|Tagalog)/[^/]+)/([^/.]+\.png)"),
+        "data.size=28 data.channels=1 data.invert=true data.val_fraction=0.5 data.test_fraction=0 algo.batch=100",
+        "algo=l2rw algo.rate=0.1 algo.test_steps=130",
+        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=100",
     ),
     "cifar": Folder(
+        "CIFAR-FS",
         "cifar_fs.zip",
-        re.compile(r"cifar_fs/train/([^/]+)/([^/.]+\.png)"),
-        "way=16 shot=80 query=5 episode.clean=10 algo.batch=100 algo.test_steps=400",
+        r"cifar_fs/train/([^/]+)/([^/.]+\.png)",
+        ("cifar_fs.zip", r"cifar_fs/(?:val|test)/([^/]+)/([^/.]+\.png)"),
+        "data.val_fraction=0.5 data.test_fraction=0 shot=80 episode.clean=10 algo.batch=100",
+        "algo=l2rw algo.rate=0.1 algo.test_steps=400",
+        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=300",
     ),
 }
 
 
-def planted(folder: Folder, source: Path, root: Path) -> set[str]:
+def planted(archive: Path, member: str, root: Path) -> set[str]:
     """Unpack the pictures below ``root``, ``PLANTED`` of them in a class folder drawn at random; their paths below the root."""
     noted = root.with_suffix(".json")
     if noted.is_file():
         return set(json.loads(noted.read_text(encoding="utf-8")))
-    with zipfile.ZipFile(source / folder.archive) as packed:
+    with zipfile.ZipFile(archive) as packed:
         found = {
-            (match[1].replace("/", "-"), match[2]): name for name in sorted(packed.namelist()) if (match := folder.member.fullmatch(name))
+            (match[1].replace("/", "-"), match[2]): name for name in sorted(packed.namelist()) if (match := re.fullmatch(member, name))
         }
         classes = sorted({label for label, _ in found})
         keys = episode_keys(0, "planted", range(len(found)))
@@ -208,45 +222,53 @@ def planted(folder: Folder, source: Path, root: Path) -> set[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Losses(AfterAdaptation):
-    """The loss of every example under a net that was trained on it."""
+    """The loss of every example, and of every query, under a net that was trained on the examples."""
 
     name = "losses"
 
     def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        x, y = task.context.examples()
-        logits = upcast(best_guess(algorithm.predict(state, x)))
-        return {"rows": task.context.support.x, "loss": torch.nn.functional.cross_entropy(logits, y, reduction="none")}
+        (x, y), query = task.context.examples(), task.query
+        logits = upcast(best_guess(algorithm.predict(state, torch.cat([x, query.x]))))
+        return {"loss": torch.nn.functional.cross_entropy(logits, torch.cat([y, query.y]), reduction="none")}
 
     def summarise(self, problem: Any, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         return {}, []
 
 
-def wrong_folders(folder: Folder, source: Path, runs: Path, rows: Sequence[str] = ("metaweight", "l2rw")) -> str:
-    """Precision among the most suspicious files, and AUROC, of weights and of the rivals that learn none."""
+def wrong_folders(folder: Folder, source: Path, runs: Path, development: bool) -> str:
+    """Precision among the most suspicious files, and AUROC, of a learner that weighs its examples and of rivals that weigh none."""
+    archive, member = folder.development if development else (folder.archive, folder.member)
     root = runs / "photos"
-    wrong = planted(folder, source, root)
-    base = f"experiment=mislabelled data.root=PHOTOS {folder.words}"
-    text = f"| the most suspicious files by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
-    commands = ""
-    for algo in rows:
-        words = f"{base} algo={algo}"
-        finished(words, runs / algo, f"data.root={root}", "engine.threads=1")
-        with (runs / algo / "weights.csv").open(encoding="utf-8", newline="") as file:
-            listed = [(row["file"], float(row["weight"])) for row in csv.DictReader(file)]
-        text += judged(f"weight, `algo={algo}`", [name for name, _ in listed], np.array([weight for _, weight in listed]), wrong)
-        commands += f"metarun {words}\n"
-    run = Run(resolve(compose([*base.replace("PHOTOS", str(root)).split(), "algo=supervised", "algo.rule=momentum", *PLAIN])))
+    wrong = planted(source / archive, member, root)
+    base = f"experiment=mislabelled data.root=PHOTOS {folder.words} way={len(list(root.iterdir())) // 2}"
+    text = f"| {folder.title}, the most suspicious by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
+    finished(f"{base} {folder.learner}", runs / "run", f"data.root={root}", "engine.threads=1")
+    with (runs / "run" / "weights.csv").open(encoding="utf-8", newline="") as file:
+        listed = list(csv.DictReader(file))
+    for column, row in {"fits": "how they fit their class, as the run lists them", "weight": "their weight"}.items():
+        text += judged(row, [one["file"] for one in listed], np.array([float(one[column]) for one in listed]), wrong)
+    run = Run(resolve(compose([*f"{base} {folder.plain}".replace("PHOTOS", str(root)).split(), *PLAIN])))
     data, arrays = audit.judge(run, Losses("last"), lambda done, n: None)
-    losses = audit.over_learners(arrays["loss"], arrays["rows"], len(data.images))
-    text += judged("loss of a plain net", data.files or [], -losses, wrong)
+    shown = arrays["rows"].shape[1] // 2  # of which the first half are those that a net was trained on
+    for part, row in {
+        shown: "loss of a plain net that was trained on them",
+        2 * shown: "loss of plain nets, trained on them or not",
+    }.items():
+        losses = audit.over_learners(arrays["loss"][:, :part], arrays["rows"][:, :part], len(data.images))
+        text += judged(row, data.files or [], -losses, wrong)
+    text += judged("distance to the mean of their class, pixels", data.files or [], -to_the_others(data), wrong)
+    text += f"| chance | {len(wrong) / len(data.images):.2f} | 0.500 |\n"
+    commands = f"metarun {base} {folder.learner}\nmetarun {base} {folder.plain}\n"
+    return f"{text}\n{len(data.images):,} files of {data.classes} classes, {len(wrong)} of them in a wrong one.\n\n```\n{commands}```\n"
+
+
+def to_the_others(data: Split) -> np.ndarray:
+    """How far every image [n] is from the mean of the others of its class."""
     images = data.images.flatten(1).double()
     labels = torch.from_numpy(np.repeat(np.arange(data.classes), data.counts))
-    member = torch.nn.functional.one_hot(labels).double()
-    counts = member.sum(0)[labels][:, None]
-    others = ((member.T @ images)[labels] - images) / (counts - 1)
-    text += judged("distance to the mean of its class, pixels", data.files or [], -(images - others).norm(dim=1).numpy(), wrong)
-    text += f"| chance | {len(wrong) / len(data.images):.2f} | .500 |\n"
-    return f"{text}\n{len(data.images):,} files, {len(wrong)} of them in a wrong class.\n\n```\n{commands}```\n"
+    sums = torch.zeros(data.classes, images.shape[1], dtype=images.dtype).index_add(0, labels, images)
+    others = (sums[labels] - images) / (torch.from_numpy(data.counts)[labels][:, None] - 1)
+    return (images - others).norm(dim=1).numpy()
 
 
 def judged(row: str, files: Sequence[str], weights: np.ndarray, wrong: set[str]) -> str:

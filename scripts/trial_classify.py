@@ -1,11 +1,12 @@
 """The trial of a practitioner: the 20 test classes of CIFAR-FS as new ones, 5 labelled pictures of each, 15 to be told apart.
 
-python scripts/trial_classify.py --cifar-fs FOLDER [--runs outputs/trial] [--repetitions 20] [--write]
+python scripts/trial_classify.py --cifar-fs FOLDER [--runs outputs/trial] [--repetitions 20] [--coverage] [--write]
 
 FOLDER is one that `data=cifar_fs data.root=FOLDER` takes. Compares `metarun classify` with a backbone in a package, thirty lines with
 the same backbone and scikit-learn (`somebodys_…` below), prototypical networks and pre-training from scratch on the 64 training classes,
 and nearest pixels: accuracy over repetitions that draw other pictures, and the seconds of one call. Then pictures of 10 classes that are
 in the support among those of 10 that are not, and how often the interval that the support gives holds the accuracy on all others.
+With --coverage the latter alone, for several numbers of classes and of pictures.
 Needs the extra `backbone` and scikit-learn. Finished runs are not repeated. --write puts tables and picture into docs/your-pictures.md.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import resource
 import shutil
 import subprocess
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from pages import put
 
 import metarun
 from metarun.config.compose import compose, resolve
@@ -41,6 +42,7 @@ from metarun.run import Run
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, PICTURE = DOCS / "your-pictures.md", DOCS / "pictures" / "classify.png"
 SHOT, QUERY, KNOWN = 5, 15, 10
+FEW = ((2, 5), (3, 2), (3, 5), (3, 10), (5, 2), (5, 3), (5, 5), (10, 2), (10, 3), (10, 5))  # classes, pictures of each
 BACKBONE = "net=package net.model=efficientnet_lite0"
 SCRATCH = {
     "ProtoNet from scratch": "algo=protonet way=5 shot=5 query=5 episode.train.way=10 net.norm=running trainer.meta_batch=1 "
@@ -93,7 +95,7 @@ class Pictures(NamedTuple):
     labels: np.ndarray  # [n], 0..19
     names: list[str]
     features: torch.Tensor  # [n, 1280], of length 1, as metarun classify computes them
-    theirs: np.ndarray  # [n, 1280], of length 1, as somebody's script does
+    theirs: np.ndarray | None  # [n, 1280], of length 1, as somebody's script does; None: not asked for
     learned: dict[bytes, Classifier]  # by the rows of the support
 
 
@@ -104,16 +106,21 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--pictures", type=int, default=35, help="of each new class: the first ones")
     parser.add_argument("--split", choices=("test", "val"), default="test", help="val: the 16 development classes, to choose settings on")
+    parser.add_argument("--coverage", action="store_true", help="only how often the interval holds the accuracy")
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--script", nargs=2, metavar=("SUPPORT", "QUERY"), help="run somebody's script alone, in a process of its own")
     given = parser.parse_args()
     if given.script:
         print(json.dumps(somebodys_script(*given.script)))
         return
+    with tempfile.TemporaryDirectory() as place:
+        if given.coverage:
+            tell({"coverage": told_coverage(coverage(new_pictures(given, Path(place), False), given.repetitions), given)}, given.write)
+            return
     runs = {name: run(name, words, given) for name, words in SCRATCH.items()}
     print("trained", flush=True)
     with tempfile.TemporaryDirectory() as place:
-        pictures = new_pictures(given, Path(place) / "all")
+        pictures = new_pictures(given, Path(place) / "all", True)
         print("features computed", flush=True)
         found = {
             "accuracy": accuracies(pictures, runs, given.repetitions),
@@ -124,14 +131,17 @@ def main() -> None:
     found["settings"] = {"split": given.split, "repetitions": given.repetitions, "pictures": given.pictures, "torch": torch.__version__}
     given.runs.mkdir(parents=True, exist_ok=True)
     (given.runs / f"trial-{given.split}.json").write_text(json.dumps(found, indent=1))
-    tables = dict(zip(("ACCURACY", "OPEN"), (told_accuracy(found), told_open(found))))
-    print("\n\n".join(tables.values()))
+    tell({"accuracy": told_accuracy(found), "open": told_open(found)}, given.write)
     if given.write:
-        text = PAGE.read_text(encoding="utf-8")
-        for name, table in tables.items():
-            text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- END -->)", lambda m, table=table: m[1] + table + m[2], text, flags=re.DOTALL)
-        PAGE.write_text(text, encoding="utf-8")
         draw(found).savefig(PICTURE, dpi=110)
+
+
+def tell(tables: dict[str, str], write: bool) -> None:
+    """On stdout, and into the page between its marks."""
+    for name, table in tables.items():
+        print(table, end="\n\n")
+        if write:
+            put(PAGE, name, table + "\n")
 
 
 def run(name: str, words: str, given: argparse.Namespace) -> Path:
@@ -145,7 +155,7 @@ def run(name: str, words: str, given: argparse.Namespace) -> Path:
     return folder
 
 
-def new_pictures(given: argparse.Namespace, place: Path) -> Pictures:
+def new_pictures(given: argparse.Namespace, place: Path, theirs: bool) -> Pictures:
     """The pictures of the split, as files and as arrays, and their features by the packaged backbone."""
     from PIL import Image
 
@@ -161,9 +171,10 @@ def new_pictures(given: argparse.Namespace, place: Path) -> Pictures:
         Image.fromarray(image.transpose(1, 2, 0)).save(files[-1])
     backbone = backbones.of(BACKBONE.split(), None)
     rows = [backbone.features([backbone.reader.read(file) for file in files[i : i + 64]]) for i in range(0, len(files), 64)]
-    theirs = somebodys_features(files)
-    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    return Pictures(images, labels, list(split.names), directions(torch.cat(rows)), theirs, {})
+    other = somebodys_features(files) if theirs else None
+    if other is not None:
+        other /= np.linalg.norm(other, axis=1, keepdims=True)
+    return Pictures(images, labels, list(split.names), directions(torch.cat(rows)), other, {})
 
 
 def learned_from(pictures: Pictures, support: np.ndarray) -> Classifier:
@@ -174,27 +185,30 @@ def learned_from(pictures: Pictures, support: np.ndarray) -> Classifier:
     return pictures.learned[key]
 
 
-def drawn(pictures: Pictures, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of ``SHOT`` pictures of each class, and all others in random order by class."""
-    random = np.random.default_rng(seed)
-    orders = [random.permutation(np.flatnonzero(pictures.labels == c)) for c in range(len(pictures.names))]
-    return np.concatenate([order[:SHOT] for order in orders]), np.stack([order[SHOT:] for order in orders])
+def drawn(pictures: Pictures, seed: int, way: int | None = None, shot: int = SHOT) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of ``shot`` pictures of each class, and all others in random order by class; of all classes, or of ``way`` of them."""
+    random, classes = np.random.default_rng(seed), range(len(pictures.names))
+    orders = [random.permutation(np.flatnonzero(pictures.labels == c)) for c in classes]
+    if way is not None:
+        orders = [orders[c] for c in random.permutation(classes)[:way]]
+    return np.concatenate([order[:shot] for order in orders]), np.stack([order[shot:] for order in orders])
 
 
-def repetitions(pictures: Pictures, n: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Rows of support, of the ``QUERY`` pictures to be told apart, and of all that are not in the support."""
+def repetitions(pictures: Pictures, n: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Rows of support, and of the ``QUERY`` pictures of each class to be told apart."""
     for seed in range(n):
         support, others = drawn(pictures, seed)
-        yield support, others[:, :QUERY].ravel(), others.ravel()
+        yield support, others[:, :QUERY].ravel()
 
 
 def accuracies(pictures: Pictures, runs: dict[str, Path], n: int) -> dict[str, list[float]]:
     """Of each method in each repetition."""
     models = {name: metarun.load(folder, device="cpu") for name, folder in runs.items()}
     found: dict[str, list[float]] = {}
-    for support, query, _ in repetitions(pictures, n):
+    for support, query in repetitions(pictures, n):
         y, truth = pictures.labels[support], pictures.labels[query]
         answers = {"metarun classify": learned_from(pictures, support).answer(pictures.features[query])[0].argmax(-1)}
+        assert pictures.theirs is not None
         for name, head in somebodys_heads(pictures.theirs[support], y).items():
             answers[f"scikit-learn, {name}"] = head.predict(pictures.theirs[query])
         for name, model in models.items():
@@ -208,7 +222,7 @@ def accuracies(pictures: Pictures, runs: dict[str, Path], n: int) -> dict[str, l
 
 def seconds(pictures: Pictures, runs: dict[str, Path], place: Path) -> dict[str, float]:
     """Of a processor, for one call in a process of its own from its start on, nothing kept from before; and for trainings."""
-    support, query, _ = next(repetitions(pictures, 1))
+    support, query = next(repetitions(pictures, 1))
     for part, rows in {"support": support, "query": query}.items():
         for row in rows:
             name = pictures.names[pictures.labels[row]]
@@ -221,25 +235,27 @@ def seconds(pictures: Pictures, runs: dict[str, Path], place: Path) -> dict[str,
             for file in sorted((place / part / name).iterdir())[:shown]:
                 shutil.copy(file, few[part] / name)
 
-    def timed(*words: str) -> tuple[float, dict[str, Any]]:
+    def timed(*words: str) -> tuple[float, float, dict[str, Any]]:
+        """Seconds of a processor and of the clock, and what the command prints last."""
         with tempfile.TemporaryDirectory() as cache:
-            began = resource.getrusage(resource.RUSAGE_CHILDREN)
+            began, clock = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
             done = subprocess.run(
                 [sys.executable, *words], check=True, capture_output=True, text=True, env={**os.environ, "METARUN_CACHE": cache}
             )
             ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-            return ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime, json.loads(done.stdout.splitlines()[-1])
+            took = ended.ru_utime - began.ru_utime + ended.ru_stime - began.ru_stime
+            return took, time.perf_counter() - clock, json.loads(done.stdout.splitlines()[-1])
 
     found = {}
     for name, folders in {"": {p: place / p for p in few}, ", 15 + 36 pictures": few}.items():
         where = ["--support", str(folders["support"]), "--query", str(folders["query"])]
-        found[f"metarun classify{name}"], told = timed(
+        found[f"metarun classify{name}"], found[f"metarun classify{name}, clock"], told = timed(
             "-m", "metarun", "classify", *where, *BACKBONE.split(), "--reject", "0", "--out", str(place / "out"), "--json"
         )
-        found[f"scikit-learn{name}"], theirs = timed(str(Path(__file__)), "--script", str(folders["support"]), str(folders["query"]))
+        found[f"scikit-learn{name}"], _, theirs = timed(str(Path(__file__)), "--script", str(folders["support"]), str(folders["query"]))
         print(f"one call{name}: metarun classify {told['accuracy']:.4f} ({told['head']}), somebody's script {theirs}")
     for name, folder in runs.items():
-        took, _ = timed("-m", "metarun", "predict", str(folder), "--support", str(place / "support"), "--query", str(place / "query"),
+        took, *_ = timed("-m", "metarun", "predict", str(folder), "--support", str(place / "support"), "--query", str(place / "query"),
                         "--out", str(place / "out"), "--json")  # fmt: skip
         found[name], found[f"{name}, training"] = took, json.loads((folder / "seconds.json").read_text())
     return found
@@ -249,7 +265,7 @@ def open_set(pictures: Pictures, n: int) -> dict[str, list[float]]:
     """Areas of the two scores, pictures of ``KNOWN`` classes among those of the others; shares answered ``unknown`` at --reject 0.05."""
     found: dict[str, list[float]] = {"belonging": [], "maximum softmax": [], "members refused": [], "outsiders refused": []}
     way = len(pictures.names)
-    for seed, (support, query, _) in enumerate(repetitions(pictures, n)):
+    for seed, (support, query) in enumerate(repetitions(pictures, n)):
         known = np.isin(np.arange(way), np.random.default_rng([seed, 1]).permutation(way)[:KNOWN])
         support = support[known[pictures.labels[support]]]
         inside = known[pictures.labels[query]]
@@ -268,15 +284,39 @@ def open_set(pictures: Pictures, n: int) -> dict[str, list[float]]:
     return found
 
 
-def intervals(pictures: Pictures, n: int) -> list[dict[str, Any]]:
+def intervals(pictures: Pictures, n: int, way: int | None = None, shot: int = SHOT) -> list[dict[str, Any]]:
     """The interval that the support gives, and the accuracy on all other pictures of its classes."""
     found = []
-    for support, _, others in repetitions(pictures, n):
-        learned = learned_from(pictures, support)
-        low, high = learned.expected().low, learned.expected().high
-        true = (learned.answer(pictures.features[others])[0].argmax(-1) == pictures.labels[others]).mean()
-        found.append({"low": low, "high": high, "estimate": learned.expected().accuracy, "true": float(true), "head": learned.head.name})
+    for support, others in (drawn(pictures, seed, way, shot) for seed in range(n)):
+        learned, asked = learned_from(pictures, support), others.ravel()
+        answers = learned.answer(pictures.features[asked])[0].argmax(-1)
+        truths = [learned.classes.index(f"{label:02}") for label in pictures.labels[asked]]
+        expected, true = learned.expected(), float((answers == truths).mean())
+        found.append({"low": expected.low, "high": expected.high, "estimate": expected.accuracy, "true": true, "head": learned.head.name})
     return found
+
+
+def coverage(pictures: Pictures, n: int) -> dict[tuple[int, int], list[dict[str, Any]]]:
+    """The same for fewer classes and pictures, by their numbers."""
+    return {(way, shot): intervals(pictures, n, way, shot) for way, shot in (*FEW, (len(pictures.names), SHOT))}
+
+
+def told_coverage(found: dict[tuple[int, int], list[dict[str, Any]]], given: argparse.Namespace) -> str:
+    rows = [
+        "| classes | pictures of each | expected | accuracy on all others | width of the interval | holds it |",
+        "| ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for (way, shot), each in found.items():
+        low, high, estimate, true = (np.array([one[name] for one in each]) for name in ("low", "high", "estimate", "true"))
+        held = int(((low <= true) & (true <= high)).sum())
+        rows.append(f"| {way} | {shot} | {estimate.mean():.4f} | {true.mean():.4f} | {(high - low).mean():.2f} | {held} of {len(each)} |")
+    every = [one for each in found.values() for one in each]
+    held = sum(one["low"] <= one["true"] <= one["high"] for one in every)
+    split = {"test": "20 test", "val": "16 development"}[given.split]
+    return "\n".join(rows) + (
+        f"\n\n{held} of {len(every)} in all. Mean over {given.repetitions} draws of classes and pictures from the {split} classes, "
+        f"{given.pictures} pictures of each."
+    )
 
 
 def shown(values: list[float]) -> str:
@@ -295,8 +335,8 @@ def told_accuracy(found: dict[str, Any]) -> str:
     return "\n".join(rows) + (
         f"\n\nMean over {of['repetitions']} draws from {of['pictures']} pictures of each class, ± 1.96 standard errors; chance is "
         f"{chance:.4f}. Seconds are of a processor, for a process from its start on, 100 + 300 pictures, features kept by nobody; "
-        f"with 3 classes, 15 + 36 pictures: metarun classify {took[f'metarun classify{few}']:.1f}, the script "
-        f"{took[f'scikit-learn{few}']:.1f}."
+        f"with 3 classes, 15 + 36 pictures: metarun classify {took[f'metarun classify{few}']:.1f} (on the clock "
+        f"{took[f'metarun classify{few}, clock']:.1f}), the script {took[f'scikit-learn{few}']:.1f}."
     )
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metarun.algorithm import Algorithm, State
 from metarun.errors import UserError
 from metarun.nets.base import Net
+from metarun.problem import JointGaussian
 from metarun.task import Context
 
 Fast = dict[str, Tensor]  # weights by parameter name
@@ -57,6 +58,14 @@ class UpdateRule(nn.Module, ABC):
     @abstractmethod
     def lasting(cls, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Of a trained learner's ``state_dict``, the rule, of which another learner of this class is built; the rest begins anew."""
+
+
+class AnswersTogether(ABC):
+    """A process, whose errors at near points go together: it says more of several targets than ``predict`` does of each for itself."""
+
+    @abstractmethod
+    def together(self, state: State, x: Tensor) -> JointGaussian:
+        """What is said of the targets of x [n, *input_shape] together; takes [outputs, n, n] numbers."""
 
 
 class HasRivals(ABC):
@@ -130,6 +139,16 @@ class Attacks:
     """An adversary, for whom a bad score of its victim is a good one."""
 
     victim: Algorithm
+
+
+class LimitedWay:
+    """There is room for so many classes and no more, whatever way the method was trained for. A method, or a part of one.
+
+    Attributes:
+        most_classes: that it tells apart.
+    """
+
+    most_classes: int
 
 
 class OneByOne:

@@ -79,9 +79,9 @@ class Engine:
         chunk: tasks at a time; ``auto`` picks what fits the memory (``chunk_size``). Results do not depend on it beyond rounding.
         record: record what a step does and repeat it without Python in between, to the same bits (``runtime.recording``).
         threads: ``auto``: chunks side by side on the cores of a CPU; or 1.
-        remat: what of a long inner loop is kept for the way back, the rest being computed again: ``all``, nothing again; ``states``, the
-            state before every step; a number n, that before every n-th; ``auto`` picks what memory allows. Results do not depend on it
-            beyond rounding.
+        remat: what of a long inner loop is kept for the way back, the rest being computed again: ``all``, nothing again; ``states``, what
+            fits into 64 MiB for each chunk, states before all else; a number n, the state before every n-th step; ``auto``, what fits
+            into 512 MiB. Results do not depend on it beyond rounding.
         kernels: ``auto``, or ``torch`` for plain operations of torch in place of whatever is faster (``kernels.select``).
     """
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from metarun.runtime.loop import loop as scanned_loop
 from metarun.runtime.private import alone_under_vmap, function_modes, plain_tensors, tree_flatten, tree_leaves, tree_map, tree_unflatten
-from metarun.runtime.steps import Kept
+from metarun.runtime.steps import Kept, within_a_step
 
 Mode = Literal["unroll", "mixed", "none"]
 Weights = Any  # a tensor, or a nested dict or tuple of tensors
@@ -33,7 +33,8 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
         mode: ``unroll`` keeps the graph of the gradient (autograd through autograd, exact second order);
             ``mixed`` gives the same derivatives but keeps only the inputs, and computes the rest again on the way back: less memory for
             many steps, as in MixFlow-MG (Kemaev et al. 2025, arXiv:2505.00793), whose product with the Hessian is forward over reverse;
-            here it is reverse over reverse, which takes as many products of matrices and has faster kernels;
+            here it is reverse over reverse, which takes as many products of matrices and has faster kernels. In a step of ``loop``, which
+            keeps of a step what it is told to (``kept``), it is ``unroll``;
             ``none`` treats the gradient as a constant (first order).
 
     Returns:
@@ -51,6 +52,8 @@ def gradient(loss: Callable[..., Tensor], fast: Weights, *args: Any, mode: Mode 
             return loss(fast, *args)
 
     how: Mode = mode if torch.is_grad_enabled() else "none"
+    if how == "mixed" and within_a_step():
+        how = "unroll"  # a step that is computed again would else compute its gradient a third time
     if alone_under_vmap(leaves):
         grads = _GradientByTask.apply(flat_loss, len(weights), how, *leaves)
     elif how == "mixed" and plain_tensors():
@@ -170,8 +173,8 @@ def loop(
         steps: K >= 0.
         xs: nested tensors with a leading axis of length K; x is their row k.
         read: what to note of the state after every step, nested tensors.
-        kept: for the way back: ``all`` that each step needs; ``states``, from which steps are computed again; ``auto``, all while it is
-            little; or a number n, the state before every n-th step. Results do not depend on it.
+        kept: for the way back: ``all`` that each step needs; ``auto``, what fits into 512 MiB, or ``states``, into 64 MiB, and the rest is
+            computed again from a state before it; or a number n, the state before every n-th step. Results do not depend on it.
 
     Returns:
         The last state; with ``read`` also what it noted, with a leading axis of length K.

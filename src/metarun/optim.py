@@ -19,6 +19,7 @@ from metarun.engine import Engine
 from metarun.errors import UserError
 from metarun.estimators.ageing import AgeingEvolution
 from metarun.estimators.evolution import Evolution
+from metarun.runtime.threads import alone
 
 Schedule = Literal["constant", "cosine", "linear", "steps"]
 
@@ -45,13 +46,14 @@ class MetaOptimizer:
 
     Args:
         parameters: the meta-parameters, or torch's groups of them, one for each player of a game. A group with an ``lr`` or ``betas`` of
-            its own keeps that in place of the common one; one with ``every`` takes every so many-th step only.
+            its own keeps that in place of the common one; one with ``every`` takes every so many-th step only; one with ``parts`` is of so
+            many learners side by side, as many parameters of each.
         method: ``adam``, ``adamw`` or ``sgd`` (Nesterov when momentum > 0).
         lr: learning rate at its height.
         momentum: β1 of Adam, or SGD's momentum.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         schedule, warmup, final_lr, steps: see ``lr_scale``; ``final_lr`` is a fraction of ``lr``.
-        clip_norm: largest norm of the meta-gradient of each group; null for none.
+        clip_norm: largest norm of the meta-gradient of each group, or part of it; null for none.
         clip_value: largest absolute value of each element of the meta-gradient; null for none.
         hyper_lr: h, by which the learning rate itself descends: β ← β + h ∇F_t · u, where β u was the last step and ∇F_t is the gradient
             after it, clipped (Baydin et al. 2018, arXiv:1703.04782); β stays above a thousandth of ``lr``; 0 for never.
@@ -92,6 +94,7 @@ class MetaOptimizer:
         for group in groups:
             group.pop("descends", None)  # the gradient is that of all objectives together
         groups = [group for group in groups if group["params"]]
+        self.clipped = [part for group in groups for part in _split(group["params"], group.pop("parts", 1))]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
         self.groups = [group["params"] for group in groups]
         self.own_lrs: list[float | None] = [group.get("lr") for group in groups]
@@ -126,6 +129,7 @@ class MetaOptimizer:
         """A tree of the form that ``estimate`` carries on, for a learner whose tasks begin in the state ``begun``."""
         return self.evolution.carries(algorithm, begun) if self.evolution else begun
 
+    @alone()
     def step(self, progress: float) -> dict[str, float]:
         """Update the meta-parameters from their ``.grad``, clear it, and return what to log.
 
@@ -133,7 +137,7 @@ class MetaOptimizer:
         """
         if self.torch is None:
             return {}
-        norms = [torch.nn.utils.clip_grad_norm_(group, self.clip_norm or math.inf) for group in self.groups]
+        norms = [torch.nn.utils.clip_grad_norm_(group, self.clip_norm or math.inf) for group in self.clipped]
         norm = float(torch.linalg.vector_norm(torch.stack(norms))) if len(norms) > 1 else float(norms[0])
         if not math.isfinite(norm):
             return {"grad_norm": norm}
@@ -169,6 +173,12 @@ class MetaOptimizer:
             self.lr, self.direction = state["learned_lr"], [u.to(p.device) for u, p in zip(state["way"], self.common)]
         self.steps = state.get("steps", 0)  # the first checkpoints lack it, and had no group that sits steps out
         self.torch.load_state_dict({name: state[name] for name in ("state", "param_groups")})
+
+
+def _split(params: list[nn.Parameter], parts: int) -> list[list[nn.Parameter]]:
+    """A list in so many pieces of one length."""
+    n = len(params) // parts
+    return [params[i * n : (i + 1) * n] for i in range(parts)]
 
 
 class Ageing(MetaOptimizer):

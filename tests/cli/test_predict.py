@@ -22,7 +22,8 @@ from metarun import experiment
 from metarun.cli import predict as command
 from metarun.data import picture
 from metarun.errors import UserError
-from metarun.predict import contact_sheet
+from metarun.predict import contact_sheet, files, queries
+from metarun.predict import trained as trained_module
 from metarun.predict.confusion import Confusion
 from metarun.predict.contact_sheet import Answer
 
@@ -354,6 +355,44 @@ def test_queries_that_are_in_the_support_are_counted_and_named(trained, pictures
     ]
 
 
+@pytest.mark.parametrize(("name", "together"), [("protonet", False), ("transductive", True)])
+def test_queries_are_read_and_answered_in_blocks(trained, pictures, monkeypatch, name, together):
+    """However many there are, few are in memory; where answers depend on each other, all are one block."""
+    whole = predict(trained, pictures, "--reject", "0.5", "--out", pictures / "whole.csv", name=name)
+    sizes, alive, most = [], set(), 0
+    probabilities, one = trained_module.Fitted.probabilities, trained_module.load(trained / name).reader
+
+    class Counted(np.ndarray):
+        def __array_finalize__(self, _):
+            pass
+
+        def __del__(self):
+            alive.discard(id(self))
+
+    def counted(path):
+        nonlocal most
+        image = np.array(one.read(path)).view(Counted)
+        alive.add(id(image))
+        most = max(most, len(alive))
+        return image
+
+    def asked(self, images, raw=False):
+        sizes.append(len(images))
+        return probabilities(self, images, raw)
+
+    monkeypatch.setattr(trained_module.Fitted, "probabilities", asked)
+    monkeypatch.setattr(files, "file_reader", lambda *_: one._replace(read=counted))
+    monkeypatch.setattr(queries, "BLOCK", 4)
+    monkeypatch.setattr(queries, "ANSWERS", 3)
+    many = [word for _ in range(9) for word in ("--query", str(pictures / "query"))]
+    result = predict(trained, pictures, *many, "--reject", "0.5", "--out", pictures / "many.csv", name=name)
+    assert result["pictures"] == 60
+    assert sizes == ([60] if together else [4] * 15)
+    assert together or most <= 6 + 3 * 4 + 3  # of the support; of two blocks, in passing of three; of the sheet
+    if not together:
+        assert (whole["accuracy"], whole["threshold"]) == (result["accuracy"], result["threshold"])
+
+
 def test_mistakes_in_the_folders(trained, pictures):
     def refused(message):
         with pytest.raises(UserError, match=message) as caught:
@@ -380,7 +419,7 @@ def test_mistakes_in_the_folders(trained, pictures):
         (pictures / "support" / name).rename(pictures / name)
     (pictures / "query").unlink()
     (pictures / "kept").rename(pictures / "query")
-    refused("all 2 images are of the class 'cross'")
+    refused("all 2 examples are of the class 'cross'")
     (pictures / "support" / "cross").rename(pictures / "cross")
     refused("--support .*support has no class folders: it should hold one folder of pictures per class, or labels.csv")
     (pictures / "support").rmdir()

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import classification, regression
+from helpers import classification, random, regression
 
 import metarun
 from metarun.comparison import runs
 from metarun.errors import UserError
 from metarun.experiment import evaluate, train
-from metarun.problem import Gaussian, Samples
+from metarun.problem import Gaussian, JointGaussian, Regression, Samples, joint_log_density
 from metarun.protocols import calibration
-from metarun.protocols.calibration import AFTER_SCALING, NAMES, OF_INTERVALS, OF_POOL, Calibration
+from metarun.protocols.calibration import AFTER_SCALING, JOINT, NAMES, OF_INTERVALS, OF_POOL, Calibration
 from metarun.run import Run
 from metarun.task import select
 
@@ -44,6 +44,14 @@ def test_scores_of_four_answers_by_hand() -> None:
     # The surest first: right, wrong, right, right.
     assert (at_90, at_80, at_50) == (0.75, 0.75, 0.5)
     assert area == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 4) / 4)
+
+
+def test_the_calibration_error_is_netcals() -> None:
+    netcal = pytest.importorskip("netcal.metrics", reason="netcal is not installed")
+    for scale in (0.5, 3.0):
+        logits, y = drawn(500, 5, scale)
+        wanted = netcal.ECE(calibration.BINS).measure(np.exp(calibration.log_softmax(2 * logits)), y)
+        assert calibration.of_pool(2 * logits, y)[0] == pytest.approx(wanted)
 
 
 def test_equally_sure_answers_have_no_order() -> None:
@@ -116,6 +124,36 @@ def test_the_level_in_a_mixture_is_the_mean_over_members() -> None:
     torch.testing.assert_close(calibration.below(Samples(members), y), (normal.cdf(y) + normal.cdf(y - 2)) / 2)
 
 
+def test_targets_together_are_as_likely_as_torch_says() -> None:
+    mean, y = random(4, 2, seed=0), random(4, 2, seed=1)
+    roots = random(2, 4, 4, seed=2)
+    covariance = roots @ roots.mT + 0.1 * torch.eye(4, dtype=torch.float64)
+    for several in (covariance, covariance[:1]):
+        wanted = torch.distributions.MultivariateNormal(mean.T, several.expand(2, 4, 4)).log_prob(y.T).sum()
+        torch.testing.assert_close(joint_log_density(JointGaussian(mean, several), y), wanted)
+
+
+def test_targets_together_by_hand() -> None:
+    """Two ones, of variance 1 and covariance ½: the form is 2 / 1.5, the determinant ¾; two members, one of them right about both."""
+    two = JointGaussian(torch.zeros(2, 1), torch.tensor([[[1.0, 0.5], [0.5, 1.0]]]))
+    wanted = -(2 / 1.5 + math.log(0.75)) / 2 - math.log(2 * math.pi)
+    assert joint_log_density(two, torch.ones(2, 1)).item() == pytest.approx(wanted)
+    members = Samples(Gaussian(torch.tensor([[[1.0], [1.0]], [[1.0], [-9.0]]]), torch.ones(2, 2, 1)))
+    assert joint_log_density(members, torch.ones(2, 1)).item() == pytest.approx(math.log((1 + math.exp(-50)) / 2) - math.log(2 * math.pi))
+
+
+def test_without_covariances_targets_together_are_as_likely_as_each_for_itself() -> None:
+    mean, y, variance = random(6, 2, seed=0), random(6, 2, seed=1), random(6, 2, seed=2).exp()
+    alone, together = Gaussian(mean, variance), JointGaussian(mean, variance.T.diag_embed())
+    for found in (alone, together, Samples(Gaussian(mean[None], variance[None]))):
+        torch.testing.assert_close(-joint_log_density(found, y) / y.numel(), Regression(2).loss(alone, y))
+
+
+def test_a_covariance_that_rounding_made_indefinite_has_a_density() -> None:
+    same = JointGaussian(torch.zeros(30, 1), torch.ones(1, 30, 30) - 1e-7 * torch.eye(30))
+    assert joint_log_density(same, torch.zeros(30, 1)).isfinite()
+
+
 def test_a_run_of_classification_keeps_it_all(tmp_path: Path) -> None:
     values = classification("protonet", "logger.tensorboard=false", "logger.pictures=true")
     summary = train(values, tmp_path)
@@ -149,7 +187,7 @@ def test_a_run_of_classification_keeps_it_all(tmp_path: Path) -> None:
 
 def test_a_run_of_regression_has_intervals_where_answers_have(tmp_path: Path) -> None:
     summary = train(regression("alpaca", "logger.pictures=true"), tmp_path / "alpaca")
-    assert {"nll", *OF_INTERVALS, "calibration_error"} == set(summary["test"]) & NAMES
+    assert {"nll", JOINT, *OF_INTERVALS, "calibration_error"} == set(summary["test"]) & NAMES
     assert summary["test"]["nll"]["mean"] == pytest.approx(summary["test"]["loss"]["mean"])
     assert (tmp_path / "alpaca" / "reliability.png").is_file()
     values = regression("maml", "logger.pictures=true")

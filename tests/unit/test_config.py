@@ -196,3 +196,9 @@ def test_a_configuration_of_today_stays_as_it_is_to_the_order_of_its_keys() -> N
     assert json.dumps(legacy.updated(values)) == json.dumps(values)
     earlier = {"episode": {"way": 5, "eval": {"way": 5}}}
     assert legacy.updated(earlier) == {"episode": {"way": 5, "unknown": 0, "eval": {"way": 5, "unknown": 0}}}
+
+
+def test_equal_configurations_are_equal_when_they_are_checked() -> None:
+    first, again = (validate(resolve(compose(["algo=emaml"]))) for _ in range(2))
+    assert first == again
+    assert first.algo != validate(resolve(compose(["algo=emaml", "algo.member.inner_lr=0.3"]))).algo

@@ -42,6 +42,13 @@ def test_every_image_is_in_a_support(times: int) -> None:
         others = {round(float(pixel) * 255) for pixel in clean[:, 0, 0, 0]}
         assert (len(there), len(others)) == (12, 6)
         assert not there & others
+    queries = (tasks.query.x[..., 0, 0, 0] * 255).round().long()
+    owner_of_query = owner[queries]
+    assert torch.equal(owner_of_query, torch.gather(tasks.context.classes, 1, tasks.query.y))
+    for support, clean, asked in zip(tasks.context.support.x, tasks.context.extras["clean_x"], queries):
+        first = set(asked.view(3, 4)[:, 0].tolist())
+        assert not first & set(support.tolist())
+        assert not first & {round(float(pixel) * 255) for pixel in clean[:, 0, 0, 0]}
 
 
 def test_it_is_a_pure_function_of_seed_and_index() -> None:

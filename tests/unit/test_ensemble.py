@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.adaptation import adapt
 from metarun.errors import UserError
 from metarun.experiment import train
+from metarun.optim import MetaOptimizer
 from metarun.predict.trained import load
 from metarun.problem import Gaussian, Samples
 from metarun.protocols.episodes import EVERY
@@ -45,6 +46,21 @@ def test_members_differ_and_each_has_the_gradient_it_would_have_alone() -> None:
     weights = [torch.cat([p.detach().flatten() for p in member.parameters()]) for member in ensemble.members]
     assert relative_error(weights[1], weights[0]) > 0.5
     assert relative_error(weights[2], weights[1]) > 0.5
+
+
+def test_a_member_with_a_large_gradient_does_not_hold_back_the_others() -> None:
+    ensemble = Run(of(classification, 2)).algorithm
+    weights = [list(member.parameters()) for member in ensemble.members]
+    before = [torch.cat([p.detach().flatten() for p in own]) for own in weights]
+    plain: dict[str, Any] = {"momentum": 0.0, "weight_decay": 0.0, "schedule": "constant", "warmup": 0.0, "final_lr": 0.0}
+    optimizer = MetaOptimizer(ensemble.groups(), method="sgd", lr=1.0, clip_norm=1.0, clip_value=None, **plain)
+    for own, size in zip(weights, (1e-4, 1e4)):
+        for p in own:
+            p.grad = torch.full_like(p, size)
+    optimizer.step(0.0)
+    small, large = (torch.cat([p.detach().flatten() for p in own]) - start for own, start in zip(weights, before))
+    torch.testing.assert_close(small, torch.full_like(small, -1e-4), rtol=1e-2, atol=0)
+    assert large.norm().item() == pytest.approx(1, rel=1e-3)
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from torch.distributions import MultivariateNormal, Normal
 from metarun.algos.bayes._gp import GaussianProcess
 from metarun.data.few_waves import FewWaves
 from metarun.errors import UserError
-from metarun.problem import EpisodeSpec
+from metarun.problem import EpisodeSpec, joint_log_density
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
@@ -76,6 +76,33 @@ def test_without_a_support_it_answers_with_the_prior_and_with_exact_data_with_th
     mean, variance = algorithm.predict(algorithm.begin(task.context._replace(support=Batch(x, y))), x)
     torch.testing.assert_close(mean, y, rtol=1e-3, atol=1e-3)
     assert (variance < 1e-4).all()
+
+
+@pytest.mark.parametrize("algo", ["dkt", "pacoh", "alpaca"])
+def test_what_is_said_of_targets_together_is_what_is_said_of_one_after_another(algo: str) -> None:
+    algorithm, task = in_float64(regression(algo, "net.activation=tanh"))
+    algorithm, task = algorithm.requires_grad_(False).eval(), select(task, 0)
+    (x, y), query = task.context.support, task.query
+    state = algorithm.begin(task.context)
+    joint, alone = algorithm.together(state, query.x), algorithm.predict(state, query.x)
+    assert joint is not None
+    torch.testing.assert_close(joint.mean, alone.mean)
+    torch.testing.assert_close(joint.covariance.diagonal(dim1=-2, dim2=-1).T.expand_as(alone.mean), alone.variance)
+    assert joint.covariance.tril(-1).abs().max() > 1e-3
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(query.x)):
+        seen = Batch(torch.cat([x, query.x[:i]]), torch.cat([y, query.y[:i]]))
+        mean, variance = algorithm.predict(algorithm.begin(task.context._replace(support=seen)), query.x[i : i + 1])
+        total = total + Normal(mean, variance.sqrt()).log_prob(query.y[i]).sum()
+    torch.testing.assert_close(joint_log_density(joint, query.y), total, rtol=1e-8, atol=1e-8)
+
+
+def test_its_memory_is_that_of_covariances_between_all_points() -> None:
+    algorithm, task = process("dkt")
+    more = task._replace(query=Batch(*(part.repeat(10, 1) for part in task.query)))
+    points = [len(each.query.y) + len(each.context.support.y) for each in (task, more)]
+    held = [algorithm.footprint(each, False).bytes for each in (task, more)]
+    assert held[1] / held[0] == pytest.approx((points[1] / points[0]) ** 2)
 
 
 SETTINGS: dict[str, Any] = {

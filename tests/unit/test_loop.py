@@ -19,6 +19,7 @@ from metarun import inner
 from metarun.runtime import steps as steps_module
 from metarun.runtime.recording import EAGER, Recordings, record
 from metarun.runtime.scan import PAYS
+from metarun.runtime.steps import Plan, Repeated
 from metarun.runtime.tracer import opaque, recording_loops
 
 K = PAYS + 3
@@ -116,12 +117,57 @@ def test_recorded_is_eager_bit_for_bit_whatever_is_kept(kept: Any) -> None:
 
 def test_the_others_of_many_states_are_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
     """Budgets decide what is kept, and change no bit."""
-    expected = derivatives(inner.loop)
+    expected, plans = derivatives(inner.loop), set[Plan]()
+    plan = Repeated.plan
+
+    def noted(*arguments: Any) -> Plan:
+        plans.add(made := plan(*arguments))
+        return made
+
+    monkeypatch.setattr(Repeated, "plan", noted)
+    for budget in (100, 5_000):
+        for name in ("KEPT_BYTES", "STATE_BYTES"):
+            monkeypatch.setattr(steps_module, name, budget)
+        with recording_loops():
+            for kept in ("auto", "states"):
+                assert all(map(torch.equal, derivatives(inner.loop, kept=kept), expected))
+    assert any(plan.whole == 0 and plan.segment > 1 for plan in plans)
+    assert any(0 < plan.whole < K - 1 for plan in plans)
+
+
+@pytest.mark.parametrize("kept", ["auto", "states"])
+@pytest.mark.parametrize("step_bytes", [400, 4_000, 400_000])
+def test_what_is_kept_fills_its_budget_and_no_more(kept: Any, step_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    state, steps, budget = 4_000, 100, 240_000
     for name in ("KEPT_BYTES", "STATE_BYTES"):
-        monkeypatch.setattr(steps_module, name, 100)
-    with recording_loops():
-        for kept in ("auto", "states"):
-            assert all(map(torch.equal, derivatives(inner.loop, kept=kept), expected))
+        monkeypatch.setattr(steps_module, name, budget)
+    repeated = Repeated(lambda *_: ([], []), range(steps), 1, 0, True, kept)
+    segment, whole = repeated.plan([torch.empty(state // 4)], step_bytes)
+
+    def held(whole: int) -> float:
+        return (steps - whole) / segment * state + whole * (state + step_bytes) + segment * step_bytes
+
+    assert 1 <= segment <= 10
+    assert held(whole) <= budget + state or whole == 0
+    assert held(whole + 1) > budget or whole == steps
+    assert repeated.plan([torch.empty(1)], 4) == (segment if kept == "auto" else 1, steps)
+
+
+def test_in_a_loop_mixed_computes_a_gradient_no_more_often_than_unroll() -> None:
+    calls = dict.fromkeys(("unroll", "mixed"), 0)
+    for mode in ("unroll", "mixed"):
+        w = random(3, 4).requires_grad_()
+
+        def loss(w: Tensor, mode: str = mode) -> Tensor:
+            calls[mode] += 1
+            return w.pow(4).sum()
+
+        def last(w: Tensor, mode: Any = mode, loss: Any = loss) -> Tensor:
+            return inner.loop(lambda w, k: w - 0.1 * inner.gradient(loss, w, mode=mode), w, K, kept="states").sum()
+
+        torch.autograd.grad(torch.vmap(last)(w).sum(), w)
+    assert calls["unroll"] == 2 * K - 1
+    assert calls["mixed"] == calls["unroll"] + 1  # of the first step, which is none of the scan's
 
 
 def nested(loop: Any, start: Tensor, layer: Layer) -> Tensor:
@@ -307,9 +353,8 @@ def test_memory_of_states_alone_hardly_grows_with_the_steps() -> None:
         wide = random(4, 500).requires_grad_()
         value = inner.loop(lambda w, k: torch.tanh(w @ wide) @ torch.tanh(wide.T), random(4), steps, kept=kept).sum()
         run = value.grad_fn.next_functions[0][0].run  # type: ignore[union-attr]
-        if run.token.tape.segment:
-            return sum(t.numel() for carry in run.token.tape.carries for t in carry)
-        return len(run.token.tape.residuals) * 500
+        tape = run.token.tape
+        return sum(t.numel() for carry in tape.carries for t in carry) + len(tape.residuals) * 500
 
     assert kept(40, "states") < kept(40, "all") / 50
     assert kept(101, 10) < kept(101, "states") / 9

@@ -37,6 +37,19 @@ def step(optimizer: MetaOptimizer, p: nn.Parameter, gradient: Tensor, progress: 
     return optimizer.step(progress)
 
 
+def test_a_step_shares_its_arithmetic_with_no_thread_that_would_then_spin_beside_the_chunks() -> None:
+    p, seen = parameter(1.0), list[int]()
+    optimizer = outer([p])
+    assert optimizer.torch
+    optimizer.torch.register_step_pre_hook(lambda *_: seen.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    try:
+        step(optimizer, p, torch.ones(1))
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+    finally:
+        torch.set_num_threads(1)
+
+
 @pytest.mark.parametrize(("schedule", "middle"), [("cosine", 0.55), ("linear", 0.55)])
 def test_schedules_start_at_one_and_end_at_the_final_fraction(schedule: Schedule, middle: float) -> None:
     assert lr_scale(schedule, 0.0, 0.0, 0.1) == 1

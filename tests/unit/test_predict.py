@@ -260,8 +260,8 @@ ONES = torch.ones(4, 16, 16)
         ("one.png", "a", "'one.png' is one file: give a list"),
         (["nowhere.png"], "a", r"nowhere\.png does not exist"),
         ([__file__], "a", r"test_predict\.py is not a readable picture"),
-        (ONES, "aab", "4 images but 3 labels"),
-        (ONES, "aaaa", "all 4 images are of the class 'a'"),
+        (ONES, "aab", "4 examples but 3 labels"),
+        (ONES, "aaaa", "all 4 examples are of the class 'a'"),
         (ONES, [["a"], ["a"], ["b"], ["b"]], "labels must be hashable"),
     ],
 )

@@ -81,6 +81,10 @@ def test_a_learner_is_asked_for_its_samples(algo: str, members: int) -> None:
     protocol = run.protocols[0]
     found = engine("vmap").evaluate(run.algorithm.eval(), run.episodes("test", protocol).batch(range(3)), protocol)
     assert found["by_sample"].shape[-1] == members
+    arrays = {name: value.double().numpy() for name, value in found.items()}
+    ((name, figure),) = protocol.pictures(arrays, "", run.episodes("test", protocol))
+    assert name == "readings.png"
+    assert [len(axes.lines) for axes in figure.axes] == [members] * 3  # a line a sample, a panel an episode
 
 
 def test_classes_are_no_numbers() -> None:

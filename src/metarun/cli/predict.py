@@ -1,4 +1,4 @@
-"""``metarun predict RUN --support DIR --query DIR|FILE``: the options of a prediction, which ``predict.prediction`` makes."""
+"""``metarun predict RUN --support DIR|TABLE --query DIR|FILE|TABLE``: the options of a prediction, which ``predict.prediction`` makes."""
 
 from __future__ import annotations
 
@@ -13,15 +13,26 @@ WORDS = "run"
 
 def parser() -> Parser:
     """Its options."""
-    parser = Parser("predict", "RUN --support DIR --query DIR|FILE", "Adapt a trained run to your own pictures and classify others.")
-    parser.option("--support", metavar="DIR", required=True, help="one folder of pictures per class, any number in each; or labels.csv")
+    parser = Parser(
+        "predict",
+        "RUN --support DIR|FILE --query DIR|FILE",
+        "Adapt a trained run to your own pictures and classify others; or to rows of a table, and tell the class, or a number, of others.",
+    )
+    parser.option(
+        "--support",
+        metavar="DIR|FILE",
+        required=True,
+        help="one folder of pictures per class, any number in each; or labels.csv. Rows of numbers: a table (.csv, .tsv, .jsonl)",
+    )
     parser.option(
         "--query",
         metavar="DIR|FILE",
         required=True,
         several=True,
-        help="pictures to classify; in folders named like the classes, or with labels.csv: accuracy. May be given several times",
+        help="pictures to classify; in folders named like the classes, or with labels.csv: accuracy. May be given several times. "
+        "Rows of numbers: a table with the columns of the support, that of the target or not",
     )
+    parser.option("--target", metavar="COLUMN", help="the column of a table that is to be told (default: as in the run's data, else label)")
     parser.option("--reject", metavar="RATE", help="answer 'unknown' where no class fits, and lose about RATE (0.05) of those that do")
     parser.option("--steps", metavar="K", help="inner steps of adaptation (default: as in the run's test)")
     parser.option("--checkpoint", choices=("best", "last"), default="best", help="best on development tasks (default), or last")
@@ -44,13 +55,15 @@ def run(options: Namespace) -> dict[str, Any]:
         reject = None if options.reject is None else float(options.reject)
     except ValueError:
         raise UserError(f"--reject {options.reject} is not possible: it is a share between 0 and 1, such as 0.05") from None
-    from metarun.predict.prediction import Options, predict
+    from metarun.predict.options import Options
+    from metarun.predict.prediction import predict
 
     return predict(
         Options(
             run=folder,
             support=options.support,
             query=options.query,
+            target=options.target,
             reject=reject,
             steps=steps,
             checkpoint=options.checkpoint,

@@ -157,13 +157,15 @@ def _rivals(result: dict[str, Any], names: list[str]) -> Table:
 
 
 def _suspects(suspects: list[dict[str, Any]]) -> Table:
-    """The files of the user's folder that weigh least, which may be mislabelled."""
+    """The files of the user's folder that fit their class the least, which may be mislabelled."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for name in ("most suspicious file", "class", "looks like"):
         table.add_column(name, overflow="fold")
-    table.add_column("weight", justify="right")
+    for name in ("fits", "weight"):
+        table.add_column(name, justify="right")
     for one in suspects:
-        table.add_row(*(escape(printable(one[name])) for name in ("file", "class", "looks_like")), _number(one["weight"]))
+        told = (escape(printable(one[name])) for name in ("file", "class", "looks_like"))
+        table.add_row(*told, *(_number(one[name]) for name in ("fits", "weight")))
     return table
 
 

@@ -29,7 +29,7 @@ REQUIRED: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
 EPISODES = "episodes"  # the protocol of runs that do not say how they were tested
-LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "error", "ece", "brier", "perplexity", "eer", "aurc", "fpr"}
+LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "joint_nll", "error", "ece", "brier", "perplexity", "eer", "aurc", "fpr"}
 LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of episodes, a million points
 
 

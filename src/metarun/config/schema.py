@@ -66,10 +66,13 @@ class Episode(EpisodeSpec):
 
 
 class Section(NamedTuple):
-    """A section that has been checked: what it configures, and with which keyword arguments."""
+    """A section that has been checked: what it configures, and with which keyword arguments. Called, it builds."""
 
     target: Any
     values: dict[str, Any]
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.build(*arguments)
 
     def build(self, *arguments: Any, **changes: Any) -> Any:
         """The object: ``target(*arguments, **values)``, with ``changes`` to the values."""
@@ -155,7 +158,7 @@ def _section(config: dict[str, Any], name: str) -> Section:
             part = f"{name}.{key}"
             if not isinstance(values[key], dict):
                 raise UserError(f"{part}={_shown(values[key])} is not possible: it should be a group of keys, set as {part}.KEY=VALUE")
-            values[key] = _section({part: values[key]}, part).build
+            values[key] = _section({part: values[key]}, part)  # and no bound method, of which no two are equal
     return Section(target, check(target, values, f"{name}."))
 
 

@@ -37,6 +37,13 @@ class Scaling(NamedTuple):
         return numbers * self.deviation.to(numbers) + self.mean.to(numbers)
 
 
+class TableForm(NamedTuple):
+    """What the columns of anybody's table are to a learner that reads rows of numbers."""
+
+    inputs: tuple[str, ...] | None  # in order; None: any, up to the length of an input, whatever they are called
+    targets: tuple[str, ...]  # what is to be told: the one column of classes, or numbers
+
+
 class Dataset(ABC):
     """A source of episodes. Constructors take the run's seed first, then only keyword arguments, which are the YAML's keys."""
 
@@ -49,6 +56,7 @@ class Dataset(ABC):
     note: str = ""  # in what the data are not as published, or which they are, for reports: "100 a class"
     scaling: Scaling | None = None  # of inputs that are rows of numbers; None: they are taken as they are
     target_scaling: Scaling | None = None  # of the targets of regression, likewise
+    form: TableForm | None = None  # of tables whose rows are examples; None: they are not, or have no names
     fixed_spec: EpisodeSpec | None = None  # a benchmark whose episodes are given, not sampled, says their shape here
 
     @abstractmethod

@@ -1,8 +1,9 @@
-"""Training sets that between them have every image of some data: for learners that tell what each one is worth."""
+"""Training sets that between them have every image of some data: for learners that tell what each one is worth, or what it shows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -31,11 +32,12 @@ class Covering(ClassEpisodes):
     """Whole training sets of ``way`` classes, in each of which ``shot`` images of a class are the support and others the clean examples.
 
     In one round every class has its turn, beside classes that are drawn anew; from one round to the next its support moves on by ``shot``
-    images. After ``length`` episodes every image has been in a support at least ``times`` times.
+    images. After ``length`` episodes every image has been in a support at least ``times`` times. Queries are as many images of a class as
+    its support, beginning with those that are in neither; where there are no more of them, the support comes again.
 
     Args:
         data: the images.
-        spec: way, shot and clean of the training sets; there is one query per class, and nothing is made corrupt.
+        spec: way, shot and clean of the training sets; nothing is made corrupt.
         seed: any integer.
         device: where the images lie once, and where tasks appear.
         times: see above, >= 1.
@@ -47,6 +49,8 @@ class Covering(ClassEpisodes):
     def __init__(self, data: Split, spec: EpisodeSpec, seed: int, device: str | torch.device, times: int) -> None:
         plain = EpisodeSpec(way=spec.way, shot=spec.shot, query=1, clean=spec.clean, whole=True)
         super().__init__(data._replace(groups=None), NAME, plain, seed, device)
+        self.spec = replace(plain, query=spec.shot)  # of which a class must have one
+        self.query_y = self.query_y.repeat_interleave(spec.shot)
         self.rounds = times * -(-int(data.counts.max()) // spec.shot)
         self.turns = -(-data.classes // spec.way)  # episodes of a round
         self.length = self.rounds * self.turns
@@ -57,12 +61,13 @@ class Covering(ClassEpisodes):
 
     def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys, classes and image rows of these episodes, see ``ClassEpisodes``."""
-        way, need, n = self.spec.way, self.spec.shot + 1 + self.spec.clean, self.data.classes
+        way, shot, clean, n = self.spec.way, self.spec.shot, self.spec.clean, self.data.classes
+        support, known, query = np.split(np.arange(2 * shot + clean), [shot, shot + clean])
         turn, place = np.divmod(np.asarray(indices, dtype=np.int64), self.turns)
         shuffled = draws(episode_keys(self.seed, f"{NAME} classes", turn), CLASSES, (n,)).argsort(-1)
         classes = np.take_along_axis(shuffled, (place[:, None] * way + np.arange(way)) % n, -1)  # the last turn begins again
         counts = self.data.counts[classes]
-        images = (turn[:, None, None] * self.spec.shot + np.arange(need)) % counts[..., None]
+        images = (turn[:, None, None] * shot + np.concatenate([support, query, known])) % counts[..., None]
         return (
             episode_keys(self.seed, NAME, indices),
             classes,

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
-from metarun.data.base import ImageDataset, Scaling
+from metarun.data.base import ImageDataset, Scaling, TableForm
 from metarun.data.division import Share
 from metarun.data.episodes import Split
 from metarun.data.leakage import refuse_shared
@@ -65,6 +65,8 @@ class CsvClasses(ImageDataset):
             numbers = self.scaling(rows[split]) if self.scaling else rows[split]
             splits[split] = Split(numbers.float(), counts.cumsum() - counts, counts, list(groups))
         super().__init__(splits)
+        table = whole or next(iter((tables or {}).values()))
+        self.form = TableForm(tuple(table.columns), (label,))
 
     def describe(self, split: str) -> str:
         data = self.splits[split]

@@ -11,7 +11,7 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from metarun.data.base import Dataset, Scaling
+from metarun.data.base import Dataset, Scaling, TableForm
 from metarun.data.division import Share
 from metarun.data.episodes import CLASSES, IMAGES, Episodes, choose, draws, episode_keys, task_keys
 from metarun.data.leakage import refuse_shared
@@ -113,7 +113,7 @@ class CsvRegression(Dataset):
         fold: Annotated[int, Ge(0)],
         min_rows: Annotated[int, Ge(2)],
     ) -> None:
-        sizes: list[int] = []
+        forms: list[TableForm] = []
 
         def pick(columns: list[str]) -> list[str]:
             x = chosen("inputs", columns, inputs or [c for c in columns if c.startswith("x")])
@@ -125,15 +125,16 @@ class CsvRegression(Dataset):
                     raise UserError(
                         f"data.root={root} has no column whose name begins with {letter}: name those meant with data.{key}=[COLUMN]"
                     )
-            sizes[:] = [len(x)]
+            forms.append(TableForm(tuple(x), tuple(y)))
             return [*x, *y]
 
         tables, whole = gather(root, "csv_regression", task, pick)
         self.parts = in_splits(tables, whole, "tasks", min_rows, val_fraction, test_fraction, split_seed, fold)
         refuse_shared(self.parts, "task")
-        (n,) = sizes
+        self.form = forms[0]  # that of all tables: others are refused
+        n = len(self.form.inputs or ())
         self.rows = {split: torch.from_numpy(np.concatenate(list(groups.values()))) for split, groups in self.parts.items()}
-        self.targets = next(iter(self.rows.values())).shape[1] - n
+        self.targets = len(self.form.targets)
         self.splits, self.input_shape, self.kind = list(self.parts), (n,), Regression(self.targets)
         if standardise:
             first = self.rows[self.splits[0]]

@@ -75,20 +75,25 @@ def read(path: Path, key: str, pick: Pick) -> Table:
     form = f'{{"{key}": "…", "x1": 0.5}}'
     columns: list[str] | None = None
     found: dict[str, list[list[float]]] = {}
-    for number, record in records(str(path), path.read_bytes(), [key], form):
-        where = f"{path} line {number}"
+    for line, record in records(str(path), path.read_bytes(), [key], form):
+        where = f"{path} line {line}"
         if not isinstance(record, dict):
             raise UserError(f"{where} is no object; write it as {form}")
         columns = pick([name for name in record if name != key]) if columns is None else columns
         if record.get(key) is None or isinstance(record[key], (dict, list)) or not str(record[key]).strip():
             raise UserError(f"{where} has nothing in the column {key}: fill it in, or remove the line")
-        found.setdefault(str(record[key]).strip(), []).append([_number(record, column, where) for column in columns])
+        found.setdefault(str(record[key]).strip(), []).append([number(record, column, where) for column in columns])
     if columns is None:
         raise UserError(f"{path} has no lines of numbers below the one that names the columns")
     return Table(columns, {name: np.array(found[name]) for name in sorted(found)})
 
 
-def _number(record: dict[str, Any], column: str, where: str) -> float:
+def number(record: dict[str, Any], column: str, where: str) -> float:
+    """What a line has in a column.
+
+    Raises:
+        UserError: nothing, or no finite number.
+    """
     cell = record.get(column)
     if cell is None:
         raise UserError(f"{where} is too short: it has nothing in the column {column}")

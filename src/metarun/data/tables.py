@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 
-from metarun.data.base import Dataset
+from metarun.data.base import Dataset, TableForm
 from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -142,6 +142,7 @@ class Tables(Dataset):
     """
 
     splits = ("train", "val", "test")  # independent streams of the same distribution
+    form = TableForm(None, ("label",))
 
     def __init__(self, seed: int, *, columns: Annotated[int, Ge(2)], layers: Annotated[int, Ge(1)], units: Annotated[int, Ge(2)]) -> None:
         self.columns, self.layers, self.units = columns, layers, units

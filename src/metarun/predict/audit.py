@@ -1,4 +1,4 @@
-"""Which files of a folder are mislabelled? A weight for each of them, from learners that weigh their training data.
+"""Which files of a folder are mislabelled? Those that do not look like their class to learners that weigh their training data.
 Each learner trains on a part of the folder; between them they see every file several times (``data.covering``)."""
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from metarun.abilities import WeighsExamples
@@ -34,16 +35,15 @@ SHOWN, BESIDE = 48, 24  # suspects on the sheet, and classes of which there are 
 
 @dataclass(frozen=True, kw_only=True)
 class Audit(AfterAdaptation):
-    """What a learner makes of every example that it was trained on."""
+    """What a learner makes of every example that it was trained on, and of every query."""
 
     name = "audit"
 
     def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """``rows`` [n] of the data, ``weights`` [n] and ``probabilities`` [n, way], of the task's ``classes`` [way]."""
+        """``weights`` [n] of the support, and ``probabilities`` [n + m, way], its own and the query's, of the task's ``classes`` [way]."""
         assert isinstance(algorithm, WeighsExamples)
-        context = task.context
-        logits = upcast(best_guess(algorithm.predict(state, context.examples().x)))
-        found = {"rows": context.support.x, "classes": context.classes, "probabilities": logits.softmax(-1)}
+        logits = upcast(best_guess(algorithm.predict(state, torch.cat([task.context.examples().x, task.query.x]))))
+        found = {"classes": task.context.classes, "probabilities": logits.softmax(-1)}
         return found | {"weights": algorithm.example_weights(state)}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
@@ -56,9 +56,10 @@ class Judged:
 
     file: str  # its path below the root
     label: str  # the class it lies in
+    fits: float  # the probability of that class, 0..1, in the mean over the learners that knew it
     weight: float  # mean over the learners; 1: it counts like any other
     looks_like: str  # the most probable of the classes that it was beside
-    probability: float  # of that class, 0..1, in the mean over the learners that knew it
+    probability: float  # of what it looks like, as of its class
     row: int  # in the data
 
 
@@ -81,10 +82,16 @@ def covering(run: Run) -> Covering:
 
 
 def judge(run: Run, asked: AfterAdaptation, after_block: Callable[[int, int], None]) -> tuple[Split, Arrays]:
-    """The data, all splits as one, and what is noted of the learner of every training set; ``after_block`` hears how many are done."""
+    """The data, all splits as one, and what is noted of the learner of every training set; ``after_block`` hears how many are done.
+
+    To what is noted, ``rows`` [training sets, n + m] of the data are added: of the support and, after it, of the query.
+    """
     episodes = covering(run)
-    n = episodes.length or 0
-    return episodes.data, run.engine.score(run.algorithm, episodes, n, asked, lambda done: after_block(done, n))
+    n, shot = episodes.length or 0, episodes.spec.shot
+    arrays = run.engine.score(run.algorithm, episodes, n, asked, lambda done: after_block(done, n))
+    images = episodes.indices(range(n))[2]
+    rows = np.concatenate([images[..., :shot].reshape(n, -1), images[..., shot : 2 * shot].reshape(n, -1)], 1)
+    return episodes.data, arrays | {"rows": rows}
 
 
 def over_learners(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
@@ -97,23 +104,29 @@ def over_learners(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
 
 
 def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n: None) -> tuple[Split, list[Judged]]:
-    """The data of a run, and all its files, the most suspicious first: those of the smallest weight."""
+    """The data of a run, and all its files, the most suspicious first: those that fit the class they lie in the least.
+
+    A weight does not say so: it is small as well where an example is so easy that nothing is learned from it any more.
+    """
     data, arrays = judge(run, Audit("last"), after_block)
-    n = len(data.images)
-    weights = over_learners(arrays["weights"], arrays["rows"], n)
-    # Pairs of an example and a class that it was beside, as one number each: of these the most probable.
-    pairs = (arrays["rows"][..., None] * data.classes + arrays["classes"][:, None]).astype(np.int64)
+    n, rows, weights = len(data.images), arrays["rows"], arrays["weights"]
+    weights = over_learners(weights, rows[:, : weights.shape[1]], n)
+    # Pairs of an example and a class that it was beside, as one number each.
+    pairs = rows[..., None] * data.classes + arrays["classes"][:, None].astype(np.int64)
     known, where = np.unique(pairs, return_inverse=True)
     means = over_learners(arrays["probabilities"], where, len(known))
-    rows, classes = np.divmod(known, data.classes)
-    order = np.lexsort((-means, rows))
-    best = order[np.unique(rows[order], return_index=True)[1]]
+    owner, classes = np.divmod(known, data.classes)
     labels = np.repeat(np.arange(data.classes), data.counts)
+    fits = means[classes == labels[owner]]
+    order = np.lexsort((-means, owner))
+    best = order[np.unique(owner[order], return_index=True)[1]]  # of each example the most probable class
     found = [
-        Judged(_name(data, i, labels[i]), data.names[labels[i]], float(weights[i]), data.names[classes[at]], float(means[at]), i)
-        for i, at in enumerate(best)
+        Judged(
+            _name(data, i, int(label)), data.names[label], float(fits[i]), float(weights[i]), data.names[classes[at]], float(means[at]), i
+        )
+        for i, (label, at) in enumerate(zip(labels, best))
     ]
-    return data, sorted(found, key=lambda judged: judged.weight)
+    return data, sorted(found, key=lambda judged: judged.fits)
 
 
 def _name(data: Split, row: int, label: int) -> str:
@@ -125,24 +138,24 @@ def table(judged: Sequence[Judged]) -> bytes:
     """A CSV of all files, the most suspicious first."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["file", "class", "weight", "looks_like", "probability"])
+    writer.writerow(["file", "class", "fits", "weight", "looks_like", "probability"])
     for one in judged:
-        writer.writerow([one.file, one.label, f"{one.weight:.6f}", one.looks_like, f"{one.probability:.6f}"])
+        writer.writerow([one.file, one.label, f"{one.fits:.6f}", f"{one.weight:.6f}", one.looks_like, f"{one.probability:.6f}"])
     return out.getvalue().encode(errors="surrogateescape")
 
 
 def sheet(path: Path, title: str, data: Split, judged: Sequence[Judged]) -> None:
-    """A picture of the most suspicious files, beside pictures of their classes that weigh much."""
+    """A picture of the most suspicious files, beside pictures of their classes that fit well."""
     shown = judged[:SHOWN]
     classes = list(dict.fromkeys(one.label for one in shown))[:BESIDE]
     trusted = [(one.label, data.images[one.row].cpu().numpy()) for one in reversed(judged) if one.label in classes]
     answers = [
-        Answer(one.file, data.images[one.row].cpu().numpy(), {one.looks_like: one.probability}, one.label, f"weight {one.weight:.2f}")
+        Answer(one.file, data.images[one.row].cpu().numpy(), {one.looks_like: one.probability}, one.label, f"fits {one.fits:.1%}")
         for one in shown
     ]
     lines = [
         title,
-        f"the {len(shown)} most suspicious of {len(judged):,} files; above them, of their classes, the pictures that weigh most",
+        f"the {len(shown)} most suspicious of {len(judged):,} files; above them, of their classes, the pictures that fit best",
     ]
     draw(path, lines, sorted(trusted, key=lambda one: classes.index(one[0])), answers, "file")
 
@@ -162,4 +175,7 @@ def export(run: Run, out: Path, picture: Path | None) -> dict[str, Any]:
 
 def listed(judged: Sequence[Judged]) -> list[dict[str, Any]]:
     """The most suspicious, for a summary."""
-    return [{"file": one.file, "class": one.label, "weight": round(one.weight, 4), "looks_like": one.looks_like} for one in judged[:LISTED]]
+    return [
+        {"file": one.file, "class": one.label, "fits": round(one.fits, 4), "weight": round(one.weight, 4), "looks_like": one.looks_like}
+        for one in judged[:LISTED]
+    ]

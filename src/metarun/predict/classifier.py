@@ -12,24 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.predict import heads
+from metarun.predict.expectation import Expected, expected
 from metarun.predict.heads import Head, Tried
 from metarun.protocols.belonging import belonging, left_out, threshold
 
 ONE_EACH = "with one picture of a class"
-
-
-class Expected(NamedTuple):
-    """The accuracy that the support itself lets expect, and its 95 % interval; ``said`` in words, where there is none as well."""
-
-    accuracy: float | None
-    low: float | None
-    high: float | None
-    n: int
-    said: str
-
-    def record(self) -> dict[str, float | int | None]:
-        """As JSON has it."""
-        return {"accuracy": self.accuracy, "low": self.low, "high": self.high, "n": self.n}
 
 
 class Classifier(NamedTuple):
@@ -66,23 +53,14 @@ class Classifier(NamedTuple):
             return None
 
     def expected(self) -> Expected:
-        """By nested leave-one-out: the head is chosen anew for every picture that is left out, by the others alone."""
-        tried = self.tried
-        n = int(tried.once.sum())
-        if not n:
-            return Expected(None, None, None, 0, f"no estimate: {ONE_EACH} there is none to try it on")
-        right = int((tried.nested().argmax(-1) == tried.y)[tried.once].sum())
-        low, high = heads.wilson(right, n)
-        few = f"; of {len(tried.y) - n} classes there is one picture, which cannot be tried" * (n < len(tried.y))
-        how = f"{right} of {n} by nested {heads.how(len(tried.y))} on the support"
-        said = f"accuracy {right / n:.2f}, 95 % interval {low:.2f} to {high:.2f}: {how}{few}"
-        return Expected(right / n, low, high, n, said)
+        """The accuracy on further pictures; the choice of the head is part of what is judged."""
+        return expected(self.tried)
 
     def chosen(self) -> str:
         """The head, and how it was chosen, in words."""
         if not self.tried.once.any():
             return f"{self.head.name}: {ONE_EACH} there is nothing to choose by"
-        return f"{self.head.name}, the best of {len(self.tried.heads)} by {heads.how(len(self.tried.y))} on the support"
+        return f"{self.head.name}, the best of {len(self.tried.heads)} by {self.tried.how} on the support"
 
 
 def directions(features: Tensor) -> Tensor:

@@ -15,8 +15,7 @@ from metarun.protocols.calibration import fitted_temperature, nll
 
 BYTES = 2**28  # of matrices [masks, n, n] at a time
 STEPS, FURTHER = 300, 60  # of the logistic regression: from nothing, and from its solution on all examples once some are left out
-ONE_BY_ONE = 40  # examples up to which each is left out by itself; two at a time are many masks
-FOLDS = {200: 20, 10**9: 10}  # beyond, by the number of examples up to which
+FOLDS = 10  # the most: leaving out two of them besides is many masks
 
 
 class Head(NamedTuple):
@@ -119,6 +118,16 @@ class Tried:
     y: np.ndarray
 
     @property
+    def way(self) -> int:
+        """How many classes there are."""
+        return self.without[0].shape[-1]
+
+    @property
+    def how(self) -> str:
+        """How examples were left out, in words."""
+        return f"{len(self.possible)}-fold cross-validation"
+
+    @property
     def once(self) -> np.ndarray:
         """[n] bool: examples that can be judged, having another one of their class in a fold of its own."""
         return self.possible[self.folds, np.arange(len(self.y))]
@@ -132,12 +141,14 @@ class Tried:
         return self._best([self.alone(head) for head in range(len(self.heads))], self.once)
 
     def nested(self) -> np.ndarray:
-        """Logits [n, way]: of every example by the head that is best on the examples of the other folds, each left out in its turn."""
-        n, chosen = len(self.y), {}
-        for fold in np.unique(self.folds):
-            others = self.possible[fold] & (self.folds != fold)
-            chosen[fold] = self._best([logits[fold] for logits in self.without], others)
-        return np.stack([self.without[chosen[self.folds[i]]][self.folds[i], i] for i in range(n)])
+        """Logits [folds, n, way] as of one of ``without``: of every example by the head that is best on the examples of the other folds,
+        each left out in its turn.
+        """
+        chosen = [
+            self._best([logits[fold] for logits in self.without], self.possible[fold] & (self.folds != fold))
+            for fold in range(len(self.possible))
+        ]
+        return np.stack(self.without)[np.array(chosen)[self.folds], :, np.arange(len(self.y))].swapaxes(0, 1)
 
     def _best(self, answers: Sequence[np.ndarray], judged: np.ndarray) -> int:
         """By the likelihood of the labels at each head's own best temperature, which tells more than a small number of errors."""
@@ -178,31 +189,16 @@ def tried(gram: Tensor, y: np.ndarray, way: int, heads: Sequence[Head] = HEADS) 
     return Tried(heads, folds, without, possible, y)
 
 
-def count_of(n: int) -> int:
-    """Into how many folds n examples are divided: n where each is left out by itself."""
-    return n if n <= ONE_BY_ONE else next(folds for most, folds in FOLDS.items() if n <= most)
-
-
-def how(n: int) -> str:
-    """The same, in words."""
-    return "leave-one-out" if n <= ONE_BY_ONE else f"{count_of(n)}-fold cross-validation"
-
-
 def folds_of(y: np.ndarray) -> np.ndarray:
-    """Which examples are left out together, [n]: each by itself if there are few, else in folds that have as many of every class."""
-    if len(y) <= ONE_BY_ONE:
-        return np.arange(len(y))
+    """Which examples are left out together, [n]: one of each class, of many examples a tenth of each.
+
+    What is left then has as many of each class as before, or one less of each. An example that is left out by itself leaves its own class
+    the smallest, which is then the less likely answer: of two examples a class, that makes a third of all answers wrong.
+    """
+    count = min(FOLDS, int(np.bincount(y).max()))
     folds, following = np.empty(len(y), int), 0
     for c in np.unique(y):
         rows = np.flatnonzero(y == c)
-        folds[rows] = (following + np.arange(len(rows))) % count_of(len(y))
+        folds[rows] = (following + np.arange(len(rows))) % count  # smaller classes are spread over all folds
         following += len(rows)
     return folds
-
-
-def wilson(right: int, n: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson 1927): it is never empty, nor beyond 0..1."""
-    share, square = right / n, z * z / n
-    middle = (share + square / 2) / (1 + square)
-    half = z * (share * (1 - share) / n + square / (4 * n)) ** 0.5 / (1 + square)
-    return max(0.0, middle - half), min(1.0, middle + half)

@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from metarun.abilities import LimitedWay
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
 from metarun.config import schema
 from metarun.config.stored import read_config
-from metarun.data.base import Dataset, Scaling
+from metarun.data.base import Dataset, Scaling, TableForm
 from metarun.data.episodes import episode_keys, task_keys
 from metarun.data.picture import Reader, UnreadableError
 from metarun.errors import RunError, UserError, nearest
@@ -73,7 +74,7 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     temperature = temperature_in(trained["progress"].get("best", {}))
     model = Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
     if built:
-        model.scaling, model.target_scaling = built.scaling, built.target_scaling
+        model.scaling, model.target_scaling, model.form = built.scaling, built.target_scaling, built.form
     return model
 
 
@@ -107,10 +108,12 @@ class Model:
         kernels: as the run's ``engine.kernels``.
         temperature: by which logits are divided, as validation fitted it; 1 where it did not.
         scaling, target_scaling: of rows of numbers and of the targets of regression, as in the run; None: taken as they are.
+        form: of tables whose rows are inputs; None: inputs are no such rows.
     """
 
     scaling: Scaling | None = None
     target_scaling: Scaling | None = None
+    form: TableForm | None = None
 
     def __init__(
         self,
@@ -268,20 +271,26 @@ class Model:
         """The classes in sorted order, and every label as an index into them, [n] int64."""
         names = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
         if len(names) != n:
-            raise UserError(f"there are {n} images but {len(names)} labels: give one label per image")
+            raise UserError(f"there are {n} examples but {len(names)} labels: give one label per example")
         if not all(isinstance(name, Hashable) for name in names):
-            raise UserError("labels must be hashable, such as strings or numbers: one per image, not a list of lists")
+            raise UserError("labels must be hashable, such as strings or numbers: one per example, not a list of lists")
         try:
             classes = sorted(set(names))
         except TypeError:  # of several types
             classes = sorted(set(names), key=lambda name: (type(name).__name__, str(name)))
         if len(classes) < 2:
-            raise UserError(f"all {n} images are of the class {classes[0]!r}: telling classes apart needs two at least")
+            raise UserError(f"all {n} examples are of the class {classes[0]!r}: telling classes apart needs two at least")
         trained = self.algorithm.problem.outputs
         if self.algorithm.fixed_way and len(classes) != trained:
             raise UserError(
                 f"this run was trained for {trained} ways, but the support has {len(classes)} classes; algo={self.algo} has one output per "
                 f"class: give {trained} classes, train with way={len(classes)}, or use a method for any number, such as algo=protonet"
+            )
+        rooms = [part.most_classes for part in self.algorithm.modules() if isinstance(part, LimitedWay)]
+        if rooms and len(classes) > (most := min(rooms)):
+            raise UserError(
+                f"algo={self.algo} of this run tells {most} classes apart at most, but the support has {len(classes)}: leave some out, or "
+                "use a method for any number, such as algo=protonet"
             )
         index = {name: i for i, name in enumerate(classes)}
         return classes, torch.tensor([index[name] for name in names])
@@ -320,25 +329,26 @@ class Fitted:
             UserError: shapes or values that do not fit.
             RunError: the adapted net does not answer with numbers.
         """
-        if reject is not None:
-            least, _ = self.threshold(reject)
-            images = self.model.inputs(images)
-        outputs, scaling = best_guess(self._outputs(images)), self.model.target_scaling
+        least = None if reject is None else self.threshold(reject)[0]
         if not self.classes:
-            return scaling.back(outputs) if scaling else outputs
-        named = [self.classes[i] for i in outputs.argmax(-1).tolist()]
-        if reject is None:
+            return self.regress(images)[0]
+        x = self.model.inputs(images)
+        named = [self.classes[i] for i in best_guess(self._outputs(x)).argmax(-1).tolist()]
+        if least is None:
             return named
-        return [UNKNOWN if score < least else name for name, score in zip(named, self.belonging(images).tolist())]
+        return [UNKNOWN if score < least else name for name, score in zip(named, self._belonging(x).tolist())]
 
     def belonging(self, images: Images) -> Tensor:
         """How well every image fits the class that it fits best, [n] on the CPU: the higher, the better; raises as ``predict`` does.
 
         Of a method that sees images through its net alone by ``protocols.belonging``, in its features; else the largest probability.
         """
+        return self._belonging(self.model.inputs(images))
+
+    def _belonging(self, x: Tensor) -> Tensor:
+        """Of inputs as the net is given them."""
         if not self.model.algorithm.encodes or self.model.algorithm.reads == "attributes":
-            return self.probabilities(images).max(-1).values
-        x = self.model.inputs(images)
+            return self._probabilities(x, self.model.temperature).max(-1).values
         support = self._features(self.context.support.x)
         return belonging(self._features(x), support, self.context.support.y.cpu(), len(self.classes))
 
@@ -374,7 +384,7 @@ class Fitted:
         support = self.context.support
         rest = torch.arange(len(support.y), device=support.y.device) != i
         others = self.context._replace(support=Batch(support.x[rest], support.y[rest]))
-        return self.again(others).belonging(support.x[i : i + 1])
+        return self.again(others)._belonging(support.x[i : i + 1])
 
     @torch.no_grad()
     def _features(self, x: Tensor) -> Tensor:
@@ -390,19 +400,28 @@ class Fitted:
         """
         if not self.classes:
             raise UserError("regression has no probabilities: use predict")
-        return (best_guess(self._outputs(images)) / (1.0 if raw else self.model.temperature)).softmax(-1)
+        return self._probabilities(self.model.inputs(images), 1.0 if raw else self.model.temperature)
+
+    def _probabilities(self, x: Tensor, temperature: float) -> Tensor:
+        return (best_guess(self._outputs(x)) / temperature).softmax(-1)
 
     def deviations(self, inputs: Images) -> Tensor:
         """The standard deviation of every prediction, [n, outputs] on the CPU; raises as ``predict`` does, and where the method has none.
 
         They are the method's own; targets lie within two of them of the prediction 19 times in 20 if it is calibrated.
         """
-        outputs = self._outputs(inputs)
-        if self.classes or isinstance(outputs, Tensor):
+        found = None if self.classes else self.regress(inputs)[1]
+        if found is None:
             raise UserError(f"algo={self.model.algo} does not know how sure it is of a prediction: use a method such as algo=alpaca")
-        scaling = self.model.target_scaling
-        found = spread(outputs).sqrt()
-        return found * scaling.deviation.to(found) if scaling else found
+        return found
+
+    def regress(self, inputs: Images) -> tuple[Tensor, Tensor | None]:
+        """``predict`` and ``deviations`` of a regression at once; None where the method has none of the latter."""
+        outputs, scaling = self._outputs(self.model.inputs(inputs)), self.model.target_scaling
+        guess, sure = best_guess(outputs), None if isinstance(outputs, Tensor) else spread(outputs).sqrt()
+        if scaling:
+            guess, sure = scaling.back(guess), None if sure is None else sure * scaling.deviation.to(sure)
+        return guess, sure
 
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
@@ -431,9 +450,8 @@ class Fitted:
         replace_file(path, lambda handle: torch.export.save(program, handle, extra_files=extra))
 
     @torch.no_grad()
-    def _outputs(self, images: Images) -> Tensor | Gaussian | Samples:
-        """Logits or predictions on the CPU."""
-        x = self.model.inputs(images)
+    def _outputs(self, x: Tensor) -> Tensor | Gaussian | Samples:
+        """Logits or predictions on the CPU, of inputs as the net is given them."""
         parts = [x] if self.transductive else x.split(CHUNK)
         with kernels.using(self.model.kernels):
             answers = [self.model.algorithm.predict(self.state, part) for part in parts]

@@ -2,7 +2,7 @@
 A problem knows nothing of data sets, methods or devices."""
 
 from metarun.problem.acting import Past, Policy, Simulator
-from metarun.problem.answers import Gaussian, Prediction, Samples, Trajectories, best_guess, spread
+from metarun.problem.answers import Gaussian, JointGaussian, Prediction, Samples, Trajectories, best_guess, joint_log_density, spread
 from metarun.problem.kinds import Bandit, Classification, Control, Density, Kind, NodeClassification, Regression, Search
 from metarun.problem.problem import Problem
 from metarun.problem.space import Space
@@ -16,6 +16,7 @@ __all__ = [
     "Density",
     "EpisodeSpec",
     "Gaussian",
+    "JointGaussian",
     "Kind",
     "NodeClassification",
     "Past",
@@ -29,5 +30,6 @@ __all__ = [
     "Space",
     "Trajectories",
     "best_guess",
+    "joint_log_density",
     "spread",
 ]

@@ -19,6 +19,13 @@ class Gaussian(NamedTuple):
     variance: Tensor  # [n, outputs], > 0
 
 
+class JointGaussian(NamedTuple):
+    """What a process says of n targets together: their errors depend on each other, those of different outputs do not."""
+
+    mean: Tensor  # [n, outputs]
+    covariance: Tensor  # [outputs, n, n], or [1, n, n] if it is that of every output; positive definite
+
+
 class Samples(NamedTuple):
     """The answers of several members: of an ensemble, of particles, of samples of a posterior.
 
@@ -71,3 +78,24 @@ def log_density(prediction: Gaussian, y: Tensor) -> Tensor:
     """Of every target y [n, outputs] under its own Gaussian."""
     mean, variance = map(upcast, prediction)
     return -0.5 * ((mean - y).square() / variance + torch.log(2 * math.pi * variance))
+
+
+def joint_log_density(prediction: Gaussian | JointGaussian | Samples, y: Tensor) -> Tensor:
+    """Of all targets y [n, outputs] together, a number.
+
+    A Gaussian's targets are independent; those of several members are so for each of them, and it is one member that is right about all.
+    """
+    if isinstance(prediction, Gaussian):
+        return log_density(prediction, y).sum()
+    if isinstance(prediction, Samples):
+        members = prediction.members
+        if not isinstance(members, Gaussian):
+            raise TypeError("logits have no density")
+        return log_mean(log_density(members, y).sum((-2, -1)))
+    mean, covariance = map(upcast, prediction)
+    gap, n = (y - mean).T, len(y)
+    rounding = n * torch.finfo(covariance.dtype).eps * covariance.diagonal(dim1=-2, dim2=-1)  # may have made it indefinite
+    factor = torch.linalg.cholesky_ex(covariance + rounding.diag_embed())[0]
+    whitened = torch.linalg.solve_triangular(factor, gap[..., None], upper=False)
+    scales = factor.diagonal(dim1=-2, dim2=-1).expand_as(gap)
+    return -(whitened.square().sum() / 2 + scales.log().sum() + gap.numel() * math.log(2 * math.pi) / 2)

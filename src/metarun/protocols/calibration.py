@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metarun.algorithm import Algorithm
+from metarun.abilities import AnswersTogether
+from metarun.algorithm import Algorithm, State
 from metarun.inner import upcast
-from metarun.problem import Gaussian, Problem, Samples, best_guess
+from metarun.problem import Gaussian, Problem, Samples, best_guess, joint_log_density
 from metarun.protocols.base import AfterAdaptation, Arrays, Scores, pooled, statistics
-from metarun.task import Batch
+from metarun.task import Batch, Task
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -30,9 +31,10 @@ LINE, BAR, MARK = "#2f6690", "#b9c6d0", "#c8553d"  # colours of the picture
 # Names of scores.
 OF_POOL = ("ece", *(f"accuracy_at_{round(100 * kept)}" for kept in KEPT), "aurc")
 AFTER_SCALING = ("nll_calibrated", "ece_calibrated")
+JOINT = "joint_nll"
 OF_INTERVALS = tuple(f"coverage_{round(100 * inside)}" for inside in INSIDE)
 SHOWN = ("ece", "ece_calibrated", "aurc", *OF_INTERVALS[:2], "calibration_error")  # in the table of a run, which has 80 columns
-NAMES = {"nll", "brier", *OF_POOL, *AFTER_SCALING, "temperature", *OF_INTERVALS, "calibration_error"}
+NAMES = {"nll", "brier", *OF_POOL, *AFTER_SCALING, "temperature", JOINT, *OF_INTERVALS, "calibration_error"}
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -166,20 +168,28 @@ class Calibration(AfterAdaptation):
         return replace(self, temperature=temperature_in(development) if "temperature" in development else None)
 
     def last(self, problem: Problem, prediction: Any, query: Batch) -> dict[str, Tensor]:
-        """``logits`` [n, way] and ``labels`` [n]; or ``levels`` [n, outputs] and ``surprise`` []; nothing of predictions without spread,
-        or of several that are judged one by one.
+        """``logits`` [n, way] and ``labels`` [n]; or ``levels`` [n, outputs], ``surprise`` [] and ``together`` [], as ``learned`` has it;
+        nothing of predictions without spread, or of several that are judged one by one.
         """
         if problem.kind.labelled:
             logits = upcast(best_guess(prediction))
             return {"logits": logits, "labels": query.y} if logits.dim() == 2 else {}
         if not isinstance(prediction, (Gaussian, Samples)):
             return {}
-        return {"levels": below(prediction, query.y), "surprise": problem.loss(prediction, query.y)}
+        surprise, together = problem.loss(prediction, query.y), -joint_log_density(prediction, query.y) / query.y.numel()
+        return {"levels": below(prediction, query.y), "surprise": surprise, "together": together}
+
+    def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
+        """``together`` [], −log density a number of all targets of the query, by what a process knows of them."""
+        if not isinstance(algorithm, AnswersTogether):
+            return {}
+        return {"together": -joint_log_density(algorithm.together(state, task.query.x), task.query.y) / task.query.y.numel()}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
         if "levels" in arrays:
             levels = arrays["levels"]
-            own = {"nll": statistics(arrays["surprise"]), "calibration_error": statistics(calibration_error(levels))}
+            own = {"nll": statistics(arrays["surprise"]), JOINT: statistics(arrays["together"])}
+            own |= {"calibration_error": statistics(calibration_error(levels))}
             return own | pooled(coverage, OF_INTERVALS, levels), []
         if "logits" not in arrays:
             return {}, []

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metarun.runtime import tracer as tracing
-from metarun.runtime.steps import Cache, Eager, Repeated, Tensors, Traced, gradients
+from metarun.runtime.steps import Cache, Eager, Plan, Repeated, Tensors, Traced, gradients
 from metarun.runtime.tracer import CannotRepeat
 
 PAYS = 8  # steps from which on recording one pays within a single call
@@ -145,9 +145,9 @@ class Tape(NamedTuple):
     """What a forward pass keeps for the way back."""
 
     tensors: Tensors  # all inputs of the scan
-    segment: int  # steps from one carry that is kept to the next, or 0
+    plan: Plan
     carries: list[list[Tensor]]  # at the start of every segment
-    residuals: list[Any]  # of every step, where there are no segments
+    residuals: list[Any]  # of the last steps, all of which is kept
     cache: Cache  # what depends on the constants alone
 
 
@@ -155,12 +155,12 @@ def forward(steps: Eager | Traced, *tensors: Tensor) -> tuple[Tensor, ...]:
     """All steps: the last carry, stacked ys, and an empty tensor whose attribute ``tape`` is the ``Tape``."""
     repeated, derives = steps.repeated, any(steps.flags.inputs)
     carry, constants, xs = repeated.split(tensors)
-    tape = Tape(tensors, steps.segment(tensors) if derives else 1, [], [], {})
+    tape = Tape(tensors, steps.plan(tensors) if derives else Plan(1, 0), [], [], {})
     ys: list[list[Tensor]] = []
     for i in range(len(repeated.numbers)):
         inputs = repeated.at(i, carry, constants, xs)
-        if tape.segment:
-            if derives and i % tape.segment == 0:
+        if i < len(repeated.numbers) - tape.plan.whole:
+            if derives and i % tape.plan.segment == 0:
                 tape.carries.append(carry)
             outputs = steps.values(i, inputs, tape.cache)
         else:
@@ -181,20 +181,21 @@ def backward(steps: Eager | Traced, token: Tensor, *cotangents: Tensor | None) -
     totals: list[Tensor | None] = [None] * repeated.constants
     of_xs: list[list[Tensor | None]] = []
     _, constants, xs = repeated.split(tape.tensors)
-    size = tape.segment or count
-    for start in reversed(range(0, count, size)):
-        stop, residuals, inputs = min(start + size, count), tape.residuals, []
-        if tape.segment:
-            carry, residuals = tape.carries[start // size], []
-            for i in range(start, stop - 1):
+    whole, size = count - tape.plan.whole, tape.plan.segment  # the first of the steps of which all is kept
+    for start, stop in [(whole, count), *((start, min(start + size, whole)) for start in reversed(range(0, whole, size)))]:
+        residuals, again = (tape.residuals, stop) if start == whole else ([], stop - 1)  # the last need not be done once more by itself
+        if start < whole:
+            carry = tape.carries[start // size]
+            for i in range(start, again):
                 outputs, residual = steps.advance(i, repeated.at(i, carry, constants, xs), tape.cache)
                 residuals.append(residual)
                 carry = outputs[:first]
-            inputs = repeated.at(stop - 1, carry, constants, xs)
         for i in reversed(range(start, stop)):
             given = [*of_carry, *(None if g is None else g[i] for g in of_ys)]
-            anew = tape.segment and i == stop - 1  # the last of a segment need not be done twice
-            grads = steps.pull_anew(i, inputs, given, tape.cache) if anew else steps.pull(i, residuals[i - start], given)
+            if i < again:
+                grads = steps.pull(i, residuals[i - start], given)
+            else:
+                grads = steps.pull_anew(i, repeated.at(i, carry, constants, xs), given, tape.cache)
             of_carry = grads[:first]
             totals = [b if a is None else a if b is None else a + b for a, b in zip(totals, grads[first:last])]
             of_xs.append(grads[last:])

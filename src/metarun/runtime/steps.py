@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from math import isqrt
@@ -19,8 +20,21 @@ from metarun.runtime.tracer import LONGEST, CannotRepeat, Tracer, without_hidden
 Tensors = Sequence[Tensor]
 Body = Callable[[Tensor, Tensors, Tensors, Tensors], tuple[Tensors, Tensors]]
 Kept = int | Literal["all", "states", "auto"]
-KEPT_BYTES = 512 * 2**20  # of what all steps of a loop need for the way back; beyond it, ``auto`` keeps states
-STATE_BYTES = 64 * 2**20  # of the states of a loop; beyond it, ``states`` keeps fewer
+KEPT_BYTES = 512 * 2**20  # that a loop keeps for the way back with ``auto``
+STATE_BYTES = 64 * 2**20  # the same with ``states``
+_within: ContextVar[bool] = ContextVar("a step of a scan", default=False)
+
+
+def within_a_step() -> bool:
+    """Whether a step of a scan is at work, which keeps no more of it for the way back than it is told to."""
+    return _within.get()
+
+
+class Plan(NamedTuple):
+    """What a scan keeps for the way back: a carry now and then, and of its last steps all that they need."""
+
+    segment: int  # steps from one carry that is kept to the next, 1 or more
+    whole: int  # steps at the end of which all is kept
 
 
 class Unsteady(Exception):
@@ -37,9 +51,9 @@ class Repeated:
         carried, constants: how many of the tensors are the carry, and how many the constants; those after them are the xs, each with a
             leading axis of length K.
         derives: whether derivatives may be asked for.
-        kept: for the way back: ``all`` that each step needs; ``states``, from which a step is computed again, or so many of them that they
-            take ``STATE_BYTES`` at most; ``auto``: all, if that takes ``KEPT_BYTES`` at most, and else the state before every √K-th step;
-            or a number n, the state before every n-th step.
+        kept: for the way back: ``all`` that each step needs; ``auto``, what fits into ``KEPT_BYTES``: beside the state before every √K-th
+            step, from which the others are computed again, all that the last steps need; ``states``, what fits into ``STATE_BYTES``: the
+            states before as many steps as possible, and then the same; or a number n, the state before every n-th step.
     """
 
     body: Body
@@ -58,15 +72,22 @@ class Repeated:
         """The inputs of step i."""
         return [*carry, *constants, *(x[i] for x in xs)]
 
-    def segment(self, tensors: Tensors, step_bytes: int) -> int:
-        """Steps from one state that is kept to the next; 0 where all is kept. ``step_bytes``: what one step needs for the way back."""
-        steps = len(self.numbers)
+    def plan(self, tensors: Tensors, step_bytes: int | None) -> Plan:
+        """What to keep; ``step_bytes``: what one step needs for the way back beside its carry, None where that is not known."""
+        steps, few = len(self.numbers), self.kept == "states"
         if isinstance(self.kept, int):
-            return self.kept
-        if self.kept == "states":
-            state = sum(t.numel() * t.element_size() for t in tensors[: self.carried])
-            return min(isqrt(steps) or 1, -(-steps * state // STATE_BYTES))
-        return 0 if self.kept == "all" or step_bytes * steps <= KEPT_BYTES else isqrt(steps)
+            return Plan(self.kept, 0)
+        if self.kept == "all":
+            return Plan(1, steps)
+        state = sum(t.numel() * t.element_size() for t in tensors[: self.carried])
+        budget = STATE_BYTES if few else KEPT_BYTES
+        segment = max(1, min(isqrt(steps), -(-steps * state // budget) if few else steps))
+        if step_bytes is None:
+            return Plan(segment, 0 if few else steps)
+        if steps * (state + step_bytes) <= budget:
+            return Plan(segment, steps)
+        left = budget - steps * state // segment - segment * step_bytes  # a segment has all that its steps need when its turn comes
+        return Plan(segment, max(0, left // (state - state // segment + step_bytes)))
 
 
 class Flags(NamedTuple):
@@ -112,13 +133,17 @@ class Eager:
             made, self.done = self.done, None
             return made
         leaves = [t.detach().requires_grad_() if yes else t.detach() for t, yes in zip(inputs, self.flags.inputs)]
-        with torch.set_grad_enabled(self.repeated.derives):
-            carry, y = self.repeated.body(torch.tensor(self.repeated.numbers[i]) if k is None else k, *self.repeated.split(leaves))
+        token = _within.set(True)
+        try:
+            with torch.set_grad_enabled(self.repeated.derives):
+                carry, y = self.repeated.body(torch.tensor(self.repeated.numbers[i]) if k is None else k, *self.repeated.split(leaves))
+        finally:
+            _within.reset(token)
         return leaves, [*carry, *y]
 
-    def segment(self, tensors: Tensors) -> int:
-        """See ``Repeated.segment``; what autograd keeps is not counted."""
-        return self.repeated.segment(tensors, 0)
+    def plan(self, tensors: Tensors) -> Plan:
+        """See ``Repeated.plan``; what autograd keeps is not counted."""
+        return self.repeated.plan(tensors, None)
 
     def values(self, i: int, inputs: Tensors, cache: Cache) -> list[Tensor]:
         """Next carry and y."""
@@ -260,11 +285,11 @@ class Traced:
                 step.residuals = [s for s in dict.fromkeys([*read, *slots(step.grads)]) if s in before]
         return step
 
-    def segment(self, tensors: Tensors) -> int:
-        """See ``Repeated.segment``."""
-        if self.repeated.kept == "auto" and self.step_bytes is None:
+    def plan(self, tensors: Tensors) -> Plan:
+        """See ``Repeated.plan``."""
+        if self.repeated.kept in ("auto", "states") and self.step_bytes is None:
             self.step_bytes = self.measure(tensors)
-        return self.repeated.segment(tensors, self.step_bytes or 0)
+        return self.repeated.plan(tensors, self.step_bytes)
 
     def measure(self, tensors: Tensors) -> int:
         """Bytes of what the first step keeps for the way back beside the scan's own inputs."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
@@ -16,6 +17,20 @@ from metarun.runtime.replica import replica
 Module = TypeVar("Module", bound=nn.Module)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within, this thread shares its arithmetic with no other.
+
+    A thread that has helped with an operation waits for the next one by spinning, for milliseconds and on a core that a chunk could have.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Threads:
@@ -45,7 +60,5 @@ class Threads:
             finally:
                 replicas.put(mine)
 
-        try:
+        with alone():
             yield from self.pool.map(work, items)
-        finally:
-            torch.set_num_threads(threads)

@@ -12,10 +12,13 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from metarun import inner
-from metarun.algorithm import Algorithm, Metrics
+from metarun.abilities import AnswersTogether
+from metarun.algorithm import Algorithm, Footprint, Metrics
 from metarun.nets.base import Net
-from metarun.problem import Gaussian, Problem
+from metarun.problem import Gaussian, JointGaussian, Problem, joint_log_density
 from metarun.task import Context, Task
+
+HELD = 4  # matrices between all points of a task at a time, float32: differences, covariances, a factor, a solution
 
 
 class Posterior(NamedTuple):
@@ -27,7 +30,7 @@ class Posterior(NamedTuple):
     support_x: Tensor  # [n, *input_shape], for nets that normalise queries by the support
 
 
-class GaussianProcess(Algorithm):
+class GaussianProcess(AnswersTogether, Algorithm):
     """Exact Gaussian-process regression (Rasmussen & Williams 2006, algorithm 2.1) on features, its prior's parameters meta-learned.
 
         f ~ GP(m(x), k(x, x')),   k = s² exp(−½ Σ_d (z_d(x) − z_d(x'))² / ℓ_d²),   y = f(x) + ε,   ε ~ N(0, σ²)
@@ -87,15 +90,22 @@ class GaussianProcess(Algorithm):
         mean = self.mean(x, state.support_x) + near @ state.weights
         return Gaussian(mean, variance.expand_as(mean))
 
+    def together(self, state: Posterior, x: Tensor) -> JointGaussian:
+        points = self.places(x, state.support_x)
+        near = self.kernel(points, state.points)
+        covariance = self.covariance(points) - near @ inner.solve(state.covariance, near.T)
+        return JointGaussian(self.mean(x, state.support_x) + near @ state.weights, covariance[None])
+
     def surprise(self, x: Tensor, y: Tensor) -> Tensor:
-        """−log p(y | x) of targets [n, outputs], a number, by Cholesky's factor."""
-        gap = y - self.mean(x, x)
-        factor = torch.linalg.cholesky_ex(self.covariance(self.places(x, x)))[0]
-        whitened = torch.linalg.solve_triangular(factor, gap, upper=False)
-        return whitened.square().sum() / 2 + gap.shape[1] * factor.diagonal().log().sum() + gap.numel() * math.log(2 * math.pi) / 2
+        """−log p(y | x) of targets [n, outputs] under the prior, a number."""
+        return -joint_log_density(JointGaussian(self.mean(x, x), self.covariance(self.places(x, x))[None]), y)
 
     def objective(self, states: Sequence[Posterior], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         with torch.no_grad():
             _, metrics = super().objective(states, task, progress)
         x, y = (torch.cat(pair) for pair in zip(task.context.support, task.query))
         return self.surprise(x, y) / y.numel(), metrics
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        held, points = super().footprint(task, train), len(task.context.support.y) + len(task.query.y)
+        return held._replace(bytes=held.bytes + HELD * 4 * points**2)

@@ -28,8 +28,8 @@ class Ensemble(Algorithm):
         p(y | x) = mean over members m of p_m(y | x),   each trained for itself: min_θm L_m(θm)       (section 2.4)
 
     Members are alike but for their random initial weights. They go through a task together, their axis mapped as that of tasks is.
-    The objective is the sum of the members' own, so that each has the gradient it would have alone; the loss and the score that
-    meta-training logs are the members' means, and those of validation and test the ensemble's.
+    The objective is the sum of the members' own, and clipping takes each for itself, so that each has the gradient it would have
+    alone; the loss and the score that meta-training logs are the members' means, and those of validation and test the ensemble's.
 
     Deviations: (1) No adversarial training. (2) Members of a regression that predict points alone are Gaussian with a fixed ``noise``;
     the paper's learn theirs.
@@ -103,7 +103,7 @@ class Ensemble(Algorithm):
 
     def groups(self) -> list[dict[str, Any]]:
         alike = zip(*(member.groups() for member in self.learners))
-        return [{**same[0], "params": [p for group in same for p in group["params"]]} for same in alike]
+        return [{**same[0], "params": [p for group in same for p in group["params"]], "parts": len(self.members)} for same in alike]
 
     def anneal(self, progress: float) -> None:
         for member in self.learners:

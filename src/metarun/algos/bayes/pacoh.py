@@ -27,8 +27,7 @@ class PACOH(GaussianProcess):
     is learning by the marginal likelihood, which overfits to few tasks.
 
     Deviations: (1) The hyper-prior holds the kernel's parameters, too, by their logarithms. (2) Inputs and targets are not normalised
-    by those of the training tasks. (3) The likelihood that is reported is that of every target for itself; the authors' is that of a
-    task's targets together.
+    by those of the training tasks.
 
     Args:
         net, problem: the backbone and the data's shape; g is this net, f another like it.

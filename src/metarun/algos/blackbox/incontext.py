@@ -11,6 +11,7 @@ from annotated_types import Ge
 from torch import Tensor, nn
 
 from metarun import inner
+from metarun.abilities import LimitedWay
 from metarun.algorithm import Algorithm
 from metarun.nets.attention import TransformerLayer
 from metarun.nets.base import Net
@@ -33,7 +34,7 @@ def equiangular(n: int) -> Tensor:
     return (torch.eye(n) - 1 / n) * math.sqrt(n / (n - 1))
 
 
-class InContext(Algorithm):
+class InContext(LimitedWay, Algorithm):
     """In-context learner.
 
         support token  W [f(x_i), e_{y_i}]          query token  W [f(x_q), u]
@@ -74,6 +75,7 @@ class InContext(Algorithm):
         if problem.most_classes > ways:
             raise ValueError(f"episodes have up to {problem.most_classes} classes, and algo.ways={ways} is the most; train with more")
         super().__init__(net, problem)
+        self.most_classes = ways
         self.register_buffer("codes", equiangular(ways))
         self.codes: Tensor
         self.unknown = nn.Parameter(torch.zeros(ways))

@@ -10,6 +10,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from metarun import inner
+from metarun.abilities import LimitedWay
 from metarun.algorithm import Algorithm
 from metarun.algos.blackbox.incontext import InContext, Shown
 from metarun.nets.base import Net
@@ -37,7 +38,7 @@ class Known(NamedTuple):
     views: tuple[View, ...]
 
 
-class PFN(Algorithm):
+class PFN(LimitedWay, Algorithm):
     """Prior-fitted net: the in-context learner on rows of numbers.
 
         q(y | x, D) = mean over views of Transformer(rows of D with codes of their labels, x)          (equations 1 and 3)
@@ -72,7 +73,7 @@ class PFN(Algorithm):
         hidden: Annotated[int, Ge(1)],
     ) -> None:
         super().__init__(Pixels(problem.input_shape), problem)
-        self.views = views
+        self.views, self.most_classes = views, ways
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
 
     def begin(self, context: Context) -> Known:

@@ -11,9 +11,10 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from metarun import inner
+from metarun.abilities import AnswersTogether
 from metarun.algorithm import Algorithm
 from metarun.nets.base import Net
-from metarun.problem import Gaussian, Problem
+from metarun.problem import Gaussian, JointGaussian, Problem
 from metarun.task import Context
 
 
@@ -25,7 +26,7 @@ class Posterior(NamedTuple):
     support_x: Tensor  # [shot, *input_shape], for nets that normalise queries by the support
 
 
-class ALPaCA(Algorithm):
+class ALPaCA(AnswersTogether, Algorithm):
     """Adaptive learning for probabilistic connectionist architectures.
 
         prior      y = Kᵀ φ(x) + ε,   ε ~ N(0, Σ),   K ~ MN(K_0, Λ_0⁻¹, Σ)
@@ -70,3 +71,8 @@ class ALPaCA(Algorithm):
         phi, scaled = self.features(x, state.support_x)
         unsure = 1 + (scaled * inner.solve(state.precision, scaled.T).T).sum(1, keepdim=True)
         return Gaussian(phi @ self.mean + scaled @ state.weight, unsure * self.log_noise.exp())
+
+    def together(self, state: Posterior, x: Tensor) -> JointGaussian:
+        phi, scaled = self.features(x, state.support_x)
+        known = torch.eye(len(x), dtype=phi.dtype, device=x.device) + scaled @ inner.solve(state.precision, scaled.T)
+        return JointGaussian(phi @ self.mean + scaled @ state.weight, self.log_noise.exp()[:, None, None] * known)

@@ -1,0 +1,51 @@
+"""``metarun predict`` on files: pictures, recordings or texts are told apart by class folders of others, or by a table of labels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from metarun.data.picture import tell
+from metarun.predict import report
+from metarun.predict.conclusion import conclude, limit
+from metarun.predict.contact_sheet import draw
+from metarun.predict.options import Options
+from metarun.predict.queries import answered, asked, labelled, none_readable
+from metarun.predict.report import Outcome
+from metarun.predict.trained import Model, file_reader
+
+log = logging.getLogger(__name__)
+
+
+def predict(model: Model, options: Options, table: Path, sheet: Path | None) -> dict[str, Any]:
+    """As ``prediction.predict``; the table and the sheet go to where these say."""
+    reader = file_reader(model, options.run)
+    support, shots, broken = labelled(options.support, reader)
+    files, passed = asked(options.query, reader)
+    fitted = model.adapt(np.stack([picture.image for picture in support]), [picture.folder for picture in support], options.steps)
+    least = limit(options, fitted)
+
+    def ask(images: Sequence[np.ndarray]) -> tuple[Tensor, Tensor | None]:
+        x = np.stack(images)
+        return fitted.probabilities(x), fitted.belonging(x) if least else None
+
+    done = answered(files, reader, support, fitted.classes, ask, least and least[0], together=fitted.transductive)
+    passed |= done.passed
+    tell(log, broken | passed)
+    if not done.answers:
+        raise none_readable(options.query, reader, passed)
+    outcome = Outcome(done.answers, fitted.classes, f"{reader.noun}s")
+    if options.export:
+        fitted.export(options.export)
+    told, result = conclude(options, fitted, least, shots, outcome, done.copies, ([*broken], [*passed]))
+    told |= {"predictions": str(table), "sheet": str(sheet or "")} | outcome.save(table, f"{model.algo}: answers by truth")
+    if sheet:
+        lines = [told["learner"], *(f"{name} {told[name]}" for name in ("accuracy", "norm") if told[name])]
+        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording)
+    report.tell(told, outcome.confusion)
+    return result | {"pictures": len(done.answers), "predictions": str(table), "sheet": sheet and str(sheet)}
