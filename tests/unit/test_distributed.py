@@ -5,6 +5,8 @@ import pytest
 import torch
 from torch import nn
 
+from metarun.__main__ import main as entry
+from metarun.cli import main
 from metarun.runtime import torchrun
 from metarun.runtime.distributed import World
 
@@ -37,3 +39,22 @@ def test_a_process_alone_changes_nothing(monkeypatch):
     assert torchrun.call(max, 1, 2) == 2
     with pytest.raises(ZeroDivisionError):
         world.together(lambda: 1 // 0)
+
+
+@pytest.mark.parametrize("status", [0, 1, 2, 130])
+def test_one_of_several_processes_takes_its_group_down_before_it_ends_whatever_its_status(monkeypatch, status):
+    done = []
+
+    def ended(code):
+        done.append(code)
+        raise SystemExit(code)
+
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: done.append("group"))
+    monkeypatch.setattr(torchrun.os, "_exit", ended)
+    monkeypatch.setattr(main, "main", lambda words: status)
+    with pytest.raises(SystemExit):
+        entry()
+    assert done == ["group", status]
