@@ -16,7 +16,9 @@ import numpy as np
 import pytest
 import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -103,7 +105,9 @@ def capped(value: Any, largest: int) -> Any:
 @cache
 def _chosen(words: tuple[str, ...], _: tuple[Source, ...]) -> DictConfig:
     whole = compose(list(words))
-    return OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])  # Hydra's own part is as long as the rest
+    kept = OmegaConf.masked_copy(whole, [str(key) for key in whole if key != "hydra"])  # Hydra's own part is as long as the rest
+    OmegaConf.set_struct(kept, True)
+    return kept
 
 
 @cache
@@ -111,8 +115,11 @@ def _composed(words: tuple[str, ...], among: tuple[Source, ...]) -> dict[str, An
     options = {*groups(), "experiment"}
     values = [word for word in words if re.match(r"[\w.]+=", word) and word.partition("=")[0] not in options]
     config = deepcopy(_chosen(tuple(word for word in words if word not in values), among))
-    for override in OverridesParser.create().parse_overrides(values):
-        OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    try:
+        for override in OverridesParser.create().parse_overrides(values):
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+    except (HydraException, OmegaConfBaseException):  # a word that cannot be: metarun says why
+        return resolve(compose(list(words)))
     return resolve(config)
 
 

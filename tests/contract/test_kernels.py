@@ -161,21 +161,26 @@ PROGRAM = """
 import sys
 from pathlib import Path
 import torch
-from helpers import small
 import metarun
 from metarun import experiment
+from metarun.config.compose import compose, resolve
 
 def compilers():
     return {name.partition(".")[0] for name in sys.modules} & {"numba", "llvmlite", "triton"}
 
 choice, folder = sys.argv[1], Path(sys.argv[2])
-values = small("algo=protonet", "net.hidden=16", "net.norm=running", "trainer.iterations=2", f"engine.kernels={choice}")
+words = '''
+algo=protonet way=3 query=2 device=cpu net.hidden=16 net.norm=running logger=quiet data.train_classes=6 data.val_classes=4
+data.test_classes=4 data.size=16
+trainer.iterations=2 trainer.meta_batch=2 trainer.val_every=2 trainer.val_episodes=4 trainer.test_episodes=4
+'''
+values = resolve(compose([*words.split(), f"engine.kernels={choice}"]))
 assert not compilers(), "before anything is computed"
 experiment.train(values, folder)
 if choice == "torch":
     experiment.evaluate(values, folder, "best", folder / "eval")
     model = metarun.load(folder)
-    model.adapt(torch.rand(6, 2, 16, 16), [0, 1, 2, 0, 1, 2]).predict(torch.rand(2, 2, 16, 16))
+    model.adapt(torch.rand(6, 1, 16, 16), [0, 1, 2, 0, 1, 2]).predict(torch.rand(2, 1, 16, 16))
 print(*sorted(compilers()))
 """
 

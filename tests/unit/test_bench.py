@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -191,12 +192,14 @@ def test_an_interrupted_benchmark_keeps_what_was_measured(bench: ModuleType, tmp
         bench.main()
 
 
-def test_the_others_resnet_is_metaruns(bench: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_others_resnet_is_metaruns() -> None:
     from metarun.nets.resnet12 import ResNet12
 
-    monkeypatch.syspath_prepend(SCRIPTS / "sides")
-    import native
-
+    spec = importlib.util.spec_from_file_location("sides_native", SCRIPTS / "sides" / "native.py")
+    assert spec is not None
+    assert spec.loader is not None
+    native = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(native)
     net = ResNet12((2, 10, 10), widths=[3, 4, 5, 6], flatten=False, norm="batch").double()
     weights = {f"net.{name}": value for name, value in net.state_dict().items()}
     model = native.learner({"net": "resnet12", "algo": "protonet"}, weights).double()
