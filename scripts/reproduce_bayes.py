@@ -52,10 +52,10 @@ RUNS = {
         "bmaml": WAVES,
     },
     "mixture": {
-        "maml": f"{MIXTURE} algo=maml algo.inner_lr=0.01 algo.inner_steps=5 algo.test_steps=5",
+        "maml": f"{MIXTURE} algo=maml ~algo.test_samples",
         "emaml": f"{MIXTURE} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps ~algo.test_samples "
         "algo.member.inner_lr=0.01 algo.member.inner_steps=5 algo.member.test_steps=5 trainer.iterations=3000",
-        "pmaml": f"{MIXTURE} algo=pmaml algo.inner_lr=0.01 algo.inner_steps=5 algo.test_steps=5 algo.test_samples=10",
+        "pmaml": f"{MIXTURE} algo=pmaml",
         "platipus": MIXTURE,
     },
     "active": {
