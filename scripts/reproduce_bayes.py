@@ -54,7 +54,7 @@ RUNS = {
     "mixture": {
         "maml": f"{MIXTURE} algo=maml ~algo.test_samples",
         "emaml": f"{MIXTURE} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps ~algo.test_samples "
-        "algo.member.inner_lr=0.01 algo.member.inner_steps=5 algo.member.test_steps=5 trainer.iterations=3000",
+        "algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5",
         "pmaml": f"{MIXTURE} algo=pmaml",
         "platipus": MIXTURE,
     },
