@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
-from metarun.protocols import calibration, continual, generalized, presentations, retrieval, rivals, unknown, weights
+from metarun.protocols import active, calibration, continual, generalized, presentations, readings, retrieval, rivals, unknown, weights
 from metarun.protocols.verification import MEASURES
 from metarun.storage.foreign import printable
 from metarun.storage.run_folder import outputs_root, relative
@@ -28,6 +28,13 @@ BESIDE = {
     "classes seen and unseen in training together: harmonic mean, accuracies": generalized.MEASURES[:3],
     "and for all penalties of the seen ones": generalized.MEASURES[5:],
     "one task after the other": continual.MEASURES,
+    "several readings of the same examples: how far samples are from the truth": (
+        readings.BEST,
+        readings.ONE,
+        readings.MEAN,
+        readings.FARTHER,
+    ),
+    "with labels that the learner asked for, and with labels at random": (active.CHOSEN, active.AT_RANDOM, active.GAIN),
     "of no class? queries of classes that are not in the support": unknown.MEASURES,
 }
 
