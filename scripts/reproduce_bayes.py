@@ -55,7 +55,6 @@ RUNS = {
         "maml": f"{MIXTURE} algo=maml ~algo.test_samples",
         "emaml": f"{MIXTURE} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps ~algo.test_samples "
         "algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5",
-        "pmaml": f"{MIXTURE} algo=pmaml",
         "platipus": MIXTURE,
     },
     "active": {
