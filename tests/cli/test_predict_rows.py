@@ -16,6 +16,7 @@ import metarun
 from metarun import experiment
 from metarun.cli import predict as command
 from metarun.errors import UserError
+from metarun.predict import rows
 
 KINDS = ["ash", "fir", "oak"]
 TREES = [
@@ -280,3 +281,10 @@ def test_files_that_are_no_tables(trained: Path, tables: Path) -> None:
     for place, wrong in {"folder": "is a folder", "a.xlsx": "is no table by its name", "absent.csv": "does not exist"}.items():
         with pytest.raises(UserError, match=rf"--query {place} {wrong}: this run reads rows of numbers; give a table"):
             call(trained / "nearest", "support.csv", "--query", place)
+
+
+@pytest.mark.parametrize("name", ["ROWS.CSV", "rows.csv"])
+def test_a_table_is_known_by_its_ending_in_any_letters(tmp_path, name):
+    (tmp_path / name).write_text("x1,label\n0.5,a\n")
+    (line,) = rows._lines("--query", [str(tmp_path / name)])
+    assert line[2] == {"x1": "0.5", "label": "a"}

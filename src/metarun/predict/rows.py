@@ -140,7 +140,7 @@ def _lines(option: str, places: Sequence[str]) -> list[Line]:
     found: list[Line] = []
     for place in places:
         path = Path(place)
-        if not path.is_file() or path.suffix not in ENDINGS:
+        if not path.is_file() or path.suffix.lower() not in ENDINGS:
             wrong = "is no table by its name" if path.is_file() else "is a folder" if path.is_dir() else "does not exist"
             raise UserError(f"{option} {place} {wrong}: this run reads rows of numbers; give a table ({', '.join(ENDINGS)})")
         before, start = f"{place}:" if len(places) > 1 else "", len(found)
