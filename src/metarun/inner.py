@@ -186,7 +186,7 @@ def loop(
 def sgd(fast: Weights, grads: Weights, lr: float | Tensor | Weights) -> Weights:
     """One step of gradient descent, ``fast - lr * grads``; ``lr`` is one number or a tree like ``fast``."""
     if isinstance(lr, (float, int)):
-        return tree_map(lambda w, g: as_it_lies(partial(torch.rsub, alpha=lr), g, w), fast, grads)
+        return tree_map(lambda w, g: as_it_lies(partial(torch.add, alpha=-lr), w, g), fast, grads)
     if isinstance(lr, Tensor):
         return tree_map(lambda w, g: as_it_lies(lambda w, g: w - lr * g, w, g), fast, grads)
     return tree_map(lambda *leaves: as_it_lies(lambda w, g, rate: w - rate * g, *leaves), fast, grads, lr)

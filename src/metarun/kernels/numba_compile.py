@@ -5,6 +5,7 @@ Arrays have the tasks first and the channels last. bfloat16 comes as its bits, i
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext, suppress
 from functools import wraps
 from pathlib import Path
@@ -53,8 +54,21 @@ def shown(function: Any) -> Any:
 
 
 def array(x: Tensor, dims: int) -> np.ndarray[Any, Any]:
-    """x [*n, *shape] with ``dims`` axes in ``shape`` as an array [prod(n), *shape], contiguous; bfloat16 as its bits, in uint16."""
-    x = x.detach().reshape(x.shape[: x.dim() - dims].numel(), *x.shape[x.dim() - dims :]).contiguous()
+    """x [*n, *shape] with ``dims`` axes in ``shape`` as an array [prod(n), *shape], contiguous; bfloat16 as its bits, in uint16.
+
+    By NumPy where it can: an operator of torch lets go of Python's lock, for which threads side by side then wait.
+    """
+    numbers = memory(x)
+    if not numbers.flags.c_contiguous:
+        numbers = memory(x.contiguous())
+    leading = numbers.ndim - dims
+    return numbers if leading == 1 else numbers.reshape(math.prod(numbers.shape[:leading]), *numbers.shape[leading:])
+
+
+def memory(x: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor as an array that shares its memory and strides; bfloat16 as its bits, in uint16."""
+    if x.requires_grad:
+        x = x.detach()
     return (x.view(torch.uint16) if x.dtype == torch.bfloat16 else x).numpy()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from metarun.kernels.form import Form
+from metarun.kernels.numba_compile import memory
 from metarun.kernels.numba_tiles import NEAR, Convolution, convolution
 from metarun.runtime.private import cpu_features
 from metarun.runtime.tracer import opaque
@@ -90,14 +91,18 @@ def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
 
 def words(x: Tensor) -> np.ndarray[Any, Any]:
     """x [tasks, …, c, h, w] as an array [tasks, words] in channels-last memory; a word is a float32 or two bfloat16."""
-    x = x.detach().movedim(-3, -1).contiguous()
-    x = x.clone() if x.data_ptr() % 4 else x
-    return x.view(len(x), -1).view(torch.uint32).numpy()
+    numbers = memory(x)
+    axes = range(numbers.ndim)
+    last = numbers.transpose(*axes[:-3], axes[-2], axes[-1], axes[-3])
+    if not last.flags.c_contiguous or last.ctypes.data % 4:
+        last = memory(x.movedim(-3, -1).clone(memory_format=torch.contiguous_format))
+    return last.reshape(len(last), -1).view(np.uint32)
 
 
 def bits(x: Tensor) -> np.ndarray[Any, Any]:
     """The memory of results x [tasks, …] as an array [tasks, numbers] of their bits."""
-    return x.view(len(x), -1).view(torch.uint16 if x.dtype == torch.bfloat16 else torch.uint32).numpy()
+    numbers = memory(x)
+    return numbers.reshape(len(numbers), -1).view(np.uint16 if x.dtype == torch.bfloat16 else np.uint32)
 
 
 def convolve(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:

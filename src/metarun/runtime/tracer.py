@@ -132,6 +132,7 @@ class Tracer(Guard):
         self.operations: list[Operation] = []
         self.slots: Any = WeakTensorKeyDictionary()
         self.bases: list[Slot | None] = []  # by slot number: the slot in whose memory it lies; None where that is an input's
+        self.views: dict[Hashable, Slot] = {}  # by how they see whose memory: one slot for all that are the same
         self.noting = True
         for tensor in inputs:
             self.new(tensor, None)
@@ -149,6 +150,8 @@ class Tracer(Guard):
         if not self.noting:
             return function(*args, **kwargs)
         self.check(function, args, kwargs)
+        if torch.Tag.inplace_view in function.tags:  # its argument no longer lies where it lay
+            self.views.clear()
         made = function(*args, **kwargs)
         self.learn(function, args, kwargs, made)
         if not tensors(made):
@@ -183,12 +186,29 @@ class Tracer(Guard):
     def view(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         """Note views by their place in the memory of their base; of an input, whose place is not known yet, by the operator."""
         base, views = self.bases[self.slot(args[0]).number], tree_leaves(made)
-        if base is None or interpretation(views[0]) != interpretation(args[0]):
+        if interpretation(views[0]) != interpretation(args[0]):
             self.note(overload(function), args, kwargs, made, base=None if base is None else ITSELF)
-            return
-        for view in views:
-            where = (base, tuple(view.shape), view.stride(), view.storage_offset())
-            self.operations.append(Operation(torch.as_strided, where, {}, [self.new(view, base)], True, False))
+        elif base is None:
+            self.view_of_input(function, args, kwargs, made, views)
+        else:
+            for view in views:
+                where = (base, *place(view))
+                if where in self.views:
+                    self.slots[view] = self.views[where]
+                else:
+                    self.operations.append(Operation(torch.as_strided, where, {}, [self.new(view, base)], True, False))
+
+    def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, views: list[Any]) -> None:
+        """Note one as it is, unless it is its argument or there is the same one already."""
+        key = function, repr(self.slotted((args, kwargs)))
+        if isinstance(made, Tensor) and place(made) == place(args[0]):
+            self.slots[made] = self.slot(args[0])
+        elif isinstance(made, Tensor) and key in self.views:
+            self.slots[made] = self.views[key]
+        else:
+            self.note(overload(function), args, kwargs, made, base=None)
+            if isinstance(made, Tensor):
+                self.views[key] = self.slots[made]
 
     def note(
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, *, effect: bool = False, base: Any = ITSELF
@@ -208,6 +228,8 @@ class Tracer(Guard):
         slot = Slot(len(self.bases))
         self.bases.append(slot if base is ITSELF else base)
         self.slots[tensor] = slot
+        if self.bases[-1]:
+            self.views[self.bases[-1], *place(tensor)] = slot
         return slot
 
     def slot(self, tensor: Tensor) -> Slot:
@@ -224,6 +246,11 @@ class Tracer(Guard):
 def tensors(tree: Any) -> list[Tensor]:
     """Those in nested values."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def place(tensor: Tensor) -> tuple[Hashable, ...]:
+    """Where in its memory a tensor lies."""
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
 
 
 def interpretation(tensor: Tensor) -> Hashable:
