@@ -41,6 +41,7 @@ from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.runtime import tracer
 from metarun.runtime.cuda_graph import Graph
+from metarun.runtime.program import Program
 from metarun.runtime.recording import EAGER, MOST, Entry, Recordings, record
 from metarun.runtime.settings import settings
 from metarun.runtime.tracer import CannotRepeat, Guard
@@ -461,6 +462,34 @@ def test_views_that_read_memory_in_another_way(function: object) -> None:
     entry, found = recorded(function, *items)
     assert entry.program, entry.why_not
     assert all(torch.equal(result, function(Affine(), item)) for item, result in zip(items, found))  # type: ignore[operator]
+
+
+def test_views_of_the_same_memory_are_one() -> None:
+    def function(module: Affine, x: Tensor) -> list[Tensor]:
+        y = x + 1
+        flat, again, same = y.view(-1), y.reshape(4), y.view(2, 2)  # two are one, and the third is y
+        rows = [x.permute(0, 1), x.T, x.T]  # the first is x, two are one
+        flat.mul_(2)  # seen through all of them
+        return [again * 1, same * 1, y.T @ rows[1], rows[0] - rows[2]]
+
+    items = [torch.arange(8.0).view(2, 4)[:, start : start + 2] for start in (0, 1, 2, 1, 0, 2)]
+    entry, found = recorded(function, *items)
+    assert isinstance(entry.program, Program), entry.why_not
+    assert sum(f"c{id(torch.as_strided)}(" in line for line in entry.program.lines) == 2
+    for item, result in zip(items, found):
+        assert all(map(torch.equal, result, function(Affine(), item)))
+
+
+def test_a_tensor_that_is_turned_in_place_lies_elsewhere_afterwards() -> None:
+    def function(module: Affine, x: Tensor) -> list[Tensor]:
+        y = x + 1
+        before = y.view(2, 3) * 2
+        y.t_()
+        return [before, y.as_strided((2, 3), (3, 1)) * 2, y.sum(0), x.as_strided((2, 3), (3, 1), x.storage_offset()) + 1]
+
+    entry, found = recorded(function, *(torch.arange(6.0).view(2, 3) * i for i in range(EAGER + 3)))
+    for i, result in enumerate(found):
+        assert all(map(torch.equal, result, function(Affine(), torch.arange(6.0).view(2, 3) * i)))
 
 
 def test_an_error_of_the_functions_own_is_raised_as_ever() -> None:

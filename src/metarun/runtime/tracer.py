@@ -201,7 +201,9 @@ class Tracer(Guard):
     def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, views: list[Any]) -> None:
         """Note one as it is, unless it is its argument or there is the same one already."""
         key = function, repr(self.slotted((args, kwargs)))
-        if isinstance(made, Tensor) and place(made) == place(args[0]):
+        if (
+            isinstance(made, Tensor) and place(made) == place(args[0]) and function is not aten.as_strided.default
+        ):  # whose place is absolute
             self.slots[made] = self.slot(args[0])
         elif isinstance(made, Tensor) and key in self.views:
             self.slots[made] = self.views[key]
