@@ -488,6 +488,7 @@ def test_a_tensor_that_is_turned_in_place_lies_elsewhere_afterwards() -> None:
         return [before, y.as_strided((2, 3), (3, 1)) * 2, y.sum(0), x.as_strided((2, 3), (3, 1), x.storage_offset()) + 1]
 
     entry, found = recorded(function, *(torch.arange(6.0).view(2, 3) * i for i in range(EAGER + 3)))
+    assert entry.program, entry.why_not
     for i, result in enumerate(found):
         assert all(map(torch.equal, result, function(Affine(), torch.arange(6.0).view(2, 3) * i)))
 

@@ -201,9 +201,8 @@ class Tracer(Guard):
     def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, views: list[Any]) -> None:
         """Note one as it is, unless it is its argument or there is the same one already."""
         key = function, repr(self.slotted((args, kwargs)))
-        if (
-            isinstance(made, Tensor) and place(made) == place(args[0]) and function is not aten.as_strided.default
-        ):  # whose place is absolute
+        absolute = function is aten.as_strided.default  # in the memory that its argument lies in
+        if isinstance(made, Tensor) and place(made) == place(args[0]) and not absolute:
             self.slots[made] = self.slot(args[0])
         elif isinstance(made, Tensor) and key in self.views:
             self.slots[made] = self.views[key]
@@ -231,7 +230,7 @@ class Tracer(Guard):
         self.bases.append(slot if base is ITSELF else base)
         self.slots[tensor] = slot
         if self.bases[-1]:
-            self.views[self.bases[-1], *place(tensor)] = slot
+            self.views[(self.bases[-1], *place(tensor))] = slot
         return slot
 
     def slot(self, tensor: Tensor) -> Slot:
