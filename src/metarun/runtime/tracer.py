@@ -229,8 +229,8 @@ class Tracer(Guard):
         slot = Slot(len(self.bases))
         self.bases.append(slot if base is ITSELF else base)
         self.slots[tensor] = slot
-        if self.bases[-1]:
-            self.views[(self.bases[-1], *place(tensor))] = slot
+        where = (self.bases[-1], *place(tensor))
+        self.views |= {where: slot} if self.bases[-1] else {}
         return slot
 
     def slot(self, tensor: Tensor) -> Slot:
