@@ -50,8 +50,8 @@ class Algorithm(nn.Module, ABC):
         ordered: the answer may depend on the order of the support's examples, minibatches included, though the key stays the same.
         pairwise: a logit says how alike the query and the support of that class are, whatever the other classes, so that it means the
             same in all episodes: a test then verifies, too (same class or not, see ``protocols.verification``).
-        encodes: the method sees images through ``net`` alone, whose weights are the same for every task; validation and test may then
-            take each image through it once, however many episodes it is in.
+        encodes: the method sees images through ``features_of`` alone, the same for every task; validation and test may then take each
+            image through it once, however many episodes it is in.
     """
 
     kinds: frozenset[str] = frozenset({"classification", "regression"})
@@ -75,6 +75,16 @@ class Algorithm(nn.Module, ABC):
     def learns(self) -> bool:
         """Whether there is anything to meta-train; if not, a run goes straight to its test."""
         return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def transductive(self) -> bool:
+        """Whether the answer to one query depends on the others."""
+        return self.net.transductive
+
+    def features_of(self, x: Tensor, support_x: Tensor | None = None) -> Tensor:
+        """What the method sees of images x [n, *input_shape] where ``encodes``: features [n, features], the same for every task."""
+        features: Tensor = self.net(x, support_x)
+        return features
 
     def steps(self, context: Context, train: bool) -> int:
         """How many inner steps this task takes in meta-training (``train``), or afterwards; it may depend on its shapes."""

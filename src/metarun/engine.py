@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from annotated_types import Ge
-from torch import Tensor
+from torch import Tensor, nn
 
 from metarun.abilities import OneByOne
 from metarun.adaptation import begun, walked
@@ -33,6 +33,7 @@ from metarun.runtime.private import tree_leaves, tree_map, tree_structure, tree_
 from metarun.runtime.replica import replica
 from metarun.task import AXES, Task, count, own, rows, select, to_float
 
+Module = TypeVar("Module", bound=nn.Module)
 Precision = Literal["fp32", "bf16"]
 HEADS = 4  # layers as wide as its features that may follow a frozen net
 EPISODE_BYTES = 64 * 2**20  # of episodes made at a time in evaluation
@@ -212,7 +213,9 @@ class Engine:
         net = algorithm.net
         if net.frozen:
             return algorithm, self.known(net, episodes)
-        found = features.of_images(episodes, net, n, self._encode(net)) if algorithm.encodes else None
+        if not algorithm.encodes:
+            return algorithm, episodes
+        found = features.of_images(episodes, net, n, self._encode(algorithm, lambda learner, x: learner.features_of(x)))
         if found is None:
             return algorithm, episodes
         learner = replica(algorithm)
@@ -225,18 +228,18 @@ class Engine:
     def known(self, net: Net, episodes: Episodes) -> Episodes:
         """Episodes as they are, or of features where the net is frozen, which takes these as well: computed once for all runs."""
         if episodes not in self._known:
-            found = features.of_frozen(episodes, net, self._encode(net), f"{self.device.type} {self.precision}")
+            found = features.of_frozen(episodes, net, self._encode(net, lambda net, x: net(x)), f"{self.device.type} {self.precision}")
             if found is None:
                 return episodes
             self._known[episodes] = found
         return self._known[episodes]
 
-    def _encode(self, net: Net) -> features.Encode:
-        def encode(net: Net, images: Tensor) -> Tensor:
+    def _encode(self, module: Module, encode: Callable[[Module, Tensor], Tensor]) -> features.Encode:
+        def of_stored(module: Module, images: Tensor) -> Tensor:
             with self._arithmetic():
-                return net(to_float(images.to(self.device)))
+                return encode(module, to_float(images.to(self.device)))
 
-        return partial(self.executor.map, encode, net)
+        return partial(self.executor.map, of_stored, module)
 
     def over(
         self, algorithm: Algorithm, function: Callable[[Algorithm, Task, float], Any], tasks: Task, number: float, name: Hashable

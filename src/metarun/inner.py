@@ -354,6 +354,19 @@ def by_class(scores: Tensor, member: Tensor) -> Tensor:
     return torch.where(member.T, scores[:, None, :], -torch.inf)
 
 
+def balanced(logits: Tensor, rounds: int = 30) -> Tensor:
+    """Log-probabilities [n, way] of n queries that every class has equally many of, n / way, from logits [n, way].
+
+    Of all such, those nearest to the softmax: every class's logit changes by a number, the same for all queries (Sinkhorn & Knopp 1967;
+    Cuturi 2013, arXiv:1306.0895). ``rounds``: how often classes and queries take turns.
+    """
+    share = math.log(logits.shape[0] / logits.shape[1])
+    answers = logits.log_softmax(1)
+    for _ in range(rounds):
+        answers = (answers - answers.logsumexp(0) + share).log_softmax(1)
+    return answers
+
+
 def squared_distances(a: Tensor, b: Tensor) -> Tensor:
     """Squared Euclidean distances [n, m] between a [n, d] and b [m, d], written out: torch.cdist has no second derivative."""
     return (a[:, None, :] - b[None, :, :]).square().sum(-1)

@@ -229,7 +229,7 @@ class PrototypeLearner(Algorithm, Continues):
         return fresh._replace(means=as_they_come(before.means, fresh.means, context))
 
     def predict(self, state: Prototypes, x: Tensor) -> Tensor:
-        return -inner.squared_distances(inner.upcast(self.net(x, state.support_x)), inner.upcast(state.means))
+        return -inner.squared_distances(inner.upcast(self.features_of(x, state.support_x)), inner.upcast(state.means))
 
 
 class ZeroShotLearner(Algorithm):

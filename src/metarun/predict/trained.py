@@ -135,8 +135,8 @@ class Model:
 
     @property
     def transductive(self) -> bool:
-        """Whether the answer to one query depends on the queries beside it (``net.norm=batch``)."""
-        return self.algorithm.net.transductive
+        """Whether the answer to one query depends on the queries beside it (``net.norm=batch``, ``algo.matching``)."""
+        return self.algorithm.transductive
 
     def adapt(
         self,
