@@ -7,6 +7,7 @@ import json
 from typing import Any
 
 import pytest
+from helpers import composed
 
 from metarun.config import legacy
 from metarun.config.compose import compose, groups, override, resolve
@@ -68,6 +69,17 @@ def test_the_shape_of_episodes_given_to_a_finished_run_is_that_of_evaluation(wor
     found = override(VALUES, [word])["episode"]
     assert found["train"] == VALUES["episode"]["train"]
     assert found["eval"] == VALUES["episode"]["eval"] | {word.removeprefix("episode.").partition("=")[0]: 4}
+
+
+def test_a_finished_run_takes_keys_that_its_method_has_got_since() -> None:
+    values = composed("algo=protonet")
+    old = values | {"algo": {key: value for key, value in values["algo"].items() if key not in ("views", "matching")}}
+    assert override(old, ["algo.views=3"])["algo"] == old["algo"] | {"views": 3}
+    with pytest.raises(UserError, match=r"unknown key 'algo\.view'"):
+        override(old, ["algo.view=3"])
+    other = old | {"algo": old["algo"] | {"_target_": "mine.ProtoNet"}}
+    with pytest.raises(UserError, match=r"unknown key 'algo\.views'"):
+        override(other, ["algo.views=3"])
 
 
 def test_regression_has_no_unlabelled_images() -> None:

@@ -188,13 +188,25 @@ def override(values: dict[str, Any], words: list[str]) -> dict[str, Any]:
         key = parsed.key_or_group
         if parsed.is_sweep_override() or parsed.type is not OverrideType.CHANGE:
             raise UserError(f"'{word}' is not KEY=VALUE with one value, which is all that a finished run takes")
-        if key not in known:
+        if key not in known and key not in _later(values, key):
             raise _unknown(key, known)
         value = parsed.value()
         OmegaConf.update(changed, key, value)
         if (of_both := f"episode.eval.{key.removeprefix('episode.')}") in known:
             OmegaConf.update(changed, of_both, value)
     return resolve(changed)
+
+
+def _later(values: dict[str, Any], key: str) -> list[str]:
+    """The dotted keys that the option of a stored section has today, where ``key`` is in one: an earlier version may not have had them."""
+    group = key.partition(".")[0]
+    section = values.get(group)
+    name = section.get("name") if isinstance(section, dict) else None
+    if name not in groups().get(group, []):
+        return []
+    fresh = resolve(compose([f"{group}={name}"]))
+    same = fresh[group].get("_target_") == section.get("_target_")  # type: ignore[union-attr]
+    return _names(OmegaConf.create({group: fresh[group]})) if same else []
 
 
 def _names(cfg: DictConfig) -> list[str]:
