@@ -217,6 +217,17 @@ def test_a_file_that_is_not_the_models(tmp_path: Path, content: Any, complaint: 
         built(weights=str(path))
 
 
+def test_a_bit_of_the_weights_that_has_flipped_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(native(8).state_dict(), path)
+    content = bytearray(path.read_bytes())
+    weights = native(8).state_dict()["stem.0.weight"].numpy().tobytes()
+    content[content.index(weights) + len(weights) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read as weights: a checksum differs"):
+        built(weights=str(path))
+
+
 def test_a_model_must_be_named() -> None:
     with pytest.raises(UserError, match=r"net=toy needs net\.model=NAME, such as net\.model=tiny"):
         built(model=None)
