@@ -26,11 +26,14 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "text-speech.md"
 PLAIN = ["device=cpu", "logger=quiet"]
 Row = tuple[str, str, list[str]]  # what a row is called, the words of its run, and those of its evaluations
 
-INTENTS = "experiment=text_intents"
+INTENTS, SENTENCES = "experiment=text_intents", "experiment=text_sentences"
 SHAPES = ["", "shot=1 trainer.test_episodes=300", "way=20 trainer.test_episodes=100"]  # of the evaluations; the first is the run's own test
 TEXT: list[Row] = [
     ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet ~algo.penalty net.size=0", SHAPES),
-    ("r2d2", INTENTS, SHAPES),
+    ("r2d2 on n-grams", INTENTS, SHAPES),
+    ("nearest mean of MiniLM, nothing learned here", f"{SENTENCES} algo=protonet net.project=false", SHAPES),
+    ("protonet on MiniLM", f"{SENTENCES} algo=protonet", SHAPES),
+    ("r2d2 on MiniLM", SENTENCES, SHAPES),
 ]
 DIGITS = "experiment=speech_digits"
 SPEECH: list[Row] = [
