@@ -1,5 +1,5 @@
 """``net=sentence``: a text as the mean of what a trained language model makes of its pieces, from a folder of the user's or a package.
-BERT: Devlin et al. 2019, arXiv:1810.04805; sentences by mean pooling: Reimers & Gurevych 2019, arXiv:1908.10084. An extra: imported when chosen."""
+BERT: Devlin et al. 2019, arXiv:1810.04805; means of tokens: Reimers & Gurevych 2019, arXiv:1908.10084. An extra: imported when chosen."""
 
 from __future__ import annotations
 
