@@ -59,7 +59,9 @@ class TextTransformer(Net):
     ) -> None:
         super().__init__()
         if len(input_shape) != 1 or input_shape[0] < longest:
-            raise ValueError(f"net=texttransformer needs texts, these examples have shape {list(input_shape)}; use data=text, or another net")
+            raise ValueError(
+                f"net=texttransformer needs texts, these examples have shape {list(input_shape)}; use data=text, or another net"
+            )
         if longest < shortest:
             raise ValueError(f"net.longest={longest} is below net.shortest={shortest}: make it as large at least")
         if width % heads:
