@@ -70,11 +70,11 @@ class TextTransformer(Net):
         self.grams = NGrams(buckets, shortest, longest)
         self.embedding = nn.Parameter(torch.randn(buckets, width) / math.sqrt(width))
         self.position = nn.Parameter(torch.randn(words, width) / math.sqrt(width))
-        self.stack = nn.ModuleList(TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(depth))
-        for layer in self.stack:
-            for last in (layer.attention.output, layer.mlp[-1]):
-                nn.init.zeros_(last.weight)
-                nn.init.zeros_(last.bias)
+        layers = [TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(depth)]
+        for layer in layers:
+            for last in (*layer.attention.output.parameters(), *layer.mlp[-1].parameters()):
+                nn.init.zeros_(last)
+        self.stack = nn.ModuleList(layers)
         self.scale = nn.Parameter(torch.tensor(SCALE))
         self.features, self.map_shape = width, (width, 1, 1)
 
