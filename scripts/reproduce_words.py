@@ -29,10 +29,12 @@ PLAIN = ["device=cpu", "logger=quiet"]
 Row = tuple[str, str, list[str]]  # what a row is called, the words of its run, and those of its evaluations
 
 INTENTS, SENTENCES = "experiment=text_intents", "experiment=text_sentences"
+TRANSFORMER = f"{INTENTS} net=texttransformer net.words=16 algo.penalty=0.1 trainer.iterations=100 trainer.meta_batch=1"
 SHAPES = ["", "shot=1 trainer.test_episodes=300", "way=20 trainer.test_episodes=100"]  # of the evaluations; the first is the run's own test
 TEXT: list[Row] = [
     ("nearest mean of n-grams, nothing learned", f"{INTENTS} algo=protonet ~algo.penalty net.size=0", SHAPES),
     ("r2d2 on n-grams", INTENTS, SHAPES),
+    ("r2d2 on texttransformer", TRANSFORMER, SHAPES),
     ("nearest mean of MiniLM, nothing learned here", f"{SENTENCES} algo=protonet net.project=false", SHAPES),
     ("protonet on MiniLM", f"{SENTENCES} algo=protonet", SHAPES),
     ("r2d2 on MiniLM", SENTENCES, SHAPES),

@@ -125,7 +125,7 @@ def test_an_episode_of_words_is_shown_as_spectrograms(metarun):
         ("data=text net=textbag data.root=empty.jsonl", "leave none of the 0 classes for training"),
         ("data=text net=textbag net.longest=1", "net.longest=1 is below net.shortest=2"),
         ("data=glyphs net=texttransformer", "net=texttransformer needs texts, these examples have shape"),
-        ("data=text net=texttransformer net.heads=3", "net.width=256 does not fall into net.heads=3"),
+        ("data=text net=texttransformer net.heads=3", "net.width=512 does not fall into net.heads=3"),
         ("data=glyphs net=sentence", "net=sentence needs texts, these examples have shape"),
         ("data=text net=sentence", "net=sentence needs net.model=FOLDER"),
         ("data=text net=sentence net.model=nowhere", "net.model=nowhere does not exist: give a folder with config.json"),

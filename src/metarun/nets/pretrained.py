@@ -128,7 +128,7 @@ class Pretrained(Net):
         return max(self.size, round(self.size / self.crop)), self.size
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
-        if self.frozen and x.shape[1:] == (self.features,):
+        if self.frozen and x.dim() == 2:
             return x  # features that were computed before
         return self.module((self._resized(x) - self.mean) / self.std)
 
