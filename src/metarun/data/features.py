@@ -31,12 +31,12 @@ def of_images(episodes: Episodes, net: Net, n: int, encode: Encode) -> Episodes 
 
 
 def of_frozen(episodes: Episodes, net: Net, encode: Encode, computed_by: str) -> Episodes | None:
-    """The same episodes with features [features] in place of images; None where the net is not frozen, or images change.
+    """The same episodes with features [features] of a frozen net in place of images; None where images change, or are features already.
 
     Args:
         computed_by: what beside net and image decides the features' last digits, such as the kind of device.
     """
-    if not (net.frozen and isinstance(episodes, ClassEpisodes) and episodes.images.dim() == 4):
+    if not isinstance(episodes, ClassEpisodes) or episodes.images.shape[1:] == (net.features,):
         return None
     store = Store(fingerprint(net, computed_by), net.features)
     return episodes.of_features(kept(episodes.images, store, encode))

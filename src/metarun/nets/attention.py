@@ -92,8 +92,16 @@ class TransformerLayer(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
     def forward(self, x: Tensor, others: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """Tokens x [n, width] after the layer, which have looked at ``others`` [m, width] as the layer finds them; None: at each other."""
-        tokens = self.before(x)
-        keys = tokens if others is None else self.before(others)
+        """Tokens x [..., n, width] after the layer, which have looked at ``others`` [..., m, width] as it finds them; None: at each other.
+
+        ``mask``: as of ``MultiHeadAttention``.
+        """
+        tokens = by_token(self.before, x)
+        keys = tokens if others is None else by_token(self.before, others)
         x = x + self.attention(tokens, keys, keys, mask)
-        return x + self.mlp(self.between(x))
+        return x + self.mlp(by_token(self.between, x))
+
+
+def by_token(norm: Norm, x: Tensor) -> Tensor:
+    """The norm of every token for itself, [..., width]."""
+    return norm(x.flatten(0, -2)).view_as(x)

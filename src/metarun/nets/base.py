@@ -52,8 +52,7 @@ class Net(nn.Module, ABC):
         features: length of the feature vector.
         map_shape: channels, height and width of the map that a feature vector is the flattened form of; (features, 1, 1) if it is none.
         norm: whose statistics normalise a query (see ``Norm``); printed beside every accuracy.
-        frozen: nothing in it is learned or adapted, and an example's features depend on it alone; ``layers`` then takes features
-            [n, features] as well, which it hands on, so that those of an image are computed once for all.
+        frozen: nothing in it is learned or adapted, and an example's features depend on it alone (see ``stem``).
         modulated: the submodule, a ``Norm`` or a linear layer, whose output a task may scale and shift before its activation (CAVIA).
         architecture: the parameter that weighs alternatives of which one will be chosen (DARTS), by its name; "" where there is none.
     """
@@ -89,6 +88,14 @@ class Net(nn.Module, ABC):
             return self.layers(x, None)
         n_support = support_x.shape[0]
         return self.layers(torch.cat([support_x, x]), n_support)[n_support:]
+
+    @property
+    def stem(self) -> Net | None:
+        """The frozen part that examples go through first, the net itself where all of it is frozen; None: there is none.
+
+        Its features of an example are computed once for all, so ``layers`` takes these, [n, stem.features], as well as examples.
+        """
+        return self if self.frozen else None
 
     @property
     def transductive(self) -> bool:

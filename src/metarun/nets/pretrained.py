@@ -151,7 +151,7 @@ class Pretrained(Net):
         else:
             state = self.default()
         native = self.recipe().module
-        _load(native, state, self.title, self.weights)
+        load(native, state, self.title, f"net.weights={self.weights}")
         self.module.load_state_dict(self._prepared(native).state_dict())
 
     def _resized(self, x: Tensor) -> Tensor:
@@ -171,7 +171,7 @@ class Pretrained(Net):
             UserError: it has fewer parts than are to be frozen, or a layer to be trained that goes wrong when tasks are mapped.
         """
         if self.frozen:
-            _as_buffers(module)
+            as_buffers(module)
             return module
         there, held = parts(module), self._held(module)
         if isinstance(self.freeze, int) and self.freeze >= len(there):
@@ -179,9 +179,9 @@ class Pretrained(Net):
                 f"net.freeze={self.freeze} is out of range: {self.title} has {len(there)} parts; use net.freeze=all for all of it"
             )
         for part in held:
-            _as_buffers(part)
+            as_buffers(part)
         if held:
-            _as_buffers(module, recurse=False)  # tokens and positions come before the first part
+            as_buffers(module, recurse=False)  # tokens and positions come before the first part
         _calm(module)
         for parent, name, part in there[len(held) :]:
             setattr(parent, name, ours := with_our_norms(part, self.batch_kind, self.title))
@@ -230,7 +230,7 @@ def imported(library: str, *modules: str) -> Any:
         raise MissingLibrary(f"net={library} needs an extra: {install(library)}") from None
 
 
-def _as_buffers(module: nn.Module, recurse: bool = True) -> None:
+def as_buffers(module: nn.Module, recurse: bool = True) -> None:
     """Make all parameters buffers of the same names."""
     for layer in module.modules() if recurse else [module]:
         for name, parameter in list(layer.named_parameters(recurse=False)):
@@ -286,8 +286,8 @@ def _innermost(state: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     yield from named.items()
 
 
-def _load(module: nn.Module, state: Mapping[str, Tensor], title: str, source: str) -> None:
-    """Put weights into a module, all that it has.
+def load(module: nn.Module, state: Mapping[str, Tensor], title: str, source: str) -> None:
+    """Put weights into a module, all that it has; ``title`` and ``source`` say in an error what it is and where they come from.
 
     Raises:
         UserError: some are not there, or have another shape.
@@ -298,5 +298,5 @@ def _load(module: nn.Module, state: Mapping[str, Tensor], title: str, source: st
     if absent or other:
         names = ", ".join((absent or other)[:SHOWN])
         what = f"lacks {len(absent)} of the {len(own)} weights" if absent else f"has {len(other)} weights of another shape than those"
-        raise UserError(f"net.weights={source} {what} of {title}, such as {names}: give the file of this very model")
+        raise UserError(f"{source} {what} of {title}, such as {names}: give the file of this very model")
     module.load_state_dict({name: state[name] for name in own if name in state}, strict=False)

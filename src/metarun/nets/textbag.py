@@ -31,23 +31,38 @@ class NGrams(nn.Module):
         self.register_buffer("rarity", torch.ones(buckets))
         self.rarity: Tensor
 
-    def counts(self, x: Tensor) -> Tensor:
-        """c [n, buckets]."""
+    def places(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Which n-grams begin where: buckets [n, length + 2, sizes], ``buckets`` where there is none, and the letters [n, length + 2].
+
+        What reaches beyond the end is none.
+        """
         letters = (x * 255).round().long()
         rest = F.pad(letters, (0, max(self.sizes)))  # so that every n-gram has room
         before = torch.cat([torch.full_like(letters[:, :1], ord(" ")), rest], 1)
         end = before.eq(0) & before.roll(1, 1).ne(0)  # the place right behind the text
         text = torch.where(end, ord(" "), before)
-        found = []
+        found, places = [], letters.shape[1] + 2
         for size in self.sizes:
-            pieces = text.unfold(1, size, 1)
+            pieces = text.unfold(1, size, 1)[:, :places]
             code = torch.full_like(pieces[..., 0], size)
             for letter in pieces.unbind(-1):
                 code = (code * PRIME) ^ letter
             bucket = ((code * MIX) >> 33) % self.buckets
-            found.append(torch.where(pieces[..., -1] > 0, bucket, self.buckets))  # what reaches beyond the end counts for nothing
-        places = torch.cat(found, 1)
+            found.append(torch.where(pieces[..., -1] > 0, bucket, self.buckets))
+        return torch.stack(found, -1), text[:, :places]
+
+    def counts(self, x: Tensor) -> Tensor:
+        """c [n, buckets]."""
+        places = self.places(x)[0].flatten(1)
         return x.new_zeros(len(x), self.buckets + 1).scatter_add(1, places, x.new_ones(()).expand(places.shape))[:, : self.buckets]
+
+    @torch.no_grad()
+    def observe(self, examples: Tensor) -> None:
+        """Count in how many of the texts [n, length] uint8 each bucket is."""
+        texts = torch.zeros_like(self.rarity)
+        for part in examples.split(EXAMPLES):
+            texts += (self.counts(part.to(texts.device) / 255) > 0).sum(0)
+        self.rarity.copy_(1 + torch.log((1 + len(examples)) / (1 + texts)))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.normalize(self.rarity * torch.log1p(self.counts(x)), dim=-1)
@@ -98,11 +113,6 @@ class TextBag(Net):
             return v
         return torch.cat([v, self.linear(v).to(v.dtype)], -1) if self.keep else self.linear(v)
 
-    @torch.no_grad()
     def observe(self, examples: Tensor) -> None:
-        """Count in how many of the texts [n, length] uint8 each bucket is."""
         if self.tfidf:
-            texts = torch.zeros_like(self.grams.rarity)
-            for part in examples.split(EXAMPLES):
-                texts += (self.grams.counts(part.to(texts.device) / 255) > 0).sum(0)
-            self.grams.rarity.copy_(1 + torch.log((1 + len(examples)) / (1 + texts)))
+            self.grams.observe(examples)
