@@ -21,16 +21,17 @@ class WCCN(PrototypeLearner):
     """Nearest class means under the within-class covariance of the training classes, in closed form.
 
         W = mean over images of (u − ū_c)(u − ū_c)ᵀ,   u = f(x) / ‖f(x)‖,   ū_c the mean of its class
-        logit_c(x) = −τ (u − p_c)ᵀ (I + W / (α tr W / d))⁻¹ (u − p_c),   p_c = mean over class c of u
+        z = A (u − m) / ‖A (u − m)‖,   AᵀA = (I + W / (α tr W / d))⁻¹,   m the mean of all images
+        logit_c(x) = −τ ‖z − p_c‖²,   p_c = mean over class c of z
 
     What a class is in one picture and not in the next, such as where a face looks, has a large variance in W and is passed over; that
     holds for classes never seen. Nothing is meta-trained: the net is as it is (a frozen one, or another run's by ``init_from``), and W
     is found before validation.
 
-    Deviations: (1) The paper puts the inverse into the kernel of a support vector machine; here it measures the distance to a mean.
-    (2) α is relative to the mean variance, and the matrix is scaled so that directions without variance within classes stay as they are;
-    the paper mixes W with I instead. (3) Features are brought to length 1 first. (4) The images are those of
-    ``CALIBRATION_TASKS`` training episodes (see ``Trainer``), each class's mean that of its images in the episode: choose
+    Deviations: (1) The paper puts AᵀA into the kernel of a support vector machine; here what it makes of an image is brought to length 1,
+    and compared with a mean. (2) α is relative to the mean variance, and A is scaled so that directions without variance within classes
+    stay as they are; the paper mixes W with I instead. (3) Features are brought to length 1 and centred first. (4) The images are those
+    of ``CALIBRATION_TASKS`` training episodes (see ``Trainer``), each class's mean that of its images in the episode: choose
     ``episode.train.way`` and ``query`` as large as the data allow.
 
     Args:
@@ -39,13 +40,15 @@ class WCCN(PrototypeLearner):
         scale: τ.
     """
 
-    weight: Tensor  # [features, features], a square root of the inverse
+    weight: Tensor  # [features, features], the transpose of A
+    centre: Tensor  # [features], m
 
     def __init__(self, net: Net, problem: Problem, *, shrinkage: Annotated[float, Gt(0)], scale: Annotated[float, Gt(0)]) -> None:
         super().__init__(net, problem)
         self.shrinkage, self.scale = shrinkage, scale
         self.requires_grad_(False)
         self.register_buffer("weight", torch.eye(net.features))
+        self.register_buffer("centre", torch.zeros(net.features))
 
     @torch.no_grad()
     def calibrate(self, tasks: Iterable[Task]) -> None:
@@ -53,23 +56,25 @@ class WCCN(PrototypeLearner):
         super().calibrate(held)
         was_training = self.training
         self.eval()
-        within = torch.stack([self.scatter(task) for task in held]).mean(0)
+        centres, scatters = zip(*map(self.moments, held))
+        within = torch.stack(scatters).mean(0)
         self.train(was_training)
         mean = within.diagonal().mean().clamp(min=1e-12)
         root = torch.linalg.cholesky(torch.eye(len(within), dtype=within.dtype) + within.cpu() / (self.shrinkage * mean.cpu()))
         self.weight.copy_(torch.linalg.solve_triangular(root, torch.eye(len(root), dtype=root.dtype), upper=False).T)
+        self.centre.copy_(torch.stack(centres).mean(0))
 
-    def scatter(self, task: Task) -> Tensor:
-        """W [features, features] float64 of the images of a task."""
+    def moments(self, task: Task) -> tuple[Tensor, Tensor]:
+        """m [features] and W [features, features] of the images of a task, float64."""
         (support_x, support_y), (query_x, query_y) = task.context.support, task.query
         u = inner.directions(torch.cat([self.net(support_x, support_x), self.net(query_x, support_x)]).double())
         y = torch.cat([support_y, query_y])
         apart = u - inner.class_means(u, y, task.context.classes.shape[0])[y]
-        return apart.T @ apart / len(y)
+        return u.mean(0), apart.T @ apart / len(y)
 
     def embed(self, x: Tensor, support_x: Tensor) -> Tensor:
-        """Features [n, features] in which the distance is the Euclidean one."""
-        return inner.directions(inner.upcast(self.net(x, support_x))) @ self.weight
+        """z [n, features] of x [n, *input_shape]."""
+        return inner.directions((inner.directions(self.net(x, support_x)) - self.centre) @ self.weight)
 
     def begin(self, context: Context) -> Prototypes:
         x, y = context.support
