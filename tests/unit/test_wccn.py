@@ -8,7 +8,7 @@ from helpers import small
 from metarun.run import Run
 from metarun.task import select
 
-WORDS = ["algo=wccn", "net=mlp", "net.norm=none", "episode.train.way=10", "episode.train.query=8"]
+WORDS = ["algo=wccn", "net=mlp", "net.norm=none", "episode.train.way=10", "episode.train.query=6"]
 
 
 def solved(*words: str) -> tuple:
