@@ -3,7 +3,7 @@
 python scripts/reproduce_graphs.py GRAPHS [--runs outputs/graphs] [--only WORD] [--write]
 
 GRAPHS is a folder with cora.npz and cora_ml.npz. Every row is a run of metarun in a process of its own; finished ones are not repeated.
---only: the rows whose name has this word. --write: the tables go into docs/graphs.md, with a dash for what has not been run.
+--only: the rows whose name has this word. --write: the tables of which every row has been run go into docs/graphs.md, others stay there.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/graphs.md")
     options = parser.parse_args()
     found: dict[str, Any] = {}
+    rows = {"clean": CLEAN, "attacks": ATTACKS, "memory": MEMORY, "few": FEW, "surrogate": {}}
     for name, words in (CLEAN | ATTACKS | MEMORY | FEW).items():
         folder = options.runs / re.sub(r"\W+", "_", name.lower())
         if options.only in name and not (folder / "summary.json").is_file():
@@ -74,9 +75,9 @@ def main() -> None:
     print(*tables.values(), sep="\n")
     if options.write:
         text = PAGE.read_text(encoding="utf-8")
-        for name, table in tables.items():
+        for name in (name for name in tables if rows[name].keys() <= found.keys()):
             opening, rest = text.split(f"<!-- {name} -->\n")
-            text = f"{opening}<!-- {name} -->\n{table}<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
+            text = f"{opening}<!-- {name} -->\n{tables[name]}<!-- /{name} -->{rest.split(f'<!-- /{name} -->')[1]}"
         PAGE.write_text(text, encoding="utf-8")
     if misses := missed(found):
         sys.exit("\n".join(misses))
@@ -141,7 +142,8 @@ def surrogate(graphs: Path) -> str:
     for name, binary in (("as they are", "false"), ("0 and 1", "true")):
         values = resolve(compose(["experiment=graph", f"data.root={graphs.resolve()}/cora_ml.npz", f"data.binary={binary}"]))
         data = schema.validate(values).data.build(0)
-        context, query, _ = select(data.episodes("val", data.fixed_spec, 0).batch([0]), 0)
+        task = select(data.episodes("val", data.fixed_spec, 0).batch([0]), 0)
+        context, query = task.context, task.query
         features, (x, y) = context.shared.features, context.support
         hop, settings = Hop.along(context.shared.adjacency().float()), Surrogate(hidden=16, steps=100, lr=0.1, momentum=0.9)
         seen, start = settings.seen(hop, features, x), Weights.drawn(context.key, features, 16, data.classes)

@@ -53,8 +53,12 @@ SPEAKERS: list[Row] = [
     ("protonet", "experiment=speech_speakers", [""]),
     ("siamese", "experiment=speech_speakers algo=siamese", [""]),
 ]
+FROZEN = "net=package ~net.hidden data.size=112 augment=none"
 FACES: list[Row] = [
-    ("nearest mean of pixels, nothing learned", "experiment=faces_protonet net=mlp net.sizes=[] ~net.hidden", ["way=10"]),
+    ("nearest mean of pixels, nothing learned", "experiment=faces_protonet net=mlp net.sizes=[] ~net.hidden ~net.mirror", ["way=10"]),
+    ("nearest mean of ImageNet's features, nothing learned", f"experiment=faces_protonet {FROZEN}", ["way=10"]),
+    ("siamese on ImageNet's features", f"experiment=faces_siamese {FROZEN}", ["way=10"]),
+    ("wccn on ImageNet's features", f"experiment=faces_protonet algo=wccn {FROZEN} episode.train.query=9", ["way=10"]),
     ("protonet", "experiment=faces_protonet", ["way=10"]),
     ("siamese", "experiment=faces_siamese", ["way=10"]),
 ]

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from metarun.algorithm import Algorithm
 from metarun.config import inputs
 from metarun.config.nested import leaves
 from metarun.config.stored import to_yaml
@@ -78,7 +79,9 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     try:
         if not world.rank:
             tracker.begin(folder, values, _hparams(values))
-        known = run.engine.known(run.algorithm.net, train_episodes) if run.algorithm.learns else train_episodes
+        # What is solved for in closed form reads training episodes without being trained.
+        reads = run.algorithm.learns or type(run.algorithm).calibrate is not Algorithm.calibrate
+        known = run.engine.known(run.algorithm.net, train_episodes) if reads else train_episodes
         trainer: Trainer = run.valid.trainer.build(
             run.algorithm, optimizer, run.engine, tracker, folder, known, val_episodes, run.validation
         )

@@ -61,6 +61,16 @@ def test_striding_keeps_odd_borders_and_pooling_cuts_them() -> None:
     assert build("conv4", (1, 28, 28), down="pool", flatten=True).features == 24
 
 
+def test_with_mirror_left_and_right_are_one_in_evaluation() -> None:
+    x = torch.rand(4, 3, 16, 16)
+    plain, both = build("conv4", (3, 16, 16), norm="none"), build("conv4", (3, 16, 16), norm="none", mirror=True)
+    both.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(both(x), plain(x))
+    both.eval()
+    torch.testing.assert_close(both(x), (plain(x) + plain(x.flip(-1))) / 2)
+    torch.testing.assert_close(both(x.flip(-1)), both(x))
+
+
 def test_images_too_small_to_pool_are_refused() -> None:
     with pytest.raises(ValueError, match="at least 16x16 pixels, these are 15x16"):
         build("conv4", (1, 15, 16), down="pool")

@@ -114,6 +114,13 @@ def test_frozen_it_answers_as_the_library_does_and_has_no_parameter() -> None:
     assert torch.equal(net(net(x)), net(x)), "features that are known are handed on"
 
 
+@pytest.mark.parametrize("freeze", ["all", "none"])
+def test_with_mirror_left_and_right_are_one_in_evaluation(freeze: Any) -> None:
+    net, plain, x = built(freeze=freeze, mirror=True), native(), torch.rand(5, 3, 16, 16)
+    torch.testing.assert_close(net.eval()(x), (plain(shown(x)) + plain(shown(x.flip(-1)))) / 2)
+    assert torch.allclose(net.train()(x), plain(shown(x))) == (freeze == "none")
+
+
 @pytest.mark.parametrize("freeze", ["none", 1, 3])
 def test_what_is_trained_answers_as_the_library_does_too(freeze: Any) -> None:
     net, x = built(freeze=freeze), torch.rand(5, 3, 16, 16)

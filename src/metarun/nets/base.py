@@ -29,6 +29,11 @@ def image_shape(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]
     return channels, height, width
 
 
+def of_both_sides(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The mean of the features of images x [n, channels, height, width] and of their mirror images: left and right are one to it."""
+    return (features(x) + features(x.flip(-1))) / 2
+
+
 def draw(module: nn.Module, key: Tensor) -> dict[str, Tensor]:
     """Random weights for a module by parameter name, determined by a key [] int64: as torch draws those of linear layers and convolutions.
 

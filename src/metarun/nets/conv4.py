@@ -12,7 +12,7 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from metarun.kernels.ops.max_pool import max_pool
-from metarun.nets.base import Net, image_shape
+from metarun.nets.base import Net, image_shape, of_both_sides
 from metarun.nets.conv import Conv
 from metarun.nets.fusion import conv_norm, conv_norm_relu_pool
 from metarun.nets.norm import Norm, NormKind
@@ -48,6 +48,8 @@ class Conv4(Net):
         downs: how many blocks do so, the first ones; the others keep the size of their maps, for methods that compare maps.
         flatten: features are the flattened last map; false: its mean over space.
         norm: see ``Norm``.
+        mirror: in evaluation, features are the mean of those of an image and of its mirror image: for what is the same from left and
+            right, as faces. Training sees images as they come.
     """
 
     def __init__(
@@ -59,10 +61,11 @@ class Conv4(Net):
         flatten: bool,
         norm: NormKind,
         downs: Annotated[int, Ge(0), Le(4)] = 4,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "conv4")
-        self.norm, self.flatten, self.modulated = norm, flatten, "blocks.2.norm"
+        self.norm, self.flatten, self.mirror, self.modulated = norm, flatten, mirror, "blocks.2.norm"
         widths = [channels, hidden, hidden, hidden, hidden]
         self.blocks = nn.ModuleList(Block(a, b, down if i < downs else "none", norm) for i, (a, b) in enumerate(pairwise(widths)))
         for _ in range(downs):
@@ -76,6 +79,10 @@ class Conv4(Net):
         self.features = prod(self.map_shape)
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        return of_both_sides(lambda x: self.one_side(x, n_support), x) if self.mirror and not self.training else self.one_side(x, n_support)
+
+    def one_side(self, x: Tensor, n_support: int | None) -> Tensor:
+        """As ``layers``, of images as they are."""
         for block in self.blocks:
             x = block(x, n_support)
         return x.flatten(1) if self.flatten else x.mean((2, 3))

@@ -41,9 +41,17 @@ class Package(Pretrained):
     downloads = False
 
     def __init__(
-        self, input_shape: tuple[int, ...] | None, *, model: Name, weights: str, freeze: Freeze, norm: BatchKind, size: Size
+        self,
+        input_shape: tuple[int, ...] | None,
+        *,
+        model: Name,
+        weights: str,
+        freeze: Freeze,
+        norm: BatchKind,
+        size: Size,
+        mirror: bool = False,
     ) -> None:
-        super().__init__(input_shape, model=model, weights=weights, freeze=freeze, norm=norm, size=size)
+        super().__init__(input_shape, model=model, weights=weights, freeze=freeze, norm=norm, size=size, mirror=mirror)
 
     @classmethod
     def example(cls) -> str:

@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.errors import MissingLibrary, UserError, install
 from metarun.nets import foreign
-from metarun.nets.base import Net, image_shape
+from metarun.nets.base import Net, image_shape, of_both_sides
 from metarun.nets.native import BatchKind, with_our_norms
 from metarun.nets.norm import Norm
 from metarun.runtime import torchvision
@@ -60,6 +60,7 @@ class Pretrained(Net):
             ``parts``) stay as they are.
         norm: statistics of the batch norms that are trained: ``stored``, which came with the weights; ``running``; or ``batch``.
         size: height and width of what the model is shown, pixels; ``auto``: as it was trained.
+        mirror: in evaluation, and always where all is frozen, features are the mean of those of an image and of its mirror image.
 
     Raises:
         UserError: no such model or file, or weights that are not to be had; MissingLibrary: the library is not installed.
@@ -70,13 +71,21 @@ class Pretrained(Net):
     downloads: bool = True  # the library's own weights
 
     def __init__(
-        self, input_shape: tuple[int, ...] | None, *, model: str | None, weights: str, freeze: Freeze, norm: BatchKind, size: Size
+        self,
+        input_shape: tuple[int, ...] | None,
+        *,
+        model: str | None,
+        weights: str,
+        freeze: Freeze,
+        norm: BatchKind,
+        size: Size,
+        mirror: bool = False,
     ) -> None:
         super().__init__()
         if model is None:
             raise UserError(f"net={self.library} needs net.model=NAME, such as net.model={self.example()}")
         self.model, self.weights, self.freeze, self.batch_kind, self.chosen_size = model, weights, freeze, norm, size
-        self.frozen = freeze == "all"
+        self.frozen, self.mirror = freeze == "all", mirror
         recipe = self.recipe()
         self.size, self.crop, self.resample = recipe.size, recipe.crop, recipe.resample
         shape = (3, self.size, self.size) if input_shape is None else input_shape
@@ -131,7 +140,8 @@ class Pretrained(Net):
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
         if self.frozen and x.dim() == 2:
             return x  # features that were computed before
-        return self.module((self._resized(x) - self.mean) / self.std)
+        shown = (self._resized(x) - self.mean) / self.std
+        return of_both_sides(self.module, shown) if self.mirror and not self.training else self.module(shown)
 
     def train(self, mode: bool = True) -> Pretrained:
         """As ``nn.Module.train``, but what is frozen stays in evaluation mode."""
