@@ -117,7 +117,7 @@ class MLPOptimizer(LearnedOptimizer):
     def clock(self, k: int | Tensor) -> tuple[Tensor, Tensor]:
         """What the net sees of the time before step k, [CLOCK], and the factor [] of the schedule, in float64."""
         done = torch.as_tensor(k, device=self.decays.device).double()
-        steps = self.inner_steps * self.unrolls if self.training else self.test_steps
+        steps = self.horizon if self.training else self.test_steps
         over = (done / steps).clamp(max=1 - 1 / steps)
         return torch.stack([over, WARM**done]), 1 - over if self.schedule == "linear" else torch.ones_like(over)
 
