@@ -50,7 +50,8 @@ class MLPOptimizer(LearnedOptimizer):
 
     Deviations from Celo2: (1) Neither orthogonalisation nor Adam for biases: its ``celo2-base``. (2) g/√v̂ and m̂_j/√v̂ are seen as they
     are, too: they tell noise from a slope. (3) u over its root mean square in the tensor only where ``normalise`` is set. (4) Trained by
-    back-propagation unless ``optim.gradient=pes``, which is Celo2's. (5) No factored second moments, no adaptive clipping. (6) The
+    back-propagation unless ``optim.gradient=pes``, which is Celo2's, or ``es``; the slopes being constants, it is biased over many steps,
+    and evolution is not. (5) No factored second moments, no adaptive clipping. (6) The
     nominal term, which Celo2 lacks. (7) The MLP sees the time, as in small_fc_lopt of Metz et al. 2022, arXiv:2203.11860, and so bends
     the schedule, which Celo2 has by hand alone. (8) Weight decay is learned, too: a third output.
 
