@@ -25,7 +25,7 @@ from metarun.session.python import evaluate
 matplotlib.use("agg")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 PICTURES = PAGE.parent / "pictures"
-RIVALS = "protocol=rivals protocol.rivals.only=[momentum,adam] protocol.rivals.sparse=2 trainer.curve=log"
+RIVALS = "protocol=rivals protocol.rivals.only=[nesterov,adam] protocol.rivals.sparse=2 trainer.curve=log"
 IMAGES = "experiment=glyphs_optimizer protocol=rivals protocol.rivals.sparse=2"
 SYMBOLIC = "experiment=quadratics_symbolic protocol=rivals"
 FEW = "trainer.val_episodes=10 trainer.test_episodes=40"
@@ -81,16 +81,16 @@ def images(runs: Path) -> tuple[str, Figure]:
     found = {"as trained": own} | {name: tested(runs / "mlp", name, f"{RIVALS} {FEW} {words}") for name, words in TRANSFERS.items()}
     text = rows(own) + f"\nTrained and tested by `metarun {IMAGES}`\n\n"
     text += f"Tests on others add `{RIVALS} {FEW}`.\n\n"
-    text += "| tested on | MLP optimizer | momentum | Adam | its difference to the better one, task by task | with `metarun eval RUN` |\n"
+    text += "| tested on | MLP optimizer | Nesterov | Adam | its difference to the better one, task by task | with `metarun eval RUN` |\n"
     text += "| --- | --- | --- | --- | --- | --- |\n"
     for name, summary in found.items():
         test, metric = summary["test"], summary["metric"]
-        rivals = [f"{percent(test[f'rival_{rule}'])} ({test[f'rival_{rule}']['rate']:g})" for rule in ("momentum", "adam")]
-        best = max((test[f"rival_{rule}"] for rule in ("momentum", "adam")), key=lambda one: one["mean"])
+        rivals = [f"{percent(test[f'rival_{rule}'])} ({test[f'rival_{rule}']['rate']:g})" for rule in ("nesterov", "adam")]
+        best = max((test[f"rival_{rule}"] for rule in ("nesterov", "adam")), key=lambda one: one["mean"])
         apart = percent({"mean": best["difference"], "ci95": best["difference_ci95"]}, "+")
         words = TRANSFERS.get(name, "")
         text += f"| {name} | {percent(test[metric])} | {' | '.join(rivals)} | {apart} | {f'`{words}`' if words else ''} |\n"
-    return text, panels(found, "accuracy on unseen images", ("momentum", "adam"))
+    return text, panels(found, "accuracy on unseen images", ("nesterov", "adam"))
 
 
 def symbolic(runs: Path) -> tuple[str, Figure]:
