@@ -16,10 +16,8 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from pages import put
+from pages import finished, put
 
-from metarun.config.compose import compose, resolve
-from metarun.experiment import train
 from metarun.session.python import evaluate
 
 matplotlib.use("agg")
@@ -62,11 +60,8 @@ def main() -> None:
 
 
 def trained(words: str, folder: Path) -> Summary:
-    """The summary of a run, from its folder if it is finished."""
-    if not (folder / "summary.json").is_file():
-        train(resolve(compose([*words.split(), *PLAIN])), folder)
-    summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    return summary
+    """The summary of a run, from its folder if it is finished; one that was interrupted goes on."""
+    return finished([*words.split(), *PLAIN], folder)
 
 
 def tested(run: Path, name: str, words: str) -> Summary:
