@@ -26,7 +26,7 @@ from pages import put
 from torch import Tensor
 from torch.func import functional_call
 
-from metarun.algos.optimizers.mlp_optimizer import DECAYS, SQUARES, by_size
+from metarun.algos.optimizers.mlp_optimizer import DECAYS, SQUARES, WARM, by_size
 from metarun.config.compose import compose, resolve
 from metarun.data.slots import slots
 from metarun.run import Run
@@ -39,7 +39,7 @@ GROWTH = 1.1  # of the peak memory from the shortest to the longest horizon, at 
 HORIZONS = (20, 100, 500)
 WORKS = {
     "quadratics, LSTM 20-20, 128 tasks of 20 steps": "experiment=quadratics_lstm",
-    "glyphs, MLP 144-32-10, MLP optimizer, 4 tasks of 20 steps": "experiment=glyphs_optimizer",
+    "glyphs, MLP 144-32-10, MLP optimizer, 4 tasks of 20 steps": "experiment=glyphs_optimizer algo.inner_steps=20 trainer.meta_batch=4",
 }
 PLAIN = ["device=cpu", "logger=quiet"]
 
@@ -138,12 +138,14 @@ def perceptron(learner: Any) -> Callable[..., Any]:
         for (name, w), g, (means, square) in zip(fast.items(), slope, memory):
             means = [decay * m + (1 - decay) * g for decay, m in zip(DECAYS, means)]
             square = SQUARES * square + (1 - SQUARES) * g * g
-            unbiased = [m / (1 - decay ** (k + 1)) for decay, m in zip(DECAYS, means)]
-            root = (square / (1 - SQUARES ** (k + 1)) + 1e-16).rsqrt()
-            plain = [v * root for v in (g, *unbiased)]
-            sized = [by_size(v.flatten()).view(v.shape) for v in (w, g, *unbiased, root)]
-            direction, size = learner.mlp(torch.stack([*plain, *sized], -1)).unbind(-1)
-            moved[name] = w - learner.scale * (direction + plain[1] * learner.nominal) * size.exp()
+            slopes = [g, *(m / (1 - decay ** (k + 1)) for decay, m in zip(DECAYS, means))]
+            size = square / (1 - SQUARES ** (k + 1)) + 1e-16
+            root, common, left = size.rsqrt(), size.mean().rsqrt(), 1 - k / learner.horizon
+            seen = [*(v * root for v in slopes), *(v * common for v in slopes), size.sqrt() * common, by_size(w.flatten()).view(w.shape)]
+            clock = [torch.full_like(w, time) for time in (1 - left, WARM**k)]
+            direction, grown, forgotten = learner.mlp(torch.stack([*seen, *clock], -1)).unbind(-1)
+            step = (direction + means[0] * (root * common).sqrt()) * grown.exp() + learner.decay * forgotten.exp() * w
+            moved[name] = w - learner.scale * left * step
             kept.append((means, square))
         return moved, kept
 

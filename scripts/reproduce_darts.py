@@ -1,9 +1,10 @@
 """One space of cells searched in four ways, on one axis of cost: the table and the picture of docs/search.md.
 
-python scripts/reproduce_darts.py --root FOLDER [--runs outputs/darts] [--write]
+python scripts/reproduce_darts.py --root FOLDER [--only cells few_shot] [--runs outputs/darts] [--write]
 
-A candidate's worth is its accuracy on development tasks after a short training, the same for all: a run of metarun. DARTS is one run
-each. Cost is the CPU time of everything that was trained; finished runs are not repeated. --write puts table and picture into the page.
+cells: a candidate's worth is its accuracy on development tasks after a short training, the same for all: a run of metarun. DARTS is one
+run each. few_shot: MAML as the learner of DARTS, near T-NAS, beside MAML on a cell by hand. Cost is the CPU time of everything that was
+trained; finished runs are not repeated. --write puts tables and picture into the page.
 """
 
 from __future__ import annotations
@@ -44,6 +45,12 @@ DARTS = {
     "DARTS, first order": f"algo=darts algo.rate=0.03 {SAME} trainer.iterations=160 trainer.val_episodes=20",
     "DARTS, second order": f"algo=darts algo.rate=0.03 algo.virtual_lr=0.01 {SAME} trainer.iterations=160 trainer.val_episodes=20",
 }
+# Few-shot search and its base: MAML, 5-way 1-shot; of a search half as many iterations, as each costs several times as much.
+MAML = SAME.replace("way=20 episode.train.query=6", "way=5 shot=1 episode.train.query=5").replace("meta_batch=1", "meta_batch=2")
+MAML += " trainer.val_episodes=200"
+FEW_SHOT = f"algo=darts algo@algo.learner=maml algo.rate=0.03 {MAML} trainer.iterations=60"
+BASE = f"algo=maml {MAML} trainer.iterations=120"
+BY_HAND = "-".join(["conv3"] * len(EDGES))
 TRIED = 20  # candidates of a search
 SEARCHERS: dict[str, tuple[type[Searcher], dict[str, Any]]] = {
     "random search": (RandomSearch, {}),
@@ -101,9 +108,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", help="folder of Omniglot's archives")
     parser.add_argument("--runs", type=Path, default=Path("outputs/darts"), help="folder of the runs")
-    parser.add_argument("--write", action="store_true", help="put table and picture into docs/search.md")
+    parser.add_argument("--only", nargs="+", choices=("cells", "few_shot"), default=("cells", "few_shot"))
+    parser.add_argument("--write", action="store_true", help="put tables and picture into docs/search.md")
     options = parser.parse_args()
     lab = Lab(options.runs, options.root)
+    if "cells" in options.only:
+        cells(lab, options.write)
+    if "few_shot" in options.only:
+        text = few_shot(lab)
+        print(text)
+        if options.write:
+            put(PAGE, "few_shot", text)
+
+
+def cells(lab: Lab, write: bool) -> None:
+    """The space searched in four ways."""
     curves = {name: searched(lab, *searcher) for name, searcher in SEARCHERS.items()}
     random = [point.accuracy for point in candidates(lab, *SEARCHERS["random search"])]
     for name, words in DARTS.items():
@@ -112,10 +131,26 @@ def main() -> None:
         curves[name] = [Point(run.seconds, lab.worth(genotype).accuracy, genotype)]
     text = table(lab, curves, random)
     print(text)
-    if options.write:
+    if write:
         put(PAGE, "darts", text)
         draw(curves, statistics.mean(random))
-        program.main(["show", str(options.runs / folder(next(iter(DARTS)))), "--what", "cell", "--out", str(PICTURE.with_name("cell.png"))])
+        program.main(["show", str(lab.runs / folder(next(iter(DARTS)))), "--what", "cell", "--out", str(PICTURE.with_name("cell.png"))])
+
+
+def few_shot(lab: Lab) -> str:
+    """MAML on a cell by hand, DARTS with MAML, and MAML on the cell that this found, in Markdown, with the commands."""
+    search = lab.run(FEW_SHOT, "few-shot-search")
+    genotype = search.summary["found"]["genotype"]
+    rows = {
+        f"MAML, `{BY_HAND}`": lab.run(f"{BASE} net.genotype={BY_HAND}", "maml-by-hand"),
+        "DARTS with MAML: weights and architecture adapt to each task": search,
+        f"MAML, `{genotype}`, which that found": lab.run(f"{BASE} net.genotype={genotype}", f"maml-{genotype}"),
+    }
+    text = "| | parameters | CPU seconds | accuracy, % |\n| --- | --- | --- | --- |\n"
+    for name, run in rows.items():
+        error = 100 * run.summary["val"]["accuracy"]["ci95"]
+        text += f"| {name} | {run.summary['parameters']:,} | {run.seconds:.0f} | {run.accuracy:.1f} ± {error:.1f} |\n"
+    return f"{text}\n```\nmetarun {FEW_SHOT}\nmetarun {BASE} net.genotype=CELL\n```\n"
 
 
 def folder(name: str) -> str:

@@ -39,7 +39,7 @@ def test_a_users_loop_is_the_inner_loop(kind: str, tmp_path: Path) -> None:
     task = select(run.episodes("test").batch([0]), 0)
     rows, y = task.context.support
     with torch.no_grad():
-        states = list(adapt(run.algorithm, task.context, 6))
+        states = list(adapt(run.algorithm.eval(), task.context, 6))
     model = nn.Linear(3, 1, bias=False)
     with torch.no_grad():
         model.weight.copy_(states[0].fast["head.weight"])
@@ -110,6 +110,26 @@ def test_schedulers_groups_closures_and_missing_gradients(tmp_path: Path) -> Non
     optimizer.step()
     assert torch.equal(model[1].weight, frozen)
     assert float(Trained(file).optimizer.step(lambda: torch.tensor(3.0))) == 3.0
+
+
+def test_a_rule_that_looks_at_the_time_is_told_how_long_training_will_be(tmp_path: Path) -> None:
+    _, file = exported(tmp_path, "mlp")
+    for steps in (None, 6, 60):  # the run's tests have 6
+        p = nn.Parameter(torch.ones(2))
+        optimizer = metarun.optimizer(file, [p], steps=steps)
+        moves = []
+        for _ in range(8):  # who goes on for longer does so at the last rate
+            p.grad, before = torch.ones(2), p.detach().clone()
+            optimizer.step()
+            moves.append((p.detach() - before).norm().item())
+        if steps is None:
+            first = moves
+        elif steps == 6:
+            assert moves == first
+        else:
+            assert moves[-1] > 3 * first[-1] > 0
+    with pytest.raises(UserError, match=r"steps=0 is not possible: it is how many steps the training will have"):
+        metarun.optimizer(file, [p], steps=0)
 
 
 def test_random_numbers_of_the_caller_are_left_alone(tmp_path: Path) -> None:

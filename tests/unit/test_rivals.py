@@ -27,9 +27,10 @@ class Kept:
         self.metric, self.higher_is_better = kind.metric, kind.higher_is_better
 
 
+@pytest.mark.parametrize("words", [[], ["algo=symbolic_optimizer", "algo.test_steps=6"]])
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rival_is_plain_training(rule: str) -> None:
-    run, plain = Run(quadratics()), Run(quadratics("algo=supervised", f"algo.rule={rule}", "algo.rate=0.02", "algo.test_steps=6"))
+def test_a_rival_is_plain_training(rule: str, words: list[str]) -> None:
+    run, plain = Run(quadratics(*words)), Run(quadratics("algo=supervised", f"algo.rule={rule}", "algo.rate=0.02", "algo.test_steps=6"))
     tasks = run.episodes("test").batch(range(3))
     assert set(run.algorithm.rivals) == set(RULES)
     rival, theirs = (engine().evaluate(algorithm, tasks, EVERY)["loss"] for algorithm in (run.algorithm.rival(rule, 0.02), plain.algorithm))

@@ -44,18 +44,22 @@ def export(run: Run, out: Path, picture: Path | None) -> dict[str, Any]:
     return {"optimizer": str(out), "method": method, "numbers": sum(w.numel() for w in weights.values())}
 
 
-def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0) -> Optimizer:
+def optimizer(file: str | Path, params: Iterable[Any], lr: float = 1.0, steps: int | None = None) -> Optimizer:
     """A learned optimizer for the parameters of any net, as those of ``torch.optim``.
 
     Args:
         file: what ``metarun export RUN optimizer --out FILE`` wrote. It is read with torch's safe loader: nothing in it is executed.
         params: the parameters, or groups of them.
         lr: a factor on what the rule says, 1 for just that; learning-rate schedulers of torch change it.
+        steps: how many steps the training will have, for a rule that looks at the time (``mlp_optimizer``); None: as many as the tests
+            of its run (``algo.test_steps``).
 
     Raises:
         UserError: no such file, or no such optimizer in it.
     """
-    return Optimizer(params, _read(Path(file).expanduser()), lr)
+    if steps is not None and steps < 1:
+        raise UserError(f"steps={steps} is not possible: it is how many steps the training will have, 1 or more")
+    return Optimizer(params, _read(Path(file).expanduser(), steps), lr)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -99,8 +103,8 @@ class Optimizer(torch.optim.Optimizer):
         p.add_((moved[ONE] - weight).to(p.dtype), alpha=lr)
 
 
-def _read(path: Path) -> UpdateRule:
-    """The method that a file holds.
+def _read(path: Path, steps: int | None) -> UpdateRule:
+    """The method that a file holds, for a training of so many steps.
 
     Raises:
         UserError: it holds none.
@@ -119,7 +123,7 @@ def _read(path: Path) -> UpdateRule:
     target = schema.target_of({"algo": section}, "algo")
     if not issubclass(target, UpdateRule):
         raise UserError(f"{path} holds algo={foreign.printable(str(section.get('name')))}, which is no optimizer")
-    settings = schema.check(target, schema.without_meta(section), "algo.")
+    settings = schema.check(target, schema.without_meta(section), "algo.") | ({"test_steps": steps} if steps else {})
     spec = EpisodeSpec(way=1, shot=1, query=1)
     problem = Problem(Regression(), (1,), 1, 0, spec, spec)
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
@@ -129,4 +133,4 @@ def _read(path: Path) -> UpdateRule:
         rule.load_state_dict(weights | {name: own[name] for name in own.keys() - target.lasting(own).keys()})
     except RuntimeError as error:
         raise UserError(f"{path} does not fit this version of metarun: {str(error).splitlines()[-1].strip()}") from None
-    return rule.requires_grad_(False)
+    return rule.requires_grad_(False).eval()

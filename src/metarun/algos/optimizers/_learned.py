@@ -53,7 +53,7 @@ class LearnedOptimizer(ByRule, HasRivals):
         if horizon % inner_steps:
             raise ValueError(f"algo.horizon={horizon} is no multiple of algo.inner_steps={inner_steps}")
         super().__init__(net, problem, **settings)
-        self.inner_steps, self.unrolls = inner_steps, horizon // inner_steps
+        self.inner_steps, self.horizon, self.unrolls = inner_steps, horizon, horizon // inner_steps
 
     def objective(self, states: Sequence[Training], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         judged = states[1:] if self.every_state else states[-1:]

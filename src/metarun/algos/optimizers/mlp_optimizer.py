@@ -3,7 +3,7 @@ After Celo2 (Moudgil, Knyazev, Belilovsky 2026, arXiv:2602.19142), with the nomi
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from annotated_types import Ge, Gt
@@ -17,8 +17,9 @@ from metarun.runtime.private import tree_map
 
 DECAYS = (0.9, 0.99, 0.999)  # of the running means of gradients
 SQUARES = 0.999  # of that of their squares
-SEEN = 6 + 1 + len(DECAYS)  # numbers that the net sees of a coordinate
-NOMINAL = 1  # where among these Adam's step stands
+SEEN = 2 * (1 + len(DECAYS)) + 2  # numbers that the net sees of a coordinate
+CLOCK = 2  # and of the time
+WARM = 0.9  # by which what it sees of the beginning fades
 TINY = 1e-16  # below which a mean square is none
 
 
@@ -38,21 +39,28 @@ class MLPOptimizer(LearnedOptimizer):
     """MLP optimizer.
 
         m_j ← β_j m_j + (1 − β_j) g  for β = .9, .99, .999,   v ← .999 v + .001 g²,   hats: without their bias towards 0, as Adam's
-        (d, s) = MLP_ω(g/√v̂, m̂_j/√v̂; θ, g, m̂_j, 1/√v̂, each over its root mean square in the tensor)
-        u = (m̂_1/√v̂ + d) exp(s),   θ ← θ − scale · u,   or u over its root mean square in the tensor where ``normalise`` is set
+        R = √(mean of v̂ over the tensor),   n = m_1 / √(√v̂ R)
+        (d, s, c) = MLP_ω(g/√v̂, m̂_j/√v̂, g/R, m̂_j/R; √v̂/R, θ over its root mean square in the tensor; p, .9^k)
+        u = (n + d) exp(s),   θ ← θ − scale (1 − p) (u + decay exp(c) θ),   p = k / K the part of training that is over
 
-    m̂_1/√v̂, Adam's step, is the ``nominal`` term: training begins near Adam at the rate ``scale``. Nothing of the rule depends on the
-    size of the loss, or on what the net is.
+    n, the ``nominal`` term, is partially adaptive momentum (Chen et al. 2018, arXiv:1806.06763, p = 1/4), half-way between Adam's step
+    and that of SGD, and not freed of its bias, so that it warms up. Training of the rule begins near it, with weight decay as in AdamW
+    and a rate that falls linearly. Nothing of the rule depends on the size of the loss, or on what the net is. K is ``horizon`` in
+    meta-training and ``test_steps`` after it; who goes on for longer does so at the last rate.
 
     Deviations from Celo2: (1) Neither orthogonalisation nor Adam for biases: its ``celo2-base``. (2) g/√v̂ and m̂_j/√v̂ are seen as they
-    are, too: they tell noise from a slope, so that steps can shrink without a schedule. (3) ``normalise`` is off, as a step of one
-    length cannot end, where Celo2 has a schedule by hand. (4) Trained by back-propagation unless ``optim.gradient=pes``, which is
-    Celo2's. (5) No factored second moments, no adaptive clipping. (6) The nominal term, which Celo2 lacks.
+    are, too: they tell noise from a slope. (3) u over its root mean square in the tensor only where ``normalise`` is set. (4) Trained by
+    back-propagation unless ``optim.gradient=pes``, which is Celo2's, or ``es``; the slopes being constants, it is biased over many steps,
+    and evolution is not. (5) No factored second moments, no adaptive clipping. (6) The
+    nominal term, which Celo2 lacks. (7) The MLP sees the time, as in small_fc_lopt of Metz et al. 2022, arXiv:2203.11860, and so bends
+    the schedule, which Celo2 has by hand alone. (8) Weight decay is learned, too: a third output.
 
     Args:
         net, problem, settings: as of ``LearnedOptimizer``.
         hidden: units of each of the two hidden layers.
         scale: of the updates.
+        decay: of the weights, where the MLP says nothing of it; 0 for none ever.
+        schedule: ``linear``, or ``constant``, without the factor 1 − p.
         normalise, nominal: see above.
     """
 
@@ -63,18 +71,20 @@ class MLPOptimizer(LearnedOptimizer):
         *,
         hidden: Annotated[int, Ge(1)],
         scale: Annotated[float, Gt(0)],
+        decay: Annotated[float, Ge(0)],
+        schedule: Literal["linear", "constant"],
         normalise: bool,
         nominal: bool,
         **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
-        self.scale, self.normalise, self.nominal = scale, normalise, nominal
+        self.scale, self.decay, self.schedule, self.normalise, self.nominal = scale, decay, schedule, normalise, nominal
         self.mlp = nn.Sequential(
-            nn.Linear(SEEN, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
+            nn.Linear(SEEN + CLOCK, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 3)
         )  # fmt: skip
         with torch.no_grad():
             for weight in self.mlp[-1].parameters():
-                weight.mul_(0.1)  # so that training begins with small steps
+                weight.mul_(0.03)  # so that training begins near the nominal term
         self.register_buffer("decays", torch.tensor(DECAYS), persistent=False)
         self.decays: Tensor
 
@@ -88,23 +98,39 @@ class MLPOptimizer(LearnedOptimizer):
 
         gradients = tree_map(mean, memory.gradients, grads)
         squares = tree_map(lambda old, g: SQUARES * old + (1 - SQUARES) * g * g, memory.squares, grads)
-        seen = [self.seen(*leaves, k) for leaves in zip(fast.values(), grads.values(), gradients.values(), squares.values())]
+        leaves = zip(fast.values(), grads.values(), gradients.values(), squares.values())
+        seen, nominal = zip(*(self.seen(*leaf, k) for leaf in leaves))
+        clock, left = self.clock(k)
         numbers = torch.cat(seen)
-        direction, size = self.mlp(numbers).unbind(-1)
+        numbers = torch.cat([numbers, clock.to(numbers).expand(len(numbers), CLOCK)], 1)
+        direction, size, forgotten = self.mlp(numbers).unbind(-1)
         if self.nominal:
-            direction = direction + numbers[:, NOMINAL]
-        updates = (direction * size.exp()).split([w.numel() for w in fast.values()])
+            direction = direction + torch.cat(nominal)
+        parts = [w.numel() for w in fast.values()]
+        updates, decays = (direction * size.exp()).split(parts), (self.decay * forgotten.exp()).split(parts)
+        rate = self.scale * left.to(numbers)
         moved = {
-            name: w - self.scale * (by_size(update) if self.normalise else update).view(w.shape)
-            for (name, w), update in zip(fast.items(), updates)
+            name: w - rate * ((by_size(update) if self.normalise else update).view(w.shape) + decay.view(w.shape) * w)
+            for (name, w), update, decay in zip(fast.items(), updates, decays)
         }
         return moved, Means(gradients, squares)
 
-    def seen(self, weight: Tensor, gradient: Tensor, means: Tensor, square: Tensor, k: int | Tensor) -> Tensor:
-        """What the net sees of a tensor, [coordinates, SEEN]; ``means`` [decays, *shape], all others of the weight's shape."""
+    def clock(self, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What the net sees of the time before step k, [CLOCK], and the factor [] of the schedule, in float64."""
+        done = torch.as_tensor(k, device=self.decays.device).double()
+        steps = self.horizon if self.training else self.test_steps
+        over = (done / steps).clamp(max=1 - 1 / steps)
+        return torch.stack([over, WARM**done]), 1 - over if self.schedule == "linear" else torch.ones_like(over)
+
+    def seen(self, weight: Tensor, gradient: Tensor, means: Tensor, square: Tensor, k: int | Tensor) -> tuple[Tensor, Tensor]:
+        """What the net sees of a tensor, [coordinates, SEEN], and its nominal term [coordinates].
+
+        ``means`` [decays, *shape], all others of the weight's shape.
+        """
         age = k.double() + 1 if isinstance(k, Tensor) else k + 1
-        means = means.flatten(1) / (1 - self.decays**age)[:, None]
-        root = (square.flatten() / (1 - SQUARES**age) + TINY).rsqrt()
-        slopes = torch.cat([gradient.flatten()[None], means])
-        sized = by_size(torch.cat([weight.flatten()[None], slopes, root[None]]))
-        return torch.cat([slopes * root, sized]).T
+        means, square = means.flatten(1), square.flatten() / (1 - SQUARES**age) + TINY
+        slopes = torch.cat([gradient.flatten()[None], means / (1 - self.decays**age)[:, None]])
+        root, common = square.rsqrt(), square.mean().rsqrt()
+        nominal = means[0] * (root * common).sqrt()
+        spread = (square.sqrt() * common)[None]
+        return torch.cat([slopes * root, slopes * common, spread, by_size(weight.flatten())[None]]).T, nominal

@@ -78,7 +78,7 @@ class SymbolicOptimizer(LearnedOptimizer, Evolvable):
     def begin(self, context: Context) -> Training:
         state = super().begin(context)
         brought = {name: context.extras[name] for name in Rule._fields if name in context.extras}
-        return state._replace(memory=state.memory._replace(**brought))
+        return state._replace(memory=state.memory._replace(**brought)) if brought else state  # a rival's memory is another
 
     def advance(self, fast: Fast, grads: Fast, memory: Running, k: int | Tensor) -> tuple[Fast, Running]:
         weights, gradient = flat(fast), flat(grads)
