@@ -43,7 +43,7 @@ RUNS = {
     "omniglot": {
         "protonet": OMNIGLOT,
         "imaginary, protonet": f"{OMNIGLOT} {member('protonet', 'imaginary')}",
-        "metagan, protonet": f"{OMNIGLOT} {member('protonet', 'metagan')}",
+        "metagan, protonet": f"{OMNIGLOT} {member('protonet', 'metagan')} algo.weight=0.005",
         "r2d2": f"{OMNIGLOT} algo=r2d2",
         "imaginary, r2d2": f"{OMNIGLOT} {member('r2d2', 'imaginary')}",
     },
