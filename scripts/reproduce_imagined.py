@@ -24,6 +24,7 @@ FEW = "net.hidden=32 trainer.iterations=200 trainer.val_every=200 trainer.val_ep
 OMNIGLOT = f"experiment=omniglot_small_protonet {FEW}"
 PHOTOS = f"data=cifar_fs net.norm=running episode.train.way=20 episode.train.query=5 optim.lr=0.002 trainer.meta_batch=2 {FEW}"
 ONESHOT = f"experiment=omniglot_oneshot_protonet {FEW}"
+SLIGHT = "algo.copies=3 algo.operations=[rotate,scale,shear,shift] algo.gate=straight algo.probability=0.1 algo.strength=0.1"
 WHOLE = (
     "episode=dataset data=omniglot data.split=minimal1 data.rotate_test=false data.within_alphabet=true way=10 shot=5 query=10 "
     "net.hidden=16 net.down=stride net.flatten=false net.norm=batch algo=learned_augment algo@algo.member=hyperparameters "
@@ -42,7 +43,7 @@ RUNS = {
     "omniglot": {
         "protonet": OMNIGLOT,
         "imaginary, protonet": f"{OMNIGLOT} {member('protonet', 'imaginary')}",
-        "metagan, protonet": f"{OMNIGLOT} {member('protonet', 'metagan')}",
+        "metagan, protonet": f"{OMNIGLOT} {member('protonet', 'metagan')} algo.weight=0.005",
         "r2d2": f"{OMNIGLOT} algo=r2d2",
         "imaginary, r2d2": f"{OMNIGLOT} {member('r2d2', 'imaginary')}",
     },
@@ -53,7 +54,7 @@ RUNS = {
     "augment": {
         "augment=none": f"{ONESHOT} augment=none",
         "augment=characters": ONESHOT,
-        "learned": f"{ONESHOT} augment=none {member('protonet', 'learned_augment')} algo.copies=3",
+        "learned": f"{ONESHOT} augment=none {member('protonet', 'learned_augment')} {SLIGHT}",
     },
     "whole": {
         "none": f"{WHOLE} algo.copies=0",

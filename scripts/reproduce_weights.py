@@ -168,7 +168,7 @@ class Folder:
     member: str  # pattern of those of the archive's files that are reported: class and name
     development: tuple[str, str]  # archive and pattern of those by which settings were chosen: of other classes
     words: str
-    learner: str
+    learner: str  # beside the experiment's own settings
     plain: str  # the rival that weighs nothing
 
 
@@ -178,18 +178,18 @@ FOLDERS = {
         "images_background_small1.zip",
         r"[^/]+/([^/]+/[^/]+)/([^/.]+\.png)",
         ("images_background_small2.zip", r"[^/]+/((?:Japanese_\(katakana\)|Sanskrit|Tagalog)/[^/]+)/([^/.]+\.png)"),
-        "data.size=28 data.channels=1 data.invert=true data.val_fraction=0.5 data.test_fraction=0 algo.batch=100",
-        "algo=l2rw algo.rate=0.1 algo.test_steps=130",
-        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=100",
+        "data.size=28 data.channels=1 data.invert=true",
+        "",
+        "algo=supervised algo.rate=0.05 algo.test_steps=100",
     ),
     "cifar": Folder(
         "CIFAR-FS",
         "cifar_fs.zip",
         r"cifar_fs/train/([^/]+)/([^/.]+\.png)",
         ("cifar_fs.zip", r"cifar_fs/(?:val|test)/([^/]+)/([^/.]+\.png)"),
-        "data.val_fraction=0.5 data.test_fraction=0 shot=80 episode.clean=10 algo.batch=100",
-        "algo=l2rw algo.rate=0.1 algo.test_steps=400",
-        "algo=supervised algo.rule=momentum algo.rate=0.05 algo.test_steps=300",
+        "shot=80 episode.clean=10",
+        "algo.test_steps=400",
+        "algo=supervised algo.rate=0.05 algo.test_steps=300",
     ),
 }
 
@@ -242,12 +242,13 @@ def wrong_folders(folder: Folder, source: Path, runs: Path, development: bool) -
     wrong = planted(source / archive, member, root)
     base = f"experiment=mislabelled data.root=PHOTOS {folder.words} way={len(list(root.iterdir())) // 2}"
     text = f"| {folder.title}, the most suspicious by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
-    finished(f"{base} {folder.learner}", runs / "run", f"data.root={root}", "engine.threads=1")
+    weighing, plain = (f"{base} {words}".rstrip() for words in (folder.learner, folder.plain))
+    finished(weighing, runs / "run", f"data.root={root}", "engine.threads=1")
     with (runs / "run" / "weights.csv").open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     for column, row in {"fits": "how they fit their class, as the run lists them", "weight": "their weight"}.items():
         text += judged(row, [one["file"] for one in listed], np.array([float(one[column]) for one in listed]), wrong)
-    run = Run(resolve(compose([*f"{base} {folder.plain}".replace("PHOTOS", str(root)).split(), *PLAIN])))
+    run = Run(resolve(compose([*plain.replace("PHOTOS", str(root)).split(), *PLAIN])))
     data, arrays = audit.judge(run, Losses("last"), lambda done, n: None)
     shown = arrays["rows"].shape[1] // 2  # of which the first half are those that a net was trained on
     for part, row in {
@@ -258,7 +259,7 @@ def wrong_folders(folder: Folder, source: Path, runs: Path, development: bool) -
         text += judged(row, data.files or [], -losses, wrong)
     text += judged("distance to the mean of their class, pixels", data.files or [], -to_the_others(data), wrong)
     text += f"| chance | {len(wrong) / len(data.images):.2f} | 0.500 |\n"
-    commands = f"metarun {base} {folder.learner}\nmetarun {base} {folder.plain}\n"
+    commands = f"metarun {weighing}\nmetarun {plain}\n"
     return f"{text}\n{len(data.images):,} files of {data.classes} classes, {len(wrong)} of them in a wrong one.\n\n```\n{commands}```\n"
 
 

@@ -40,10 +40,10 @@ class Audit(AfterAdaptation):
     name = "audit"
 
     def learned(self, algorithm: Algorithm, state: State, task: Task) -> dict[str, Tensor]:
-        """``weights`` [n] of the support, and ``probabilities`` [n + m, way], its own and the query's, of the task's ``classes`` [way]."""
+        """``weights`` [n] of the support; ``log_probabilities`` [n + m, way], its own and the query's, of the task's ``classes`` [way]."""
         assert isinstance(algorithm, WeighsExamples)
         logits = upcast(best_guess(algorithm.predict(state, torch.cat([task.context.examples().x, task.query.x]))))
-        found = {"classes": task.context.classes, "probabilities": logits.softmax(-1)}
+        found = {"classes": task.context.classes, "log_probabilities": logits.log_softmax(-1)}
         return found | {"weights": algorithm.example_weights(state)}
 
     def summarise(self, problem: Problem, arrays: Arrays) -> tuple[Scores, list[dict[str, Any]]]:
@@ -56,7 +56,7 @@ class Judged:
 
     file: str  # its path below the root
     label: str  # the class it lies in
-    fits: float  # the probability of that class, 0..1, in the mean over the learners that knew it
+    fits: float  # the probability of that class, 0..1, in the geometric mean over the learners that knew it: e to minus the mean loss
     weight: float  # mean over the learners; 1: it counts like any other
     looks_like: str  # the most probable of the classes that it was beside
     probability: float  # of what it looks like, as of its class
@@ -106,7 +106,8 @@ def over_learners(values: np.ndarray, rows: np.ndarray, n: int) -> np.ndarray:
 def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n: None) -> tuple[Split, list[Judged]]:
     """The data of a run, and all its files, the most suspicious first: those that fit the class they lie in the least.
 
-    A weight does not say so: it is small as well where an example is so easy that nothing is learned from it any more.
+    A weight does not say so: it is small as well where an example is so easy that nothing is learned from it any more. Nor does the
+    arithmetic mean of probabilities as well: those learners that have a wrong label by heart then outvote the others that are sure.
     """
     data, arrays = judge(run, Audit("last"), after_block)
     n, rows, weights = len(data.images), arrays["rows"], arrays["weights"]
@@ -114,7 +115,7 @@ def suspects(run: Run, after_block: Callable[[int, int], None] = lambda done, n:
     # Pairs of an example and a class that it was beside, as one number each.
     pairs = rows[..., None] * data.classes + arrays["classes"][:, None].astype(np.int64)
     known, where = np.unique(pairs, return_inverse=True)
-    means = over_learners(arrays["probabilities"], where, len(known))
+    means = np.exp(over_learners(arrays["log_probabilities"], where, len(known)))
     owner, classes = np.divmod(known, data.classes)
     labels = np.repeat(np.arange(data.classes), data.counts)
     fits = means[classes == labels[owner]]
@@ -140,7 +141,7 @@ def table(judged: Sequence[Judged]) -> bytes:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["file", "class", "fits", "weight", "looks_like", "probability"])
     for one in judged:
-        writer.writerow([one.file, one.label, f"{one.fits:.6f}", f"{one.weight:.6f}", one.looks_like, f"{one.probability:.6f}"])
+        writer.writerow([one.file, one.label, f"{one.fits:.6g}", f"{one.weight:.6f}", one.looks_like, f"{one.probability:.6f}"])
     return out.getvalue().encode(errors="surrogateescape")
 
 
