@@ -28,7 +28,7 @@ class DataRater(Weighted):
 
     Every place of a meta-batch is a learner of the population, with a training set and random weights of its own. It is trained for
     ``horizon`` steps, and another one takes its place; places are staggered, so that learners of all ages judge the scores. In a test the
-    scores only weigh: it needs no clean examples. At first all scores are 0, which is plain training.
+    scores only weigh: it needs no clean examples. Equal scores are plain training.
 
     An example is scored by its input x alone, since the labels of other classes mean nothing here: what is wrong with a picture can be
     told, a wrong label on a good picture cannot.
@@ -53,7 +53,6 @@ class DataRater(Weighted):
         super().__init__(net, problem, **settings)
         self.inner_steps, self.unrolls = inner_steps, horizon // inner_steps
         self.rater, self.score = own, nn.Linear(net.features, 1, bias=False)  # softmax does not see a bias
-        nn.init.zeros_(self.score.weight)
 
     def scores(self, x: Tensor) -> Tensor:
         """φ(x) [n] of examples x [n, *input_shape]."""
