@@ -105,7 +105,8 @@ def table(name: str, runs: Path) -> str:
     """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
     words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
     folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
-    found = {row: finished(line, folders[row], "engine.threads=1", "logger.pictures=true") for row, line in words.items()}
+    more = ("engine.threads=1", f"logger.pictures={str(name == 'flips').lower()}")
+    found = {row: finished(line, folders[row], *more) for row, line in words.items()}
     errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
     text = f"| training | error, % | less that of L2RW | {TOLD[name]} |\n| --- | --- | --- | --- |\n"
     for row, error in errors.items():
