@@ -199,18 +199,21 @@ def test_a_life_is_whole_meta_updates() -> None:
 
 
 def test_datarater_tells_the_noise_of_other_characters(tmp_path: Path) -> None:
-    words = ("data=glyphs", "data.train_classes=20", "data.val_classes=5", "data.test_classes=6", "data.drawers=30", "data.size=12")
+    words = ("data=glyphs", "data.train_classes=12", "data.val_classes=5", "data.test_classes=6", "data.drawers=15", "data.size=12")
     more = ("episode=dataset", "shot=10", "query=5", "episode.clean=0", "episode.corrupt=noise", "episode.rate=0.4", "net=mlp")
-    brief = ("trainer.iterations=60", "trainer.val_every=60", "trainer.meta_batch=4", "optim.lr=0.01")
-    values = small("algo=datarater", "algo.rule=sgd", "algo.rate=0.3", *words, *more, *brief)
-    values |= {"net": values["net"] | {"sizes": [32]}, "algo": values["algo"] | {"inner_steps": 2, "horizon": 20, "test_steps": 20}}
-    run = Run(values)
-    (asked,) = (each for each in run.protocols if each.name == "weights")
-    untrained = run.engine.score(run.algorithm, run.episodes("test"), 5, asked, lambda done: None)
+    brief = ("trainer.iterations=60", "trainer.val_every=60", "trainer.meta_batch=4", "optim.lr=0.01", "algo.rule=sgd", "algo.rate=0.3")
+
+    def values(*extra: str) -> dict[str, Any]:
+        found = small("algo=datarater", *words, *more, *brief, *extra)
+        settings = {"inner_steps": 2, "horizon": 20, "test_steps": 20}
+        return found | {"net": found["net"] | {"sizes": [32]}, "algo": found["algo"] | settings}
+
+    run = Run(values("protocol=weights"))
+    (asked,) = run.protocols
+    untrained = run.engine.score(run.algorithm, run.episodes("test"), 6, asked, lambda done: None)
     before = np.mean([auroc(w, c > 0) for w, c in zip(untrained["weights"], untrained["corrupt"])])
-    after = train(values, tmp_path)["test"]["weights_auroc"]["mean"]
-    assert after > 0.95
-    assert after > before + 0.1 or before > 0.85
+    after = train(values(), tmp_path)["test"]["weights_auroc"]["mean"]
+    assert after > max(0.95, before + 0.1)
 
 
 def test_the_noise_of_a_split_is_its_own() -> None:
