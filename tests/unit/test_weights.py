@@ -20,7 +20,7 @@ from metarun.protocols.weights import auroc
 from metarun.run import Run
 from metarun.task import Batch, Context, Task, select
 
-WEIGHERS = ("l2rw", "metaweight", "ratio", "hard_mining", "random_weights")
+WEIGHERS = ("l2rw", "metaweight", "datarater", "ratio", "hard_mining", "random_weights")
 SET = ("episode=dataset", "shot=4", "query=2", "episode.clean=2", "episode.corrupt=labels", "episode.rate=0.3")
 
 
@@ -131,6 +131,96 @@ def test_metaweight_is_the_papers_program(normalised: bool) -> None:
         sgd.step()
     moved = max(float((states[-1].own.weights[name] - w).abs().max()) for name, w in states[0].own.weights.items())
     assert moved > 0.05
+
+
+RATED = ("algo.inner_steps=3", "algo.horizon=6", "algo.rate=0.3", "algo.batch=5")
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum"])
+def test_dataraters_meta_gradient_is_the_papers_program(rule: str) -> None:
+    """The loop of three steps by hand, by create_graph, from where an earlier meta-update left the learner."""
+    algorithm, task = built("datarater", f"algo.rule={rule}", *RATED)
+    context = task.context
+    with torch.no_grad():
+        *_, begun = adapt(algorithm, context, 3)
+    state = begun
+    for k in range(3, 6):
+        state = algorithm.step(state, context, k)
+    loss, _ = algorithm.objective([state], task, 0.0)
+    eta = [p for p in algorithm.parameters() if p.requires_grad]
+    found = torch.autograd.grad(loss, eta)
+
+    first, last = algorithm.rater, algorithm.score
+    (inside,) = [layer for layer in first.modules() if isinstance(layer, nn.Linear)]
+    own = {name: w.detach().clone().requires_grad_() for name, w in begun.fast.items()}
+    velocity = {name: torch.zeros_like(w) for name, w in own.items()} if rule == "sgd" else begun.memory
+    for k in range(3, 6):
+        x, y = algorithm.examples(context, k)
+        scores = (torch.tanh(x.flatten(1) @ inside.weight.T + inside.bias) @ last.weight.T)[:, 0]
+        shares = scores.exp() / scores.exp().sum()
+        costs = nn.functional.cross_entropy(functional_call(algorithm, own, (x, x)), y, reduction="none")
+        grads = torch.autograd.grad((shares * costs).sum(), list(own.values()), create_graph=True)
+        velocity = {name: (0.9 if rule == "momentum" else 0) * v + g for (name, v), g in zip(velocity.items(), grads)}
+        own = {name: w - 0.3 * velocity[name] for name, w in own.items()}
+    query = nn.functional.cross_entropy(functional_call(algorithm, own, (task.query.x, task.query.x)), task.query.y)
+    torch.testing.assert_close(loss, query, rtol=1e-9, atol=0)
+    for here, there in zip(found, torch.autograd.grad(query, eta), strict=True):
+        torch.testing.assert_close(here, there, rtol=1e-7, atol=1e-12)
+    assert max(float(g.abs().max()) for g in found) > 1e-5
+
+
+def test_equal_scores_are_plain_training_and_nothing_but_the_rater_learns() -> None:
+    (algorithm, task), (plain, _) = built("datarater", *RATED), built("supervised", "algo.rule=momentum", *RATED[2:])
+    learns = {name.partition(".")[0] for name, p in algorithm.named_parameters() if p.requires_grad}
+    assert learns == {"rater", "score"}
+    *_, uneven = adapt(algorithm, task.context, 4)
+    nn.init.zeros_(algorithm.score.weight)
+    (*_, rated), (*_, theirs) = adapt(algorithm, task.context, 4), adapt(plain, task.context, 4)
+    for name, w in theirs.fast.items():
+        torch.testing.assert_close(rated.fast[name], w, rtol=1e-9, atol=1e-12)
+        assert not torch.allclose(uneven.fast[name], w, rtol=1e-6)
+
+
+def test_the_rater_sees_the_picture_alone_and_weights_have_the_mean_one() -> None:
+    algorithm, task = built("datarater", *RATED)
+    state, batch = algorithm.begin(task.context), task.context.examples()
+    found, _ = algorithm.weigh(state, batch, task.context, 0)
+    relabelled, _ = algorithm.weigh(state, batch._replace(y=(batch.y + 1) % 3), task.context, 0)
+    assert same(found, relabelled)
+    assert found.mean().item() == pytest.approx(1)
+    assert found.std().item() > 1e-3
+    some, _ = algorithm.weigh(state, Batch(batch.x[:5], batch.y[:5]), task.context, 0)
+    torch.testing.assert_close(some / some[0], found[:5] / found[0], rtol=1e-9, atol=1e-12)
+
+
+def test_a_life_is_whole_meta_updates() -> None:
+    with pytest.raises(UserError, match=r"algo.horizon=5 is no multiple of algo.inner_steps=2"):
+        built("datarater", "algo.inner_steps=2", "algo.horizon=5")
+
+
+def test_datarater_tells_the_noise_of_other_characters(tmp_path: Path) -> None:
+    words = ("data=glyphs", "data.train_classes=12", "data.val_classes=5", "data.test_classes=6", "data.drawers=15", "data.size=12")
+    more = ("episode=dataset", "shot=10", "query=5", "episode.clean=0", "episode.corrupt=noise", "episode.rate=0.4", "net=mlp")
+    brief = ("trainer.iterations=60", "trainer.val_every=60", "trainer.meta_batch=4", "optim.lr=0.01", "algo.rule=sgd", "algo.rate=0.3")
+
+    def values(*extra: str) -> dict[str, Any]:
+        found = small("algo=datarater", *words, *more, *brief, *extra)
+        settings = {"inner_steps": 2, "horizon": 20, "test_steps": 20}
+        return found | {"net": found["net"] | {"sizes": [32]}, "algo": found["algo"] | settings}
+
+    run = Run(values("protocol=weights"))
+    (asked,) = run.protocols
+    untrained = run.engine.score(run.algorithm, run.episodes("test"), 6, asked, lambda done: None)
+    before = np.mean([auroc(w, c > 0) for w, c in zip(untrained["weights"], untrained["corrupt"])])
+    after = train(values(), tmp_path)["test"]["weights_auroc"]["mean"]
+    assert after > max(0.95, before + 0.1)
+
+
+def test_the_noise_of_a_split_is_its_own() -> None:
+    run = Run(small("algo=ratio", "episode=dataset", "shot=4", "query=2", "episode.clean=2", "episode.corrupt=noise", "episode.rate=0.3"))
+    noise = {split: run.episodes(split).images[-2:].flatten().double() for split in ("train", "val", "test")}
+    for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
+        assert abs(float(torch.corrcoef(torch.stack([noise[one], noise[other]]))[0, 1])) < 0.3
 
 
 def weigher(cls: Any, **settings: Any) -> tuple[Any, Any]:

@@ -18,8 +18,8 @@ def parser() -> Parser:
         "export",
         "RUN WHAT --out FILE",
         "Write what a run has learned to a file. WHAT is\n"
-        "  weights   of a method that weighs its training data (l2rw, metaweight), after a run on data=folder with episode=dataset: a CSV\n"
-        "            with a weight for every file of the folder, the most suspicious first\n"
+        "  weights   of a method that weighs its training data (l2rw, metaweight, datarater), after a run on data=folder with\n"
+        "            episode=dataset: a CSV with a weight for every file of the folder, the most suspicious first\n"
         "  optimizer of a learned optimizer (lstm_optimizer, mlp_optimizer, symbolic_optimizer): a .pt file for Python, where\n"
         "            metarun.optimizer(FILE, params) is one of torch's optimizers",
     )

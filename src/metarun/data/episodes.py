@@ -222,7 +222,7 @@ class ClassEpisodes(Episodes):
         self.support_y = spread.repeat_interleave(spec.shot)[kept] if spec.shot else spread
         self.query_y, self.clean_y = spread.repeat_interleave(spec.query), spread.repeat_interleave(spec.clean)
         if self.corruption.noisy:
-            self.images = torch.cat([self.images, noise_like(data.images, self.corruption.wrong, seed).to(device)])
+            self.images = torch.cat([self.images, noise_like(data.images, self.corruption.wrong, seed, split).to(device)])
 
     def indices(self, indices: Sequence[int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Keys [B] uint64, classes [B, way] and image rows [B, way, shot + query + clean] of these episodes, nothing of them corrupt.
@@ -382,11 +382,14 @@ class Corrupted:
         return torch.from_numpy(rows >= self.images if self.noisy else moved != 0).to(device) if self.wrong else ()
 
 
-def noise_like(images: Tensor, n: int, seed: int) -> Tensor:
-    """n images [n, channels, height, width] uint8 of Gaussian pixels with the mean and standard deviation of these, by channel."""
+def noise_like(images: Tensor, n: int, seed: int, split: str) -> Tensor:
+    """n images [n, channels, height, width] uint8 of Gaussian pixels with the mean and standard deviation of these, by channel.
+
+    Those of a split are its own: else what is meta-learned could have the noise of the test by heart.
+    """
     pixels = images[:: max(1, len(images) // 1000)].double()
     mean, spread = pixels.mean((0, 2, 3)), pixels.std((0, 2, 3))
-    normal = np.random.default_rng(seed).standard_normal((n, *images.shape[1:]))
+    normal = np.random.default_rng([seed, *split.encode()]).standard_normal((n, *images.shape[1:]))
     return (mean[:, None, None] + spread[:, None, None] * torch.from_numpy(normal)).clamp(0, 255).round().to(torch.uint8)
 
 

@@ -34,7 +34,7 @@ def _embed(run: Run, tracker: Tracker, split: str, step: int) -> None:
     """Support, if it is images, and queries of episode 0 as the meta-learned net sees them, before any adaptation."""
     task = select(run.episodes(split).batch([0]), 0)
     net = run.algorithm.net.eval()
-    support, names = task.context.support, figures.names(run, split, task)
+    support, names = task.context.examples(), figures.names(run, split, task)
     parts = {"query": task.query} if run.algorithm.reads == "attributes" else {"support": support, "query": task.query}
     features = torch.cat([net(batch.x, support.x) for batch in parts.values()])
     rows = [[legible(names[label]), part] for part, batch in parts.items() for label in batch.y.tolist()]

@@ -35,7 +35,7 @@ class Weights(AfterAdaptation):
     """What became of the weights of training examples, of which the episodes know which are corrupt (``episode.corrupt``)."""
 
     name = "weights"
-    needs = "weights of its training examples, as l2rw and metaweight have, and a part of them corrupt: episode.corrupt=labels or noise"
+    needs = "weights of its training examples, as of l2rw, metaweight or datarater, a part of them corrupt: episode.corrupt=labels or noise"
 
     def asks(self, algorithm: Algorithm) -> bool:
         return isinstance(algorithm, WeighsExamples) and algorithm.problem.eval.corrupt in ("labels", "noise")

@@ -75,14 +75,19 @@ class Weighted(FromScratch, WeighsExamples):
         none = fast["head.weight"].new_zeros(context.support.y.shape)
         return Training(fast, self.norms_by(context), RULES[self.rule].begin(fast), none, none, self.ready(context))
 
-    def step(self, state: Training, context: Context, k: int) -> Training:
+    def step(self, state: Training, context: Context, k: int | Tensor) -> Training:
         places = self.places(context, k)
         batch = context.examples(places)
         weights, own = self.weigh(state, batch, context, k)
-        grads = inner.constant(inner.gradient(self.weighted_loss, inner.constant(state.fast), weights, *batch, mode="none"))
+        grads = self.slopes(state.fast, weights, batch)
         fast, memory = RULES[self.rule].step(state.fast, grads, state.memory, k, self.rate)
         total, visits = (self._noted(sums, places, new) for sums, new in ((state.total, weights), (state.visits, torch.ones_like(weights))))
         return state._replace(fast=fast, memory=memory, total=total, visits=visits, own=own)
+
+    def slopes(self, fast: Fast, weights: Tensor, batch: Batch) -> Fast:
+        """The gradient of the weighted loss, a constant unless something is meta-learned through it."""
+        found: Fast = inner.constant(inner.gradient(self.weighted_loss, inner.constant(fast), weights, *batch, mode="none"))
+        return found
 
     @staticmethod
     def _noted(sums: Tensor, places: Tensor | slice, new: Tensor) -> Tensor:
