@@ -252,7 +252,10 @@ def test_a_backbone_in_a_package(pictures, monkeypatch):
         (["--query", "nowhere"], "nowhere does not exist: --support takes a folder with one folder of pictures per class"),
         (["--query", "query", "--reject", "2"], "--reject 2 is not possible: it is a share between 0 and 1, such as 0.05; 0 for never"),
         (["--query", "query", "--reject", "some"], "--reject some is not possible"),
-        (["--query", "query", "net=conv4"], "net=conv4 has no weights yet: choose net=package, net=timm or net=torchvision, or --run RUN"),
+        (
+            ["--query", "query", "net=conv4"],
+            "net=conv4 is no net of pictures with weights of its own: choose net=package, net=timm or net=torchvision, or --run RUN",
+        ),
         (["--query", "query", "net=packge"], "packge.*did you mean"),
         (["--query", "query", "net=package", "net.freez=all"], "freez"),
         (["--query", "query", "net=package", "--run", "x"], "--run x and net=package contradict each other"),

@@ -209,7 +209,11 @@ COMMANDS = [
 def stored(page: str, line: str) -> dict:
     """The configuration of a run that could be evaluated again: that of the preset trained last on the page, or any."""
     before = COMMANDS[: COMMANDS.index((page, line))]
-    presets = [shlex.split(other)[1:] for name, other in before if name == page and re.search(" experiment=(omniglot_small|omniglot_oneshot|paper)", other)]
+    presets = [
+        shlex.split(other)[1:]
+        for name, other in before
+        if name == page and re.search(" experiment=(omniglot_small|omniglot_oneshot|paper)", other)
+    ]
     return resolved(tuple(presets[-1]) if presets else ())
 
 

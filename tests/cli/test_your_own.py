@@ -324,7 +324,17 @@ def test_mistakes_are_one_line(metarun, tmp_path, line, pattern):
 
 def test_a_failure_in_the_users_file_is_told_with_its_line(metarun, tmp_path):
     write(tmp_path, {"mine/lab/bad.py": METHOD})
-    result = metarun("check", "--with", "mine", "algo=protonet", "algo._target_=lab.bad.Failing", *FEW, "data.val_classes=7")
+    result = metarun(
+        "check",
+        "--with",
+        "mine",
+        "algo=protonet",
+        "~algo.views",
+        "~algo.matching",
+        "algo._target_=lab.bad.Failing",
+        *FEW,
+        "data.val_classes=7",
+    )
     line = 1 + METHOD.splitlines().index("        return context.support.x[len(context.support.y) + 3]")
     assert_one_line(result, 1, rf"failed: \S+/mine/lab/bad.py, line {line}: IndexError: .* \(METARUN_DEBUG=1 shows where\)")
 

@@ -97,9 +97,10 @@ def of_words(words: Sequence[str]) -> Backbone:
     values = compose.resolve(compose.compose(["data=folder", *words]))
     target = schema.target_of(values, "net")
     if not issubclass(target, Pretrained):
+        name = values["net"]["name"]
         raise UserError(
-            f"net={values['net']['name']} has no weights yet: choose net=package, net=timm or net=torchvision, or --run RUN for a net that "
-            "you have trained"
+            f"net={name} is no net of pictures with weights of its own: choose net=package, net=timm or net=torchvision, or --run RUN "
+            "for a net that you have trained"
         )
     settings = schema.check(target, schema.without_meta(values["net"]), "net.") | {"freeze": "all"}
     device = pick_device(values["device"])

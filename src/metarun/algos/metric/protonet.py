@@ -61,4 +61,5 @@ class ProtoNet(PrototypeLearner):
         return inner.balanced(logits) if self.matching and not self.training else logits
 
     def found(self) -> dict[str, Any]:
-        return {"matching": "every class is given equally many of the queries (transductive)"} if self.matching else {}
+        matched = {"matching": "every class is given equally many of the queries (transductive)"}
+        return super().found() | (matched if self.matching else {})
