@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 from metarun.adaptation import adapt
 from metarun.algos.weights.l2rw import L2RW
+from metarun.drawing import tensorboard_images
 from metarun.errors import UserError
 from metarun.experiment import train
 from metarun.protocols.weights import auroc
@@ -221,6 +222,18 @@ def test_the_noise_of_a_split_is_its_own() -> None:
     noise = {split: run.episodes(split).images[-2:].flatten().double() for split in ("train", "val", "test")}
     for one, other in (("train", "test"), ("train", "val"), ("val", "test")):
         assert abs(float(torch.corrcoef(torch.stack([noise[one], noise[other]]))[0, 1])) < 0.3
+
+
+def test_tensorboard_gets_the_images_of_a_training_set() -> None:
+    shown: list[tuple[int, ...]] = []
+
+    class Sink:
+        def embedding(self, tag: str, features: Tensor, head: list[str], rows: list[list[str]], images: Tensor, step: int) -> None:
+            shown.extend((tuple(features.shape), tuple(images.shape)))
+
+    run = Run(small("algo=ratio", "net=mlp", *SET))
+    tensorboard_images._embed(run, Sink(), "test", 0)
+    assert shown == [(12 + 6, run.algorithm.net.features), (12 + 6, *run.problem.input_shape)]
 
 
 def weigher(cls: Any, **settings: Any) -> tuple[Any, Any]:
