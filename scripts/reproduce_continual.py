@@ -30,7 +30,7 @@ RUNS = {
     "protonet": BASE,
     "oml": f"{BASE} algo=oml",
     "anil": f"{BASE} algo=anil",
-    "maml": f"{BASE} algo=maml",
+    "maml": f"{BASE} algo=maml net.norm=group",  # statistics of all tasks are not those of a net that a task has changed
     "pretrain": f"{BASE} algo=pretrain episode.train.way=64 episode.train.shot=1 episode.train.query=1",
 }
 CHOICES = (0.001, 0.003, 0.01, 0.03)  # of algo.inner_lr at the test
