@@ -1,4 +1,4 @@
-"""The tables of docs/learned-data.md on weighted training data: imbalance, flipped labels, and files in wrong folders.
+"""The tables of docs/learned-data.md on weighted training data: imbalance, flipped labels, noise, and files in wrong folders.
 
 python scripts/reproduce_weights.py [--omniglot FOLDER] [--cifar FOLDER] [--runs outputs/weights] [--only TABLE] [--write]
 
@@ -62,7 +62,16 @@ ROWS = {
         "the 200 clean examples alone": f"{ALONE} shot=20",
         "no label flipped": ALONE,
     },
+    "noise": {
+        "plain training": "algo=supervised",
+        "random weights": "algo=random_weights",
+        "Meta-Weight-Net": "algo=metaweight",
+        "L2RW": "algo=l2rw",
+        "DataRater": "algo=datarater",
+        "no noise": ALONE,
+    },
 }
+TOLD = {"imbalance": "", "flips": "AUROC of clean against flipped", "noise": "AUROC of clean against noise"}
 
 
 def main() -> None:
@@ -96,9 +105,10 @@ def table(name: str, runs: Path) -> str:
     """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
     words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
     folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
-    found = {row: finished(line, folders[row], "engine.threads=1", "logger.pictures=true") for row, line in words.items()}
+    more = ("engine.threads=1", f"logger.pictures={str(name == 'flips').lower()}")
+    found = {row: finished(line, folders[row], *more) for row, line in words.items()}
     errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
-    text = "| training | error, % | less that of L2RW | AUROC of clean against flipped |\n| --- | --- | --- | --- |\n"
+    text = f"| training | error, % | less that of L2RW | {TOLD[name]} |\n| --- | --- | --- | --- |\n"
     for row, error in errors.items():
         less = "–" if row == "L2RW" else shown(error - errors["L2RW"])
         area = (found[row]["test"] or {}).get("weights_auroc")
