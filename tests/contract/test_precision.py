@@ -73,7 +73,10 @@ def test_the_inner_loop_computes_in_bfloat16_under_vmap(mode):
     assert gradients.dtype == torch.float32
 
 
-@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
+# `make test` tries one method of four, `make test-all` every one.
+@pytest.mark.parametrize(
+    "algo", [pytest.param(algo, marks=pytest.mark.slow if i % 4 else []) for i, algo in enumerate(LEARNING_CLASSIFIERS)]
+)
 def test_every_method_computes_in_bfloat16(algo):
     run = Run(classification(algo, "precision=bf16"))
     tasks = run.episodes("train").batch(range(2))
