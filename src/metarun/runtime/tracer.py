@@ -189,16 +189,16 @@ class Tracer(Guard):
         if interpretation(views[0]) != interpretation(args[0]):
             self.note(overload(function), args, kwargs, made, base=None if base is None else ITSELF)
         elif base is None:
-            self.view_of_input(function, args, kwargs, made, views)
+            self.view_of_input(function, args, kwargs, made)
         else:
             for view in views:
-                where = (base, *place(view))
-                if where in self.views:
-                    self.slots[view] = self.views[where]
+                where = place(view)
+                if (base, where) in self.views:
+                    self.slots[view] = self.views[base, where]
                 else:
-                    self.operations.append(Operation(torch.as_strided, where, {}, [self.new(view, base)], True, False))
+                    self.operations.append(Operation(torch.as_strided, (base, *where), {}, [self.new(view, base)], True, False))
 
-    def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any, views: list[Any]) -> None:
+    def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         """Note one as it is, unless it is its argument or there is the same one already."""
         key = function, repr(self.slotted((args, kwargs)))
         absolute = function is aten.as_strided.default  # in the memory that its argument lies in
@@ -229,8 +229,9 @@ class Tracer(Guard):
         slot = Slot(len(self.bases))
         self.bases.append(slot if base is ITSELF else base)
         self.slots[tensor] = slot
-        where = (self.bases[-1], *place(tensor))
-        self.views |= {where: slot} if self.bases[-1] else {}
+        own = self.bases[-1]
+        if own:
+            self.views[own, place(tensor)] = slot
         return slot
 
     def slot(self, tensor: Tensor) -> Slot:
