@@ -101,22 +101,27 @@ def downcast(_context: Any, row: Any, value: Any) -> Any:
 
 
 @instructions
-def masked(_context: Any, argmax: Any, j: Any, value: Any) -> Any:
-    """``value`` where ``argmax`` is j, else 0 of the same type; ``value if argmax == j else 0`` would be a float64."""
+def either(_context: Any, condition: Any, value: Any, other: Any) -> Any:
+    """``value`` where the condition holds, else ``other``, of the type of ``value``: without a branch, so that loops become vectors."""
 
     def emit(context: Any, builder: ir.IRBuilder, signature: Any, args: Any) -> Any:
-        here = builder.icmp_unsigned("==", args[0], context.cast(builder, args[1], signature.args[1], types.uint8))
-        return builder.select(here, args[2], ir.Constant(args[2].type, 0.0))
+        return builder.select(args[0], args[1], context.cast(builder, args[2], signature.args[2], signature.args[1]))
 
-    return value(argmax, j, value), emit
+    return value(condition, value, other), emit
+
+
+@inlined
+def masked(argmax, j, value):
+    """``value`` where ``argmax`` is j, else 0 of the same type."""
+    return either(argmax == j, value, 0)
 
 
 @inlined
 def keep_largest(value, j, c, best, argmax):
     """Max-pooling: take ``value``, entry j of a window, for channel c if it is the first, the largest so far, or no number."""
-    if j == 0 or value > best[c] or value != value:
-        best[c] = value
-        argmax[c] = j
+    taken = (j == 0) | (value > best[c]) | (value != value)
+    best[c] = either(taken, value, best[c])
+    argmax[c] = either(taken, np.uint8(j), argmax[c])
 
 
 @inlined
@@ -124,5 +129,5 @@ def relu(best, argmax, nothing, channels, out):
     """ReLU of the largest numbers ``best`` [channels] into ``out``; where it cuts off, ``argmax`` becomes ``nothing``."""
     for c in range(channels):
         cut = best[c] <= 0
-        out[c] = downcast(out, 0 if cut else best[c])
-        argmax[c] = nothing if cut else argmax[c]
+        out[c] = downcast(out, either(not cut, best[c], 0))
+        argmax[c] = either(cut, np.uint8(nothing), argmax[c])
