@@ -13,7 +13,7 @@ from metarun.runtime.private import tree_map
 
 def to_float(images: Tensor) -> Tensor:
     """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
-    return images if images.is_floating_point() else images.float() / 255
+    return images if images.is_floating_point() else images.float().div_(255)
 
 
 class Batch(NamedTuple):

@@ -65,14 +65,13 @@ def choose(uniform: np.ndarray, n: np.ndarray | int, k: int) -> np.ndarray:
     returns int64 [..., k]. Needs k <= n.
     """
     last = np.broadcast_to(np.asarray(n, dtype=np.int64), uniform.shape[:-1])
-    chosen = np.empty((*uniform.shape[:-1], k), dtype=np.int64)
+    chosen = np.empty((k, *last.shape), dtype=np.int64)
     for i in range(k):
         top = last - k + i
         pick = (uniform[..., i] * (top + 1)).astype(np.int64)
-        taken = (chosen[..., :i] == pick[..., None]).any(-1)
-        chosen[..., i] = np.where(taken, top, pick)
+        chosen[i] = np.where((chosen[:i] == pick).any(0), top, pick)
     order = np.argsort(uniform[..., k:], axis=-1)
-    return np.take_along_axis(chosen, order, axis=-1)
+    return np.take_along_axis(np.moveaxis(chosen, 0, -1), order, axis=-1)
 
 
 def choose_others(uniform: np.ndarray, n: np.ndarray | int, k: int, taken: np.ndarray) -> np.ndarray:

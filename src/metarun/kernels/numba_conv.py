@@ -114,12 +114,12 @@ def convolve(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
     depth, line = operands // per, form.kernel**2 * inputs
     # The transpose sums over rows of the weights, the convolution over columns, which it therefore first makes rows of.
     step, tap, how = (line, inputs, per - 1 and 2) if back else (outputs, outputs * depth, 1)
-    packed = torch.empty(outputs * line // per if how else 0, dtype=torch.uint32)
+    packed = np.empty(outputs * line // per if how else 0, np.uint32)
     out = a.new_empty(tasks, n, *size, channels)
     kernels(channels, a.dtype).convolve(
         words(a), words(w), *plan(form, back, depth, channels, tap), n,
         (sides[0] * sides[1] * depth, size[0] * size[1] * channels, channels), depth, step, (outputs, line // per, how),
-        packed.numpy(), bits(out),
+        packed, bits(out),
     )  # fmt: skip
     return out.movedim(-1, 2)
 
@@ -130,7 +130,7 @@ def weight_gradient(form: Form, g: Tensor, x: Tensor) -> Tensor:
     (tasks, n, outputs, *down), inputs = g.shape, x.shape[2]
     size = down[0] * down[1] * outputs // per, form.size[0] * form.size[1] * inputs // per
     group = min(n + n % 2, max(2, NEAR // max(size) // 2 * 2))
-    room = [torch.empty(group * words if per == 2 else 0, dtype=torch.uint32).numpy() for words in size]
+    room = [np.empty(group * words if per == 2 else 0, np.uint32) for words in size]
     moves = np.empty(2 * max(group, down[1]) * down[0], np.int64)
     # Sums over several groups of images are added up in float32.
     out = torch.empty(tasks, outputs, form.kernel, form.kernel, inputs, dtype=g.dtype if group >= n else torch.float32)

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# A function of TorchScript from nodes, below its compiler of Python's source.
+from torch._C import Graph, Value
+
 # Profiles all threads; the public arguments of ``torch.profiler.profile`` profile the calling one alone.
 from torch._C._profiler import _ExperimentalConfig as ProfilerConfig
 from torch.nn.modules.module import _has_any_global_hook as has_global_hook
@@ -28,8 +31,11 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = [
     "MODULE_ATTRIBUTES",
+    "TENSOR",
+    "Graph",
     "ProfilerConfig",
     "TorchDispatchMode",
+    "Value",
     "WeakTensorKeyDictionary",
     "alone_under_vmap",
     "as_parameter",
@@ -38,19 +44,24 @@ __all__ = [
     "copy_each",
     "cpu_features",
     "function_modes",
+    "function_of",
     "has_global_hook",
     "is_profiling",
     "is_way_back",
+    "list_of",
     "mutates",
     "overload",
+    "schema",
     "tree_flatten",
     "tree_leaves",
     "tree_map",
     "tree_structure",
     "tree_unflatten",
+    "tuple_of",
     "under_vmap_only",
     "unwrapped",
     "weight_hooks",
+    "without_optimisation",
 ]
 
 _functorch = torch._C._functorch
@@ -68,9 +79,37 @@ def mutates(operator: Any) -> bool:
     return operator._schema.is_mutable
 
 
-def overload(operator: Any) -> Any:
-    """The C++ function behind an operator's overload, whose call costs a microsecond less."""
-    return operator._op
+def overload(function: Any) -> Any:
+    """The C++ function behind an operator's overload, whose call costs a microsecond less; any other function as it is."""
+    return function._op if isinstance(function, torch._ops.OpOverload) else function
+
+
+def schema(function: Any) -> Any:
+    """An operator's name, arguments and results; None of a function that is none of torch's operators."""
+    return function._schema if isinstance(function, torch._ops.OpOverload) and function.namespace == "aten" else None
+
+
+TENSOR = torch._C.TensorType.get()
+
+
+def list_of(*, optional: bool) -> Any:
+    """The type of a list of tensors, or of tensors and None."""
+    return torch._C.ListType(torch._C.OptionalType(TENSOR) if optional else TENSOR)
+
+
+def tuple_of(count: int) -> Any:
+    """The type of a tuple of so many tensors."""
+    return torch._C.TupleType([TENSOR] * count)
+
+
+def function_of(graph: Graph) -> Any:
+    """A graph of TorchScript as a function."""
+    return torch._C._create_function_from_graph("recorded", graph)
+
+
+def without_optimisation() -> AbstractContextManager[None]:
+    """Within, in this thread: functions of TorchScript do as they are written, and need no time to be compiled."""
+    return torch.jit.optimized_execution(False)
 
 
 def copy_each(targets: list[Tensor], sources: list[Tensor]) -> None:

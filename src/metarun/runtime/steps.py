@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from metarun.runtime import tracer as tracing
-from metarun.runtime.program import Program, Slot, slots
+from metarun.runtime.operation import Slot, slots
+from metarun.runtime.program import Program
 from metarun.runtime.tracer import LONGEST, CannotRepeat, Tracer, without_hidden_inputs
 
 Tensors = Sequence[Tensor]

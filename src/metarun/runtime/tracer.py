@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from metarun.runtime.private import TorchDispatchMode, WeakTensorKeyDictionary, mutates, overload, tree_leaves, tree_map
-from metarun.runtime.program import Operation, Slot
+from metarun.runtime.operation import Operation, Slot
+from metarun.runtime.private import TorchDispatchMode, WeakTensorKeyDictionary, mutates, tree_leaves, tree_map
 
 Call = TypeVar("Call", bound=Callable[..., Any])
 LONGEST = 10_000  # operations of a program; longer ones take seconds to compile and gain little
@@ -164,7 +164,7 @@ class Tracer(Guard):
             self.view(function, args, kwargs, made)
         else:
             effect = mutates(function) or torch.Tag.nondeterministic_seeded in function.tags
-            self.note(overload(function), args, kwargs, made, effect=effect)
+            self.note(function, args, kwargs, made, effect=effect)
         return made
 
     @contextmanager
@@ -187,7 +187,7 @@ class Tracer(Guard):
         """Note views by their place in the memory of their base; of an input, whose place is not known yet, by the operator."""
         base, views = self.bases[self.slot(args[0]).number], tree_leaves(made)
         if interpretation(views[0]) != interpretation(args[0]):
-            self.note(overload(function), args, kwargs, made, base=None if base is None else ITSELF)
+            self.note(function, args, kwargs, made, base=None if base is None else ITSELF)
         elif base is None:
             self.view_of_input(function, args, kwargs, made)
         else:
@@ -196,7 +196,7 @@ class Tracer(Guard):
                 if (base, where) in self.views:
                     self.slots[view] = self.views[base, where]
                 else:
-                    self.operations.append(Operation(torch.as_strided, (base, *where), {}, [self.new(view, base)], True, False))
+                    self.operations.append(Operation(aten.as_strided.default, (base, *where), {}, [self.new(view, base)], True, False))
 
     def view_of_input(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], made: Any) -> None:
         """Note one as it is, unless it is its argument or there is the same one already."""
@@ -207,7 +207,7 @@ class Tracer(Guard):
         elif isinstance(made, Tensor) and key in self.views:
             self.slots[made] = self.views[key]
         else:
-            self.note(overload(function), args, kwargs, made, base=None)
+            self.note(function, args, kwargs, made, base=None)
             if isinstance(made, Tensor):
                 self.views[key] = self.slots[made]
 
