@@ -138,3 +138,29 @@ def test_profiler() -> None:
 def test_instructions_that_numba_compiles_for() -> None:
     pytest.importorskip("numba")
     assert all(re.fullmatch(r"[+-][\w.-]+", feature) for feature in private.cpu_features())
+
+
+def test_functions_of_torchscript_do_as_they_are_written() -> None:
+    graph = private.Graph()
+    x = graph.addInput()
+    x.setType(private.TENSOR)
+    doubled = [graph.insertNode(graph.create("aten::add", [x, x, graph.insertConstant(1)], 1)).output() for _ in range(2)]
+    listed = graph.insertNode(graph.create("prim::ListConstruct", doubled, 1)).output()
+    listed.setType(private.list_of(optional=False))
+    joined = graph.insertNode(graph.create("aten::cat", [listed, graph.insertConstant(0)], 1)).output()
+    both = graph.insertNode(graph.create("prim::TupleConstruct", [*doubled, joined], 1)).output()
+    both.setType(private.tuple_of(3))
+    graph.registerOutput(both)
+    function = private.function_of(graph)
+    for _ in range(3):  # an optimiser would make one of the two sums, after a call or two
+        with private.without_optimisation():
+            first, second, all_of_them = function(torch.ones(2))
+        assert first.data_ptr() != second.data_ptr()
+        assert all_of_them.tolist() == [2.0] * 4
+
+
+def test_schemas() -> None:
+    about = private.schema(torch.ops.aten.sum.dim_IntList)
+    assert (about.name, [argument.name for argument in about.arguments]) == ("aten::sum", ["self", "dim", "keepdim", "dtype"])
+    assert private.schema(torch.sum) is None
+    assert private.overload(torch.sum) is torch.sum

@@ -22,9 +22,11 @@ class Program:
             other are one call of ``script``.
         inputs: the slots of its arguments.
         result: nested values, with slots in place of tensors.
+        script: whether to; otherwise Python calls every operator.
     """
 
-    def __init__(self, operations: Sequence[Operation], inputs: Sequence[Slot], result: Any) -> None:
+    def __init__(self, operations: Sequence[Operation], inputs: Sequence[Slot], result: Any, *, script: bool = True) -> None:
+        self.inputs, self.result = inputs, result
         outcome, self.form = tree_flatten(result)
         needed, self.operations = set(slots(outcome)), list[Operation]()
         for operation in reversed(operations):
@@ -33,7 +35,7 @@ class Program:
                 self.operations.append(operation)
         self.operations.reverse()
         calls, self.known = [], dict[str, Any]()
-        for together, group in groupby(self.operations, scriptable):
+        for together, group in groupby(self.operations, scriptable if script else lambda _: False):
             run = list(group)
             calls += [run] if together and len(run) >= LEAST else [[operation] for operation in run]
         alive, lines = {*slots(outcome), *inputs}, list[str]()
@@ -52,7 +54,11 @@ class Program:
 
     def __call__(self, inputs: Sequence[Tensor]) -> Any:
         with torch.no_grad(), below_autograd(), without_optimisation():
-            return tree_unflatten(self.run(inputs), self.form)
+            try:
+                made = self.run(inputs)
+            except RuntimeError:  # to TorchScript all errors are of this class: Python raises the operator's own
+                made = Program(self.operations, self.inputs, self.result, script=False).run(inputs)
+        return tree_unflatten(made, self.form)
 
     def _line(self, operation: Operation) -> str:
         names = [f"t{slot.number}" if slot else "_" for slot in operation.outputs]

@@ -154,7 +154,9 @@ class Tracer(Guard):
             self.views.clear()
         made = function(*args, **kwargs)
         self.learn(function, args, kwargs, made)
-        if not tensors(made):
+        if made is None:  # as of a check that raises
+            self.note(function, args, kwargs, (), effect=True)
+        elif not tensors(made):
             pass  # types and sizes, which stay as they are
         elif function is aten.lift_fresh.default:
             self.note(args[0].clone().clone, (), {}, made)
