@@ -60,15 +60,15 @@ class Recordings:
     def of(self, module: nn.Module, name: Hashable, function: Function) -> Function:
         """``function`` of ``module``, or of replicas of it, and nested tensors and numbers; ``name`` says all else that it depends on.
 
-        It should have no effect beside what it returns: the call in which it is recorded may run it twice.
+        It should have no effect beside what it returns: the call in which it is recorded may run it twice. The module's settings stay
+        what they are while it is called.
         """
+        state = settings(module)
+        if state is None:
+            return function
         entries = self.entries.setdefault(module, {})
 
         def call(module: nn.Module, item: Any) -> Any:
-            state = settings(module)
-            if state is None:
-                return function(module, item)
-
             def eagerly() -> Any:
                 with recording_loops() if self.device.type == "cpu" else nullcontext():
                     return function(module, item)
