@@ -80,22 +80,26 @@ def covers(slot: int, form: Form, a: Tensor, b: Tensor) -> bool:
     """Whether these kernels are for operands a and b of ``ops.conv.Partial``, with or without an axis of tasks.
 
     On one thread they are the faster ones, or equal to a few percent for one task at stride 1 (``scripts/bench_conv.py``); but they share
-    nothing among threads, while torch's operators divide the images of a task.
+    nothing among threads, while torch's operators divide the images of a task, or of tasks with the same weights.
     """
-    if a.device.type != "cpu" or a.dtype != b.dtype or not lanes(a.dtype) or (a.dim() == 4 and torch.get_num_threads() > 1):
+    one = a.dim() == 4 or (slot != 1 and not (b if slot else a).stride(0))
+    if a.device.type != "cpu" or a.dtype != b.dtype or not lanes(a.dtype) or (one and torch.get_num_threads() > 1):
         return False
     counts = {*a.shape[-4:-2], *b.shape[-4:-2]}
     channels = {a.shape[-3], b.shape[-3], *([] if slot == 1 else [(b if slot else a).shape[-4]])}
     return min(counts) > 0 and not any(c % UNIT for c in channels) and form.kernel**2 * min(channels) >= 2 * UNIT
 
 
-def words(x: Tensor) -> np.ndarray[Any, Any]:
-    """x [tasks, …, c, h, w] as an array [tasks, words] in channels-last memory; a word is a float32 or two bfloat16."""
-    numbers = memory(x)
+def words(x: Tensor, tasks: int | None = None) -> np.ndarray[Any, Any]:
+    """x [tasks, …, c, h, w], of so many tasks alone, as an array [tasks, words] in channels-last memory.
+
+    A word is a float32 or two bfloat16.
+    """
+    numbers = memory(x)[:tasks]
     axes = range(numbers.ndim)
     last = numbers.transpose(*axes[:-3], axes[-2], axes[-1], axes[-3])
     if not last.flags.c_contiguous or last.ctypes.data % 4:
-        last = memory(x.movedim(-3, -1).clone(memory_format=torch.contiguous_format))
+        last = memory(x[:tasks].movedim(-3, -1).clone(memory_format=torch.contiguous_format))
     return last.reshape(len(last), -1).view(np.uint32)
 
 
@@ -109,6 +113,7 @@ def convolve(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
     """The convolution of a [tasks, n, c, h, w] or, ``back``, its transpose of a [tasks, n, o, h', w'], by w [tasks, o, c, k, k]."""
     per = 2 if a.dtype == torch.bfloat16 else 1
     tasks, n, operands, *sides = a.shape
+    groups = tasks if w.stride(0) else 1  # tasks that share weights are one whose images are all of theirs
     outputs, inputs = w.shape[1:3]
     channels, size = (inputs, form.size) if back else (outputs, form.places)
     depth, line = operands // per, form.kernel**2 * inputs
@@ -117,9 +122,9 @@ def convolve(form: Form, back: bool, a: Tensor, w: Tensor) -> Tensor:
     packed = np.empty(outputs * line // per if how else 0, np.uint32)
     out = a.new_empty(tasks, n, *size, channels)
     kernels(channels, a.dtype).convolve(
-        words(a), words(w), *plan(form, back, depth, channels, tap), n,
+        words(a).reshape(groups, -1), words(w, groups), *plan(form, back, depth, channels, tap), tasks * n // groups,
         (sides[0] * sides[1] * depth, size[0] * size[1] * channels, channels), depth, step, (outputs, line // per, how),
-        packed, bits(out),
+        packed, bits(out).reshape(groups, -1),
     )  # fmt: skip
     return out.movedim(-1, 2)
 

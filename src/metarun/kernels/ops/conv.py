@@ -74,10 +74,12 @@ def in_one(partial: Callable[..., Tensor], slot: int, form: Form, a: Tensor, b: 
 
 def evaluate(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
     """``Partial``, by ``numba_conv`` where it is for such operands."""
-    if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
-        return in_one(evaluate, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
     direct = select.direct(a.device)
-    return (direct.partial if direct and direct.covers(slot, form, a, b) else operators)(slot, form, a, b)
+    if direct and direct.covers(slot, form, a, b):
+        return direct.partial(slot, form, a, b)
+    if a.dim() == 5 and slot != W and not (w := b if slot == Y else a).stride(0):  # an expanded one
+        return in_one(operators, slot, form, *((a, w[0]) if slot == Y else (w[0], b)))
+    return operators(slot, form, a, b)
 
 
 def operators(slot: int, form: Form, a: Tensor, b: Tensor) -> Tensor:
