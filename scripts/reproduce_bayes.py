@@ -22,8 +22,9 @@ PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
-PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid trainer.iterations=5000"
+PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
 MIXTURE = "experiment=sine_line"
+OF_MAML = f"{MIXTURE} ~algo.test_samples ~algo.deviation ~algo.centre_lr ~algo.divergence ~algo.learn_lr ~algo.clip"
 ASKING = "protocol=[default,active]"
 ALPACA = f"experiment=sinusoid_alpaca data.noise=0.1 episode.eval.shot=15 {ASKING}"
 PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
@@ -52,10 +53,11 @@ RUNS = {
         "bmaml": WAVES,
     },
     "mixture": {
-        "maml": f"{MIXTURE} algo=maml ~algo.test_samples",
-        "emaml": f"{MIXTURE} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps ~algo.test_samples "
+        "maml": f"{OF_MAML} algo=maml algo.inner_lr=0.001",
+        "emaml": f"{OF_MAML} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps "
         "algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5",
         "platipus": MIXTURE,
+        "pmaml": f"{MIXTURE} algo=pmaml",
     },
     "active": {
         "alpaca, sine waves": ALPACA,
@@ -141,6 +143,8 @@ def scores(summaries: list[dict[str, Any]], name: str) -> str:
     means = [each["mean"] for each in found if each]
     if not means:
         return "–"
+    if None in means:
+        return "diverges"  # in an episode or more of a seed, so that there is no mean
     if name == "temperature":
         return ", ".join(f"{mean:.2f}" for mean in means)
     if len(means) == 1:

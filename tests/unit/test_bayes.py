@@ -173,6 +173,27 @@ def test_the_encoder_is_not_asked_at_test_and_learns_in_training() -> None:
     assert all(w.grad is not None and w.grad.abs().sum() > 0 for w in learned)
 
 
+def test_no_number_moves_further_in_a_step_than_clipping_lets_it() -> None:
+    algorithm, tasks = in_float64(of(regression, "platipus", inner_lr=0.5, clip=1e-3, centre_lr=0.0))
+    task = select(tasks, 0)
+    algorithm.eval()
+    begun = algorithm.begin(task.context)
+    moved = algorithm.step(begun, task.context, 0)
+    farthest = max((after - before).abs().max().item() for before, after in zip(begun.fast.values(), moved.fast.values()))
+    assert farthest == pytest.approx(0.5 * 1e-3)  # the steepest number goes as far as it may
+
+
+def test_learned_step_sizes_begin_as_the_fixed_one_and_are_learned() -> None:
+    (learned, tasks), (fixed, _) = (in_float64(of(regression, "platipus", learn_lr=each)) for each in (True, False))
+    assert isinstance(learned, PLATIPUS)
+    assert learned.rates is not None
+    task = select(tasks, 0)
+    torch.testing.assert_close(answered(learned, task), answered(fixed, task), rtol=1e-6, atol=1e-6)  # rates begin as float32
+    learned.train()
+    meta_gradient(learned, tasks, engine())
+    assert all(rate.grad is not None and rate.grad.abs().sum() > 0 for rate in learned.rates)
+
+
 # VERSA
 
 

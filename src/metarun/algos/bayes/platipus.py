@@ -26,7 +26,7 @@ class PLATIPUS(SeveralLearner):
 
         prior      p(θ | support) = N(μ − γ_p ∇L_support(μ), σ²)                         (section 4.2)
         encoder    q(θ | query)   = N(μ − γ_q ∇L_query(μ), v²)                           (section 4.1)
-        inner loop φ_0 = θ,   φ_{k+1} = φ_k − α ∇L_support(φ_k)
+        inner loop φ_0 = θ,   φ_{k+1} = φ_k − α ∘ ∇L_support(φ_k)
         min        E_{θ ~ q} of −log p(query | φ_K) + divergence · KL(q ‖ p) / queries     (algorithm 1)
         test       θ ~ p, and the mean probability of what the φ_K answer                (algorithm 2)
 
@@ -36,16 +36,19 @@ class PLATIPUS(SeveralLearner):
     −log of the mean probability of the query; nothing keeps σ from vanishing but that it may help.
 
     Deviations: (1) The divergence is weighted by ``divergence``, below 1 by default, as is done in practice. (2) γ is one number a
-    tensor, not one a weight. (3) A regression's likelihood has the fixed ``noise``; its inner loop descends squared errors as MAML's.
+    tensor, not one a weight; α is one number, or, where it is learned, one a weight, as Meta-SGD's. (3) A regression's likelihood has
+    the fixed ``noise``; its inner loop descends squared errors as MAML's.
 
     Args:
         net, problem: the backbone and the data's shape.
-        inner_lr: α, on the mean support loss.
+        inner_lr: α, on the mean support loss; where it is learned, before meta-training.
+        learn_lr: whether meta-training learns α, one for every weight.
         inner_steps, test_steps: K in meta-training, and in validation and test.
         samples, test_samples: of θ, likewise.
         deviation: σ and v before meta-training.
         centre_lr: γ_p and γ_q before meta-training.
         divergence: weight of the divergence.
+        clip: largest absolute value of a number of an inner gradient; null for none.
         encoder: false for PMAML.
         noise: of a regression's targets around the answer of a sample, a standard deviation.
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
@@ -62,16 +65,20 @@ class PLATIPUS(SeveralLearner):
         centre_lr: Annotated[float, Ge(0)],
         divergence: Annotated[float, Ge(0)],
         encoder: bool,
+        learn_lr: bool = False,
+        clip: Annotated[float, Gt(0)] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
         self.drawn, self.test_drawn, self.divergence, self.encoder = samples, test_samples, divergence, encoder
+        self.clip = clip
         weights = [*self.learner().values()]
 
         def spread() -> nn.ParameterList:
             return nn.ParameterList(torch.full_like(w, math.log(deviation)) for w in weights)
 
         self.log_deviation, self.centre_lrs = spread(), nn.Parameter(torch.full((len(weights),), centre_lr))
+        self.rates = nn.ParameterList(torch.full_like(w, self.inner_lr) for w in weights) if learn_lr else None
         if encoder:
             self.encoder_log_deviation, self.encoder_lrs = spread(), nn.Parameter(torch.full((len(weights),), centre_lr))
 
@@ -88,12 +95,17 @@ class PLATIPUS(SeveralLearner):
     def centre(self, context: Context, rates: Tensor) -> dict[str, Tensor]:
         """The mean of starts for the examples of ``context.support``: a gradient step from μ."""
         means = self.learner()
-        grads = self.support_gradient(means, context, self.mode)
+        grads = self.clipped(self.support_gradient(means, context, self.mode))
         return {name: w - rate * grads[name] for (name, w), rate in zip(means.items(), rates)}
 
     def step(self, state: Several, context: Context, k: int) -> Several:
-        grads = inner.gradient(self.sum_of_losses, state.fast, *context.support, mode=self.mode)
-        return state._replace(fast=inner.sgd(state.fast, grads, self.inner_lr))
+        grads = self.clipped(inner.gradient(self.sum_of_losses, state.fast, *context.support, mode=self.mode))
+        rates = self.inner_lr if self.rates is None else dict(zip(grads, self.rates))
+        return state._replace(fast=inner.sgd(state.fast, grads, rates))
+
+    def clipped(self, grads: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Inner gradients without what ``clip`` forbids: one steep task would else throw its weights, and meta-training, far away."""
+        return grads if self.clip is None else {name: g.clamp(-self.clip, self.clip) for name, g in grads.items()}
 
     def objective(self, states: Sequence[State], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         if not self.encoder:
