@@ -79,7 +79,7 @@ def test_a_frozen_net_stays_as_it_came(tmp_path: Path) -> None:
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     ours, theirs = (trained.load(run, device="cpu").algorithm.net for run in (folder, source))
-    images = torch.rand(4, 1, SIDE, SIDE)
+    images = torch.rand(4, 2, SIDE, SIDE)
     torch.testing.assert_close(ours.train()(images), theirs(images))
     assert not list(ours.parameters())
     with pytest.raises(UserError, match=r"net.norm=batch looks at others"):
