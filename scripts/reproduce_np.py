@@ -1,8 +1,9 @@
 """Neural processes on functions of a Gaussian process and on sawtooth waves: trains what docs/black-box.md has in its table, and prints it.
 
-python scripts/reproduce_np.py [--runs outputs/np] [--write]
+python scripts/reproduce_np.py [--runs outputs/np] [--only sawtooth_convcnp …] [--write]
 
-Every line is a run of metarun, `experiment=gp_cnp` and so on; finished runs are not repeated. --write: table and picture go to the page.
+Every line is a run of metarun, `experiment=gp_cnp` and so on; finished runs are not repeated. --only: the other lines stay as the page has
+them. --write: table and picture go to the page.
 """
 
 from __future__ import annotations
@@ -31,24 +32,41 @@ SHOWN = {"run": "gp_attentive", "index": "7"}  # the picture: of which run, and 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=Path, default=Path("outputs/np"), help="folder of the runs; finished ones are not repeated")
+    parser.add_argument("--only", nargs="+", choices=RUNS, default=[*RUNS], help="runs whose lines are made anew")
     parser.add_argument("--write", action="store_true", help="put table and picture into docs/black-box.md")
     options = parser.parse_args()
-    text = table({name: finished([f"experiment={name}", *PLAIN], options.runs / name) for name in RUNS})
+    text = table({name: line(name, options) if name in options.only else kept(name) for name in RUNS})
     print(text)
     if options.write:
         put(PAGE, "neural processes", text)
+    if options.write and SHOWN["run"] in options.only:
         shown = options.runs / SHOWN["run"]
         program.main(["show", str(shown), "--split", "test", "--index", SHOWN["index"], "--out", str(PICTURE)])
 
 
-def table(found: dict[str, dict[str, Any]]) -> str:
-    """Log-likelihoods between their bounds, in Markdown, with the commands."""
+def line(name: str, options: argparse.Namespace) -> str:
+    """A run's line: its log-likelihood between the bounds."""
+    summary: dict[str, Any] = finished([f"experiment={name}", *PLAIN], options.runs / name)
+    bounds = [with_error(summary["bounds"].get(bound)) for bound in ("trivial", "oracle")]
+    row = [bounds[0], f"**{with_error(summary['test']['ll'])}**", bounds[1], f"{summary['parameters']:,}"]
+    return f"{start(name)} {' | '.join([*row, format(summary['iterations'], ','), format(summary['wall_s'] / 60, '.0f')])} |"
+
+
+def kept(name: str) -> str:
+    """The line that the page has."""
+    return next(line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(start(name)))
+
+
+def start(name: str) -> str:
+    """How a run's line begins."""
+    return f"| {' | '.join(RUNS[name])} |"
+
+
+def table(lines: dict[str, str]) -> str:
+    """Lines by run, in Markdown, with the commands."""
     text = "| functions | method | trivial | log-likelihood | oracle | parameters | iterations | minutes |\n|" + " --- |" * 8 + "\n"
-    for name, summary in found.items():
-        bounds = [with_error(summary["bounds"].get(bound)) for bound in ("trivial", "oracle")]
-        row = [*RUNS[name], bounds[0], f"**{with_error(summary['test']['ll'])}**", bounds[1], f"{summary['parameters']:,}"]
-        text += f"| {' | '.join([*row, format(summary['iterations'], ','), format(summary['wall_s'] / 60, '.0f')])} |\n"
-    return text + "\n```\n" + "".join(f"metarun experiment={name}\n" for name in found) + "```\n"
+    text += "".join(f"{line}\n" for line in lines.values())
+    return text + "\n```\n" + "".join(f"metarun experiment={name}\n" for name in lines) + "```\n"
 
 
 def with_error(value: dict[str, float] | None) -> str:

@@ -18,7 +18,7 @@ from metarun.problem import EpisodeSpec
 from metarun.task import Batch, select
 
 SPEC = EpisodeSpec(way=3, shot=8, query=4)
-SETTINGS = {"columns": 6, "layers": 2, "units": 5}
+SETTINGS = {"columns": 6, "layers": 2, "units": 5, "clusters": 0.5}
 WORDS = ["algo=pfn", "data=tables", "data.columns=6", "data.units=5", "net=mlp", "shot=8", "algo.width=8", "algo.heads=2"]
 
 
@@ -47,9 +47,11 @@ def test_columns_beyond_a_tables_own_are_zeros() -> None:
     assert not still.any()
 
 
-def test_classes_can_be_told_from_columns() -> None:
+@pytest.mark.parametrize("clusters", [0.0, 1.0])
+def test_classes_can_be_told_from_columns(clusters: float) -> None:
     """By the nearest of the classes' means: above whoever names the most frequent class, and not always right."""
-    episodes = make(spec=EpisodeSpec(way=3, shot=30, query=20))
+    spec = EpisodeSpec(way=3, shot=30, query=20)
+    episodes = Tables(0, **SETTINGS | {"clusters": clusters}).episodes("train", spec, 3)
     task = episodes.batch(range(200))
     right = []
     for i in range(200):

@@ -70,6 +70,22 @@ def test_every_method_begins_with_the_backbone_and_with_nothing_else(algo: str, 
         assert ".net." in f".{name}" or torch.equal(weight, started[name]) or copies
 
 
+def test_a_frozen_net_stays_as_it_came(tmp_path: Path) -> None:
+    source, folder = tmp_path / "source", tmp_path / "run"
+    train(classification("protonet", "net.norm=running", "trainer.iterations=2"), source)
+    words = ("net.norm=running", "net.frozen=true", "trainer.iterations=2")
+    train(starts_from(classification("incontext", *words), source), folder)
+    before, after = backbone(source), backbone(folder)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    ours, theirs = (trained.load(run, device="cpu").algorithm.net for run in (folder, source))
+    images = torch.rand(4, 2, SIDE, SIDE)
+    torch.testing.assert_close(ours.train()(images), theirs(images))
+    assert not list(ours.parameters())
+    with pytest.raises(UserError, match=r"net.norm=batch looks at others"):
+        Run(classification("incontext", "net.frozen=true", "net.norm=batch"))
+
+
 def test_norm_weights_of_later_steps_begin_as_those_of_the_other_run(sources: dict[str, Path]) -> None:
     algorithm = Run(starts_from(classification("mamlpp"), sources["classification"])).algorithm
     assert isinstance(algorithm, MAMLPP)

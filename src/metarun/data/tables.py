@@ -3,12 +3,13 @@ Random structural nets as in Hollmann, Müller, Eggensperger, Hutter 2023 (TabPF
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
 import torch
-from annotated_types import Ge
+from annotated_types import Ge, Le
 
 from metarun.data.base import Dataset, TableForm
 from metarun.data.episodes import Episodes, draws, episode_keys, normal_draws, task_keys
@@ -17,11 +18,24 @@ from metarun.problem import EpisodeSpec
 from metarun.task import Batch, Context, Task
 
 # Streams of draws, apart from those of other data; WEIGHTS, KEPT and NOISE and what follows them are one for each layer.
-SHAPE, CAUSES, COLUMNS, LABELS, LOOKS, WEIGHTS, KEPT, NOISE = 61, 62, 63, 64, 65, 70, 80, 90
+SHAPE, CAUSES, COLUMNS, LABELS, LOOKS, KINDS, CENTRES, WEIGHTS, KEPT, NOISE = 61, 62, 63, 64, 65, 66, 67, 70, 80, 90
 SHARE = 0.5  # of the connections of a net that are there
 LEAST, MOST = -2.0, -0.5  # decimal logarithms of the deviation of a unit's noise
 CURVES = (lambda x: x, np.tanh, lambda x: np.maximum(x, 0), np.sin)
+NEAREST, FARTHEST = -0.7, 0.3  # decimal logarithms of how far centres of classes lie apart
 LEVELS = (2, 6)  # fewest and most values of a column that has few
+
+
+class Classes(NamedTuple):
+    """Which classes B tables have."""
+
+    number: np.ndarray  # [B], 2..way
+    ends: np.ndarray  # [B, way - 1], where their shares end, from 1 : 3 to 3 : 1
+    names: np.ndarray  # [B, way] int64, which label a class has
+
+    def at(self, heights: np.ndarray) -> np.ndarray:
+        """Classes [B, n] of heights [B, n] in 0..1."""
+        return (heights[..., None] > self.ends[:, None]).sum(-1)
 
 
 class Table(NamedTuple):
@@ -34,8 +48,9 @@ class Table(NamedTuple):
 class TableEpisodes(Episodes):
     """Tables of ``way * shot`` labelled rows and ``way * query`` others; a table has 2 to ``way`` classes, of different sizes.
 
-    A net of random connections turns causes into units, layer by layer; a table's columns are some of all units, and its classes come of
-    another one, cut at some heights, or of several, the largest of which wins.
+    A net of random connections turns causes into units, layer by layer, and a table's columns are some of all units. Its classes come of
+    another one, cut at some heights, or of several, the largest of which wins; or else classes come first, and the causes lie around a
+    centre of theirs.
 
     Args:
         data: how nets are drawn.
@@ -49,59 +64,68 @@ class TableEpisodes(Episodes):
     def drawn(self, indices: Sequence[int]) -> tuple[np.ndarray, Table]:
         """Keys [B] uint64 and the tables, those rows first that are labelled."""
         keys, rows = episode_keys(self.seed, self.split, indices), self.spec.way * (self.spec.shot + self.spec.query)
-        shape = draws(keys, SHAPE, (5,))
+        shape = draws(keys, SHAPE, (7,))
         depth = 1 + np.floor(shape[:, 0] * self.data.layers).astype(int)
-        units = self._units(keys, rows, depth, shape[:, 1], shape[:, 2])
+        classes, first = self._classes(keys), shape[:, 5] < self.data.clusters
+        kinds = classes.at(draws(keys, KINDS, (rows,)))
+        distance = first * 10 ** (NEAREST + (FARTHEST - NEAREST) * shape[:, 6])
+        centres = distance[:, None, None] * normal_draws(keys, CENTRES, (self.spec.way, self.data.units))
+        causes = normal_draws(keys, CAUSES, (rows, self.data.units)) + np.take_along_axis(centres, kinds[..., None], 1)
+        units = self._units(keys, causes, shape[:, 1], shape[:, 2])
         layer = np.repeat(np.arange(self.data.layers + 1), self.data.units)
         first_of_last = (layer[None] == depth[:, None]).argmax(1)
-        y, told = self._classes(keys, units, first_of_last, shape[:, 3] < 0.5)
-        hidden = (layer[None] > depth[:, None]) | told
+        told, tells = self._told(classes, units, first_of_last, shape[:, 3] < 0.5)
+        hidden = (layer[None] > depth[:, None]) | (tells & ~first[:, None])
+        y = np.take_along_axis(classes.names, np.where(first[:, None], kinds, told), 1)
         return keys, Table(self._columns(keys, units, hidden, shape[:, 4]), y)
 
-    def _units(self, keys: np.ndarray, rows: int, depth: np.ndarray, curve: np.ndarray, noise: np.ndarray) -> np.ndarray:
-        """All units of every row, [B, rows, (layers + 1) * units], each of mean 0 and variance 1; those beyond ``depth`` mean nothing."""
-        size = self.data.units
-        found = [normal_draws(keys, CAUSES, (rows, size))]
+    def _units(self, keys: np.ndarray, causes: np.ndarray, curve: np.ndarray, spread: np.ndarray) -> np.ndarray:
+        """All units of every row, [B, rows, (layers + 1) * units], each of mean 0 and variance 1, from causes [B, rows, units]."""
+        rows, size = causes.shape[1:]
+        found = [_standard(causes)]
         curve = np.floor(curve * len(CURVES)).astype(int)
-        deviation = 10 ** (LEAST + (MOST - LEAST) * noise)
+        deviation = 10 ** (LEAST + (MOST - LEAST) * spread)
         for i in range(self.data.layers):
             kept = draws(keys, KEPT + i, (size, size)) < SHARE
             weights = normal_draws(keys, WEIGHTS + i, (size, size)) * kept
             summed = _standard(found[-1] @ weights)
-            bent = np.select([(curve == j)[:, None, None] for j in range(len(CURVES))], [bend(summed) for bend in CURVES])
-            found.append(_standard(bent + deviation[:, None, None] * normal_draws(keys, NOISE + i, (rows, size))))
+            for j, bend in enumerate(CURVES):
+                summed[curve == j] = bend(summed[curve == j])
+            # Uniform, of variance 1: most of the time goes into random numbers.
+            noise = (draws(keys, NOISE + i, (rows, size)) - 0.5) * math.sqrt(12)
+            found.append(_standard(summed + deviation[:, None, None] * noise))
         return np.concatenate(found, 2)
 
-    def _classes(self, keys: np.ndarray, units: np.ndarray, first: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Labels [B, rows], and which units they come of [B, units]: from place ``first`` [B] on, one or, unless ``cut``, many."""
-        way, rows, number = self.spec.way, *units.shape[1:]
+    def _classes(self, keys: np.ndarray) -> Classes:
+        """How many there are, and their shares."""
+        way = self.spec.way
         uniform = draws(keys, LABELS, (3, way))
-        classes = 2 + np.floor(uniform[:, 0, 0] * (way - 1)).astype(int)
-        takes_part = np.arange(way) < classes[:, None]
-        # By heights: shares of the classes from 1 : 3 to 3 : 1 decide where the ranks of a unit are cut.
-        shares = (0.5 + uniform[:, 1]) * takes_part
-        ends = np.cumsum(shares, 1)[:, :-1] / shares.sum(1, keepdims=True)
+        number = 2 + np.floor(uniform[:, 0, 0] * (way - 1)).astype(int)
+        shares = (0.5 + uniform[:, 1]) * (np.arange(way) < number[:, None])
+        return Classes(number, np.cumsum(shares, 1)[:, :-1] / shares.sum(1, keepdims=True), uniform[:, 2].argsort(1))
+
+    def _told(self, classes: Classes, units: np.ndarray, first: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Classes [B, rows], and which units they come of [B, units]: from place ``first`` [B] on, one or, unless ``cut``, many."""
+        way, rows, number = self.spec.way, *units.shape[1:]
         own = np.take_along_axis(units, first[:, None, None] + np.arange(way), 2)
-        ranks = (own[..., 0].argsort(1).argsort(1) + 0.5) / rows
-        by_height = (ranks[..., None] > ends[:, None]).sum(-1)
-        by_largest = np.where(takes_part[:, None], own, -np.inf).argmax(-1)
-        named = uniform[:, 2].argsort(1)  # which label a class has
-        y = np.take_along_axis(named, np.where(cut[:, None], by_height, by_largest), 1)
-        many = np.where(cut, 1, classes)
+        by_height = classes.at((own[..., 0].argsort(1).argsort(1) + 0.5) / rows)
+        by_largest = np.where((np.arange(way) < classes.number[:, None])[:, None], own, -np.inf).argmax(-1)
         place = np.arange(number)[None] - first[:, None]
-        return y, (place >= 0) & (place < many[:, None])
+        return np.where(cut[:, None], by_height, by_largest), (place >= 0) & (place < np.where(cut, 1, classes.number)[:, None])
 
     def _columns(self, keys: np.ndarray, units: np.ndarray, hidden: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Columns [B, rows, columns] from units that are not ``hidden``; some with few values, some of a skewed look."""
         columns, wanted = self.data.columns, 2 + np.floor(share * (self.data.columns - 1)).astype(int)
         order = np.where(hidden, 2.0, draws(keys, COLUMNS, (hidden.shape[1],))).argsort(1)[:, :columns]
         there = (np.arange(columns) < wanted[:, None]) & ~np.take_along_axis(hidden, order, 1)
-        x = np.take_along_axis(units, order[:, None], 2)
-        look, level = np.moveaxis(draws(keys, LOOKS, (2, 1, columns)), 1, 0)
+        x = np.take_along_axis(units, order[:, None], 2).swapaxes(1, 2)
+        look, level = np.moveaxis(draws(keys, LOOKS, (2, columns)), 1, 0)
+        few, skewed = look < 0.15, (look >= 0.15) & (look < 0.3)
         fewest, most = LEVELS
-        levels = fewest + np.floor(level * (most - fewest + 1))
-        few = np.floor((x.argsort(1).argsort(1) + 0.5) / x.shape[1] * levels)
-        return np.select([look < 0.15, look < 0.3], [few, np.exp(x)], x) * there[:, None]
+        levels = fewest + np.floor(level[few][:, None] * (most - fewest + 1))
+        x[few] = np.floor((x[few].argsort(1).argsort(1) + 0.5) / x.shape[2] * levels)
+        x[skewed] = np.exp(x[skewed])
+        return (x * there[..., None]).swapaxes(1, 2)
 
     def batch(self, indices: Sequence[int]) -> Task:
         keys, (x, y) = self.drawn(indices)
@@ -136,6 +160,7 @@ class Tables(Dataset):
         columns: the most that a table has; those of one with fewer are zeros beyond.
         layers: the most of a net.
         units: of a layer.
+        clusters: part of the tables whose classes come first.
 
     Raises:
         UserError: episodes have more classes than a layer has units.
@@ -144,8 +169,16 @@ class Tables(Dataset):
     splits = ("train", "val", "test")  # independent streams of the same distribution
     form = TableForm(None, ("label",))
 
-    def __init__(self, seed: int, *, columns: Annotated[int, Ge(2)], layers: Annotated[int, Ge(1)], units: Annotated[int, Ge(2)]) -> None:
-        self.columns, self.layers, self.units = columns, layers, units
+    def __init__(
+        self,
+        seed: int,
+        *,
+        columns: Annotated[int, Ge(2)],
+        layers: Annotated[int, Ge(1)],
+        units: Annotated[int, Ge(2)],
+        clusters: Annotated[float, Ge(0), Le(1)] = 0.0,
+    ) -> None:
+        self.columns, self.layers, self.units, self.clusters = columns, layers, units, clusters
         self.input_shape = (columns,)
 
     def episodes(self, split: str, spec: EpisodeSpec, seed: int, device: str | torch.device = "cpu") -> TableEpisodes:

@@ -29,6 +29,14 @@ def image_shape(input_shape: tuple[int, ...], name: str) -> tuple[int, int, int]
     return channels, height, width
 
 
+def as_buffers(module: nn.Module, recurse: bool = True) -> None:
+    """Make all parameters buffers of the same names."""
+    for layer in module.modules() if recurse else [module]:
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            del layer._parameters[name]
+            layer.register_buffer(name, parameter.detach())
+
+
 def of_both_sides(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     """The mean of the features of images x [n, channels, height, width] and of their mirror images: left and right are one to it."""
     return (features(x) + features(x.flip(-1))) / 2

@@ -12,16 +12,16 @@ from annotated_types import Ge, Le
 from torch import Tensor, nn
 
 from metarun.kernels.ops.max_pool import max_pool
-from metarun.nets.base import Net, image_shape, of_both_sides
+from metarun.nets.base import Net, as_buffers, image_shape, of_both_sides
 from metarun.nets.conv import Conv
 from metarun.nets.fusion import conv_norm, conv_norm_relu_pool
-from metarun.nets.norm import Norm, NormKind
+from metarun.nets.norm import AnyNorm, Norm, NormKind
 
 
 class Block(nn.Module):
     """[3x3 conv, norm, ReLU, 2x2 max-pool], or the same with stride 2 and no pool, or neither, for ``down`` none."""
 
-    def __init__(self, channels_in: int, channels_out: int, down: str, norm: NormKind) -> None:
+    def __init__(self, channels_in: int, channels_out: int, down: str, norm: AnyNorm) -> None:
         super().__init__()
         self.down = down
         # A norm subtracts the channel's mean, so the convolution's own bias would do nothing.
@@ -50,6 +50,7 @@ class Conv4(Net):
         norm: see ``Norm``.
         mirror: in evaluation, features are the mean of those of an image and of its mirror image: for what is the same from left and
             right, as faces. Training sees images as they come.
+        frozen: nothing of it is learned: the weights, and the statistics of ``running``, are those that ``init_from`` brings.
     """
 
     def __init__(
@@ -62,12 +63,20 @@ class Conv4(Net):
         norm: NormKind,
         downs: Annotated[int, Ge(0), Le(4)] = 4,
         mirror: bool = False,
+        frozen: bool = False,
     ) -> None:
         super().__init__()
         channels, *sides = image_shape(input_shape, "conv4")
-        self.norm, self.flatten, self.mirror, self.modulated = norm, flatten, mirror, "blocks.2.norm"
+        if frozen and norm in ("batch", "support"):
+            raise ValueError(
+                f"net.frozen=true asks for features of an image by itself, and net.norm={norm} looks at others: running is one"
+            )
+        self.norm = "stored" if frozen and norm == "running" else norm
+        self.flatten, self.mirror, self.frozen, self.modulated = flatten, mirror, frozen, "blocks.2.norm"
         widths = [channels, hidden, hidden, hidden, hidden]
-        self.blocks = nn.ModuleList(Block(a, b, down if i < downs else "none", norm) for i, (a, b) in enumerate(pairwise(widths)))
+        self.blocks = nn.ModuleList(Block(a, b, down if i < downs else "none", self.norm) for i, (a, b) in enumerate(pairwise(widths)))
+        if frozen:
+            as_buffers(self)
         for _ in range(downs):
             sides = [side // 2 if down == "pool" else (side + 1) // 2 for side in sides]
         if not all(sides):
@@ -79,7 +88,14 @@ class Conv4(Net):
         self.features = prod(self.map_shape)
 
     def layers(self, x: Tensor, n_support: int | None) -> Tensor:
+        if self.frozen and x.dim() == 2:
+            return x  # features that were computed before
         return of_both_sides(lambda x: self.one_side(x, n_support), x) if self.mirror and not self.training else self.one_side(x, n_support)
+
+    def train(self, mode: bool = True) -> Conv4:
+        """As ``nn.Module.train``, but what is frozen stays in evaluation mode."""
+        super().train(mode and not self.frozen)
+        return self
 
     def one_side(self, x: Tensor, n_support: int | None) -> Tensor:
         """As ``layers``, of images as they are."""

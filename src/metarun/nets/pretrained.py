@@ -19,7 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from metarun.errors import MissingLibrary, UserError, install
 from metarun.nets import foreign
-from metarun.nets.base import Net, image_shape, of_both_sides
+from metarun.nets.base import Net, as_buffers, image_shape, of_both_sides
 from metarun.nets.native import BatchKind, with_our_norms
 from metarun.nets.norm import Norm
 from metarun.runtime import torchvision
@@ -238,14 +238,6 @@ def imported(library: str, *modules: str) -> Any:
         return import_module(library)
     except ImportError:
         raise MissingLibrary(f"net={library} needs an extra: {install(library)}") from None
-
-
-def as_buffers(module: nn.Module, recurse: bool = True) -> None:
-    """Make all parameters buffers of the same names."""
-    for layer in module.modules() if recurse else [module]:
-        for name, parameter in list(layer.named_parameters(recurse=False)):
-            del layer._parameters[name]
-            layer.register_buffer(name, parameter.detach())
 
 
 def _calm(module: nn.Module) -> nn.Module:

@@ -79,7 +79,7 @@ class ConvCNP(NeuralProcess):
 
     def nearness(self, x: Tensor, which: int) -> Tensor:
         """−d² / 2ℓ² [n, grid] of x [n, 1] and the grid; ``which`` is 0 for ℓ and 1 for ℓ'."""
-        return -0.5 * ((x - self.grid) / self.log_scales[which].exp()).square()
+        return -0.5 * ((x - self.grid) * (-self.log_scales[which]).exp()).square()
 
     def begin(self, context: Context) -> Field:
         x, y = context.support

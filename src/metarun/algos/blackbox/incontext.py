@@ -43,10 +43,11 @@ class InContext(LimitedWay, Algorithm):
     The codes e are rows of ``equiangular``, u is learned. There are no positions, so the order of the support means nothing; which of the
     ``ways`` codes a class has is drawn from the episode's key, so that all are trained, and an episode of fewer classes is nothing special.
 
-    Deviations: (1) The encoder f is trained with the rest; the paper's is frozen. (2) Support tokens see the support, and a query sees the
-    support and itself; in the paper support tokens see the query as well, which makes a pass of its own for every query. (3) Logits are
-    products with the codes, in place of a layer with an output for every code. (4) Norms come first in a layer. (5) The first weights
-    match: keys begin as queries do, the output of attention as the transpose of its values, and H as that of W's columns for codes.
+    Deviations: (1) The encoder f is trained with the rest, unless ``net.frozen`` says otherwise, as in the paper. (2) Support tokens
+    see the support, and a query sees the support and itself; in the paper support tokens see the query as well, which makes a pass of
+    its own for every query. (3) Logits are products with the codes, in place of a layer with an output for every code. (4) Norms come
+    first in a layer. (5) The first weights match: keys begin as queries do, the output of attention as the transpose of its values, and
+    H as that of W's columns for codes.
 
     Args:
         net, problem: the backbone and the data's shape.
