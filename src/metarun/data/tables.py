@@ -4,7 +4,7 @@ Random structural nets as in Hollmann, Müller, Eggensperger, Hutter 2023 (TabPF
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -21,7 +21,7 @@ from metarun.task import Batch, Context, Task
 SHAPE, CAUSES, COLUMNS, LABELS, LOOKS, KINDS, CENTRES, WEIGHTS, KEPT, NOISE = 61, 62, 63, 64, 65, 66, 67, 70, 80, 90
 SHARE = 0.5  # of the connections of a net that are there
 LEAST, MOST = -2.0, -0.5  # decimal logarithms of the deviation of a unit's noise
-CURVES = (lambda x: x, np.tanh, lambda x: np.maximum(x, 0), np.sin)
+CURVES: tuple[Callable[[np.ndarray], np.ndarray], ...] = (lambda x: x, np.tanh, lambda x: np.maximum(x, 0), np.sin)
 NEAREST, FARTHEST = -0.7, 0.3  # decimal logarithms of how far centres of classes lie apart
 LEVELS = (2, 6)  # fewest and most values of a column that has few
 
