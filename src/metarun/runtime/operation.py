@@ -6,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from metarun.runtime.private import tree_leaves
-
 
 @dataclass(frozen=True)
 class Slot:
@@ -28,5 +26,8 @@ class Operation(NamedTuple):
 
 
 def slots(tree: Any) -> list[Slot]:
-    """The slots in nested arguments."""
-    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Slot)]
+    """The slots in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Slot):
+        return [tree]
+    parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, (list, tuple)) else ()
+    return [slot for part in parts for slot in slots(part)]
