@@ -146,7 +146,7 @@ def test_functions_of_torchscript_do_as_they_are_written() -> None:
     x.setType(private.TENSOR)
     doubled = [graph.insertNode(graph.create("aten::add", [x, x, graph.insertConstant(1)], 1)).output() for _ in range(2)]
     listed = graph.insertNode(graph.create("prim::ListConstruct", doubled, 1)).output()
-    listed.setType(private.list_of(optional=False))
+    listed.setType(private.list_of(private.TENSOR))
     joined = graph.insertNode(graph.create("aten::cat", [listed, graph.insertConstant(0)], 1)).output()
     both = graph.insertNode(graph.create("prim::TupleConstruct", [*doubled, joined], 1)).output()
     both.setType(private.tuple_of(3))

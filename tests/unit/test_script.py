@@ -44,8 +44,9 @@ def scripted(function: Callable[[Tensor], Any], x: Tensor) -> Program:
         lambda x: torch.linalg.svd(x + 1, full_matrices=False),
         lambda x: (x + 1)[:, (x.argsort(1) * 1)[0]],  # a list of tensors and None
         lambda x: (x * 3).clamp(min=0).pow(2).clone(memory_format=torch.contiguous_format),
-        lambda x: torch.where(x > 0, x, torch.full_like(x, float("-inf"))).log_softmax(1),
+        lambda x: torch.where(x > 0, x, torch.full_like(x, float("-inf"))).exp(),
         lambda x: (x + 1).as_strided((2, 2), (3, 1), 1) * 2,
+        lambda x: (x + 1).as_strided((), (), 1) * 2,
         lambda x: torch.addcmul(x, x, x, value=2).new_zeros(2, 3).add_(x).mul_(2),
         lambda x: x.mean((0, 1)).expand(2, 3) * x.var(1, correction=0, keepdim=True),
         lambda x: torch.nn.functional.pad(x * 1, [1, 2], value=1.5),

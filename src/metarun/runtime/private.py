@@ -32,6 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = [
     "MODULE_ATTRIBUTES",
     "TENSOR",
+    "WHOLE",
     "Graph",
     "ProfilerConfig",
     "TorchDispatchMode",
@@ -89,12 +90,12 @@ def schema(function: Any) -> Any:
     return function._schema if isinstance(function, torch._ops.OpOverload) and function.namespace == "aten" else None
 
 
-TENSOR = torch._C.TensorType.get()
+TENSOR, WHOLE = torch._C.TensorType.get(), torch._C.IntType.get()  # types of TorchScript
 
 
-def list_of(*, optional: bool) -> Any:
-    """The type of a list of tensors, or of tensors and None."""
-    return torch._C.ListType(torch._C.OptionalType(TENSOR) if optional else TENSOR)
+def list_of(kind: Any, *, optional: bool = False) -> Any:
+    """The type of a list of a type; ``optional``: or None."""
+    return torch._C.ListType(torch._C.OptionalType(kind) if optional else kind)
 
 
 def tuple_of(count: int) -> Any:

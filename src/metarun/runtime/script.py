@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from metarun.runtime.operation import Operation, Slot
-from metarun.runtime.private import TENSOR, Graph, Value, function_of, list_of, schema, tuple_of
+from metarun.runtime.private import TENSOR, WHOLE, Graph, Value, function_of, list_of, schema, tuple_of
 
 LEAST = 2  # operators that are worth a call of the interpreter
 FORMATS = {torch.contiguous_format: 0, torch.preserve_format: 1, torch.channels_last: 2, torch.channels_last_3d: 3}  # TorchScript's numbers
@@ -57,6 +57,7 @@ class Parameter(NamedTuple):
     default: Any
     real: bool  # a number, or numbers, that are not whole
     optional: bool  # of a list of tensors: None may be among them
+    sizes: bool  # whole numbers, of which there may be none, as the shape of a scalar
 
 
 class Signature(NamedTuple):
@@ -79,7 +80,7 @@ def signature(function: Any) -> Signature | None:
     if about is None:
         return None
     kinds = [(argument, str(argument.type)) for argument in about.arguments]
-    parameters = [Parameter(a.name, a.default_value, "float" in kind, "Optional[Tensor]" in kind) for a, kind in kinds]
+    parameters = [Parameter(a.name, a.default_value, "float" in kind, "Optional[Tensor]" in kind, "List[int]" in kind) for a, kind in kinds]
     return Signature(about.name, parameters, [returned.type for returned in about.returns])
 
 
@@ -125,10 +126,10 @@ def _value(graph: Any, value: Any, parameter: Parameter, known: dict[Slot, Value
     if isinstance(value, Slot):
         return known[value]
     if isinstance(value, (list, tuple)):
-        if any(isinstance(part, Slot) for part in value):
+        if any(isinstance(part, Slot) for part in value) or (parameter.sizes and not value):
             parts = [_value(graph, part, parameter, known) for part in value]
             made = graph.insertNode(graph.create("prim::ListConstruct", parts, 1)).output()
-            made.setType(list_of(optional=parameter.optional))
+            made.setType(list_of(WHOLE if parameter.sizes else TENSOR, optional=parameter.optional))
             return made
         value = [float(part) for part in value] if parameter.real else list(value)
     elif parameter.real and type(value) is int:
