@@ -19,6 +19,7 @@ from metarun.predict.page.learner import Learner
 
 log = logging.getLogger(__name__)
 PATIENCE = 5.0  # seconds that a learner at work is given when the page ends
+SERVED: list[Page] = []  # kept until Python has ended: a request's thread that frees the net's tensors meanwhile would abort it
 
 
 class Handler(WSGIRequestHandler):
@@ -47,6 +48,7 @@ def serve(learner: Learner, host: str, port: int, show: bool = False) -> str:
     """
     private = _private(host)
     page = Page(learner, ("localhost", "127.0.0.1", "::1", host) if private else None)
+    SERVED.append(page)
     with listening(page, host, port) as server:
         address = f"http://{f'[{host}]' if ':' in host else host}:{server.port}/"
         print(f"{'learner':12} {learner.about}")
