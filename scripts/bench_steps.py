@@ -22,6 +22,7 @@ from bench import Process, Work, ask_on, interpreter, maml, prepare
 from metarun.runtime.recording import EAGER
 
 STEPS = (1, 5, 10, 20, 50, 100)
+CALLS = 3  # of a turn, at least, and half a second of them; its time is their median: the first finds the caches of another process
 PEER_STEPS = (1, 5, 10, 20)  # longer ones take learn2learn seconds each, and as long per step
 
 
@@ -94,7 +95,7 @@ def measure(lines: list[Line], options: argparse.Namespace) -> tuple[dict[Line, 
                 ask_on(side, *prepare(work, work.tasks, options, torch.float32), folder)
         for turn in range(1 + options.rounds):
             for line, side in sides.items():  # the first round records
-                answer = side.ask("round", seconds=0.01, least=1 if turn or line.library != "metarun" else EAGER + 2)
+                answer = side.ask("round", seconds=0.5 if turn else 0.01, least=CALLS if turn else EAGER + 2 if line.library == "metarun" else 1)
                 before = memory.get(line, answer["before_mb"])
                 memory[line] = answer["peak_mb"] if turn == options.rounds else before
                 if turn:
