@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from bench import CHECKOUT, Process, Work, ask_on, interpreter, machine, maml, prepare, surroundings
+from bench_steps import CALLS
 from matplotlib.figure import Figure
 
 from metarun.runtime.recording import EAGER
@@ -97,7 +98,8 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, dict[str, list
                 ask_on(side, *prepare(Work(name, words, tasks, None, None, axis.kind), tasks, told), folder)
             for turn in range(1 + options.rounds):
                 for library, side in sides.items():  # in the first turn metarun compiles and records
-                    answer = side.ask("round", seconds=0.2, least=EAGER + 2 if library == "metarun" and not turn else 1)
+                    least = CALLS if turn else EAGER + 2 if library == "metarun" else 1
+                    answer = side.ask("round", seconds=0.5 if turn else 0.01, least=least)
                     memory[library] += answer["peak_mb"] - answer["before_mb"]
                     if turn:
                         seconds[library].append(statistics.median(answer["seconds"]))

@@ -108,6 +108,8 @@ class Run:
             )
         if root.init_from and not trained:
             log.info(warm_start(self.algorithm, root.init_from))
+        elif not trained and values["net"].get("frozen"):
+            log.warning("net.frozen=true without init_from=RUN: the net stays as random as it begins")
         self.engine: Engine = valid.engine.build(self.device, root.precision, self.world)
         self.protocols = self._protocols()
         self._episodes: dict[Any, Episodes] = {}  # by split, and by who asks for others than those of their shape

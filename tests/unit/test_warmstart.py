@@ -86,6 +86,16 @@ def test_a_frozen_net_stays_as_it_came(tmp_path: Path) -> None:
         Run(classification("incontext", "net.frozen=true", "net.norm=batch"))
 
 
+def test_a_frozen_net_that_comes_from_nowhere_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    source, words = tmp_path / "source", ("net.norm=running", "net.frozen=true")
+    train(classification("protonet", "net.norm=running"), source)
+    caplog.clear()
+    Run(starts_from(classification("incontext", *words), source))
+    assert "stays as random" not in caplog.text
+    Run(classification("incontext", *words))
+    assert "net.frozen=true without init_from=RUN: the net stays as random as it begins" in caplog.text
+
+
 def test_norm_weights_of_later_steps_begin_as_those_of_the_other_run(sources: dict[str, Path]) -> None:
     algorithm = Run(starts_from(classification("mamlpp"), sources["classification"])).algorithm
     assert isinstance(algorithm, MAMLPP)
