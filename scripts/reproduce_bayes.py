@@ -66,6 +66,7 @@ RUNS = {
         "versa, Omniglot": f"{PROTONET} episode.eval.shot=5 {ASKING} algo=versa",
     },
 }
+RUNS["vinyals"] = {name: f"{words} data.split=vinyals" for name, words in RUNS["omniglot"].items()}
 SEEDS = {"waves": [0, 1, 2]}  # of the tables that have more than one
 OF_OMNIGLOT = "experiment=omniglot"
 COLUMNS = {
@@ -97,6 +98,7 @@ COLUMNS = {
     },
     "active": {"labels chosen": "active", "labels at random": "random", "gain, in mean over labels": "active_gain"},
 }
+COLUMNS["vinyals"] = COLUMNS["omniglot"]
 
 
 def main() -> None:
