@@ -25,6 +25,7 @@ import matplotlib
 from bench import CHECKOUT, Process, Work, ask_on, interpreter, machine, maml, prepare, surroundings
 from bench_steps import CALLS
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from metarun.runtime.recording import EAGER
 
@@ -75,7 +76,7 @@ def main() -> None:
     options.device = "cpu"
     found: dict[str, Any] = json.loads(NUMBERS.read_text()) if options.write and NUMBERS.exists() else {}
     for name in options.axes:
-        rows = ranks(AXES[name]) if AXES[name].kind == "ranks" else measured(name, options)
+        rows = ranks(AXES[name], options.rounds) if AXES[name].kind == "ranks" else measured(name, options)
         print(f"{AXES[name].title}: ms per task, MB more\n{table(name, rows)}", flush=True)
         found[name] = {"machine": machine("cpu", options.threads), "rounds": options.rounds, "rows": rows}
         if options.write:
@@ -108,24 +109,27 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, dict[str, list
     return rows
 
 
-def ranks(axis: Axis) -> dict[str, dict[str, list[float]]]:
-    """Training tasks a second of the command itself, which a summary tells; memory is that of the first rank."""
-    rows = {}
-    for value in axis.values:
-        words, _ = point("ranks", value)
-        with tempfile.TemporaryDirectory() as folder:
-            few = {"iterations": 60, "meta_batch": 16, "val_every": 60, "val_episodes": 2, "test_episodes": 2}
-            more = [f"trainer.{key}={number}" for key, number in few.items()]
-            command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={value}", "-m", "metarun"]
-            subprocess.run(
-                [*command, *words, *more, "logger=quiet", "device=cpu", f"hydra.run.dir={folder}/run"],
-                env=surroundings() | {"OMP_NUM_THREADS": "1"},
-                check=True,
-                capture_output=True,
-            )
-            summary = json.loads(Path(folder, "run", "summary.json").read_text())
-        rows[str(value)] = {"metarun": [1e3 / summary["tasks_per_s"], summary["peak_memory_mb"]]}
-    return rows
+def ranks(axis: Axis, rounds: int) -> dict[str, dict[str, list[float]]]:
+    """Training tasks a second of the command itself, which a summary tells; memory is the peak of the first rank's process."""
+    found: dict[int, list[dict[str, float]]] = {value: [] for value in axis.values}
+    for _ in range(rounds):
+        for value in axis.values:
+            words, _ = point("ranks", value)
+            with tempfile.TemporaryDirectory() as folder:
+                few = {"iterations": 100, "meta_batch": 16, "val_every": 100, "val_episodes": 2, "test_episodes": 2}
+                more = [f"trainer.{key}={number}" for key, number in few.items()]
+                command = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={value}", "-m", "metarun"]
+                subprocess.run(
+                    [*command, *words, *more, "logger=quiet", "device=cpu", f"hydra.run.dir={folder}/run"],
+                    env=surroundings() | {"OMP_NUM_THREADS": "1"},
+                    check=True,
+                    capture_output=True,
+                )
+                found[value].append(json.loads(Path(folder, "run", "summary.json").read_text()))
+    return {
+        str(value): {"metarun": [1e3 / statistics.median(s["tasks_per_s"] for s in all_), max(s["peak_memory_mb"] for s in all_)]}
+        for value, all_ in found.items()
+    }
 
 
 def table(name: str, rows: dict[str, dict[str, list[float]]]) -> str:
@@ -137,7 +141,7 @@ def table(name: str, rows: dict[str, dict[str, list[float]]]) -> str:
     lines = [head, ["---"] * len(head)]
     for value, row in rows.items():
         ours = row["metarun"][0]
-        cells = [f"{row[library][0]:.3g}" if library in row else "–" for library in libraries]
+        cells = [f"{row[library][0]:{'.3g' if row[library][0] < 1000 else '.0f'}}" if library in row else "–" for library in libraries]
         cells += [f"{row[library][0] / ours:.1f}" if library in row else "–" for library in libraries[1:]]
         cells += [f"{row[library][1]:.0f}" if library in row else "–" for library in libraries]
         lines.append([value, *cells])
@@ -152,7 +156,8 @@ def write(found: dict[str, Any]) -> None:
         about = axis["machine"]
         parts.append(
             f"### {AXES[name].title[0].upper()}{AXES[name].title[1:]}\n\n{table(name, axis['rows'])}\n"
-            f"{about['device']}, torch {about['torch']}, {about['threads']} threads, median of {axis['rounds']} turns.\n"
+            f"{about['device']}, torch {about['torch']}{'' if name in ('threads', 'ranks') else ', {} threads'.format(about['threads'])}, "
+            f"median of {axis['rounds']} turns.\n"
         )
     PAGE.write_text(re.sub(r"(<!-- measured -->\n).*(<!-- end -->)", lambda m: m[1] + "\n".join(parts) + m[2], text, flags=re.DOTALL))
     rows = -(-len(found) // 3)
@@ -167,6 +172,11 @@ def write(found: dict[str, Any]) -> None:
         ticks = [int(value) for value in axis["rows"]]
         axes.set_xticks(ticks, [str(tick) for tick in ticks])
         axes.set_xticks([], minor=True)
+        low, high = axes.get_ylim()
+        axes.set_ylim(min(low, (low * high) ** 0.5 / 2), max(high, (low * high) ** 0.5 * 2))  # a small difference is to look small
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
     for axes in panels[len(found) :]:

@@ -49,7 +49,7 @@ RUNS = {
     "waves": {
         "maml": f"{WAVES} algo=maml algo.inner_lr=0.01",
         "emaml": f"{WAVES} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps "
-        "algo.member.inner_lr=0.01 algo.member.inner_steps=1 algo.member.test_steps=10",
+        "algo.member.inner_lr=0.01 algo.member.inner_steps=1 algo.member.test_steps=5",
         "bmaml": WAVES,
     },
     "mixture": {

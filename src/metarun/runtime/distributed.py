@@ -77,7 +77,11 @@ class World:
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
-        return flag if self.size == 1 else any(self.gather(flag))
+        if self.size == 1:
+            return flag
+        up = torch.tensor(int(flag))
+        self._call(dist.all_reduce, up)  # one message, where objects take two: it is asked in every iteration
+        return bool(up)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order."""
