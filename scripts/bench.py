@@ -97,7 +97,9 @@ def main() -> None:
     options = parser.parse_args()
     if not interpreter("learn2learn"):
         sys.exit("learn2learn is not there; build it with: make peers")
-    all_works = works_on(options.device)
+    torch.set_num_threads(options.threads)
+    peaks = peaks_gflops(options.device)
+    all_works = works_on(options.device, bf16=peaks["bf16"] > peaks["fp32"])
     names = options.works or all_works
     options.peer_episodes = -(-options.episodes // ONE_BY_ONE[options.device])
     turns, here, page = {name: getattr(options, name) for name in TURNS}, machine(options.device, options.threads), {}
@@ -105,8 +107,6 @@ def main() -> None:
         page = written(options.device)
         if any(page[name] != turn for name, turn in turns.items()) or page["machine"] != here:
             parser.error("some works alone go into the page of the same machine and the same --rounds, --seconds and --episodes")
-    torch.set_num_threads(options.threads)
-    peaks = peaks_gflops(options.device)
     speeds = ", ".join(f"{gflops:.0f} in {name}" for name, gflops in peaks.items())
     print(f"matrix products, GFLOP/s: {speeds}; {options.threads} threads", flush=True)
     about = {"on": options.device, "machine": here, "peaks_gflops": peaks, **turns} | page
@@ -125,9 +125,10 @@ def main() -> None:
         sys.exit(f"metarun and a peer disagree on {', '.join(wrong)}: losses or gradients differ by more than {AGREEMENT:g}")
 
 
-def works_on(device: str) -> list[str]:
-    """All that is measured on a device."""
-    return [*(name for name, work in WORKS.items() if device == "cpu" or work.kind != "sample"), MEMORY]
+def works_on(device: str, bf16: bool = True) -> list[str]:
+    """All that is measured on a device; ``bf16``: whether that is faster than fp32 there, as nobody would choose it otherwise."""
+    here = (name for name, work in WORKS.items() if (device == "cpu" or work.kind != "sample") and (bf16 or BF16 not in work.words))
+    return [*here, MEMORY]
 
 
 def disagree(found: Answer) -> bool:

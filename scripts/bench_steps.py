@@ -95,7 +95,8 @@ def measure(lines: list[Line], options: argparse.Namespace) -> tuple[dict[Line, 
                 ask_on(side, *prepare(work, work.tasks, options, torch.float32), folder)
         for turn in range(1 + options.rounds):
             for line, side in sides.items():  # the first round records
-                answer = side.ask("round", seconds=0.5 if turn else 0.01, least=CALLS if turn else EAGER + 2 if line.library == "metarun" else 1)
+                least = CALLS if turn else EAGER + 2 if line.library == "metarun" else 1
+                answer = side.ask("round", seconds=0.5 if turn else 0.01, least=least)
                 before = memory.get(line, answer["before_mb"])
                 memory[line] = answer["peak_mb"] if turn == options.rounds else before
                 if turn:

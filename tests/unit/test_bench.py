@@ -79,6 +79,7 @@ def test_a_library_runs_in_its_own_environment_or_in_this_one(bench: ModuleType,
 def test_on_a_gpu_nothing_is_sampled(bench: ModuleType) -> None:
     assert bench.works_on("cpu") == [*bench.WORKS, "W8"]
     assert bench.works_on("cuda") == [name for name in bench.works_on("cpu") if name != "W7"]
+    assert bench.works_on("cpu", bf16=False) == [name for name in bench.works_on("cpu") if not name.endswith("b")]
     assert all(work.bar_gpu is None or work.bar_gpu > work.bar for work in bench.WORKS.values())
 
 
