@@ -25,6 +25,7 @@ PROTONET = f"experiment=omniglot_small_protonet {FEW}"
 PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
 MIXTURE = "experiment=sine_line"
 OF_MAML = f"{MIXTURE} ~algo.test_samples ~algo.deviation ~algo.centre_lr ~algo.divergence ~algo.learn_lr ~algo.clip"
+FROM = "init_from="  # the run of a row of the same table, in capitals
 ASKING = "protocol=[default,active]"
 ALPACA = f"experiment=sinusoid_alpaca data.noise=0.1 episode.eval.shot=15 {ASKING}"
 PLAIN_ADAM = f"{PACOH} optim.method=adam optim.weight_decay=0"
@@ -56,8 +57,8 @@ RUNS = {
         "maml": f"{OF_MAML} algo=maml algo.inner_lr=0.001",
         "emaml": f"{OF_MAML} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps "
         "algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5",
-        "platipus": MIXTURE,
-        "pmaml": f"{MIXTURE} algo=pmaml",
+        "platipus": f"{MIXTURE} {FROM}MAML",
+        "pmaml": f"{MIXTURE} algo=pmaml {FROM}MAML",
     },
     "active": {
         "alpaca, sine waves": ALPACA,
@@ -121,7 +122,7 @@ def main() -> None:
                 continue
             extra = [f"data.root={options.omniglot}"] if words.startswith(OF_OMNIGLOT) else []
             found[run] = [
-                found_by([*words.split(), *extra, f"seed={seed}"], options.runs / name / f"{run}-{seed}")
+                found_by([*begun(words, options.runs / name, seed), *extra, f"seed={seed}"], options.runs / name / f"{run}-{seed}")
                 for seed in options.seeds or SEEDS.get(name, [0])
             ]
             print(name, run, {key: scores(found[run], key) for key in COLUMNS[name].values()}, flush=True)
@@ -129,6 +130,11 @@ def main() -> None:
         print(text)
         if options.write:
             put(PAGE, name, text)
+
+
+def begun(words: str, runs: Path, seed: int) -> list[str]:
+    """The words of a row, with the folder of the run that it begins with."""
+    return [f"{FROM}{runs / word.removeprefix(FROM).lower()}-{seed}" if word.startswith(FROM) else word for word in words.split()]
 
 
 def found_by(words: list[str], folder: Path) -> dict[str, Any]:
