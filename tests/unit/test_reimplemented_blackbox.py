@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from helpers import engine, in_float64, random, small
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from metarun import inner
 from metarun.algorithm import Algorithm
+from metarun.algos.blackbox.incontext import InContext
 from metarun.contract.measures import answers
 from metarun.task import Batch, Context, Task, count, select
 
@@ -19,7 +22,7 @@ F64 = torch.float64
 Weights = dict[str, Tensor]  # by their names in the algorithm
 
 
-def disturbed(values: dict, tasks: int) -> tuple[Algorithm, Task]:
+def disturbed(values: dict[str, Any], tasks: int) -> tuple[Algorithm, Task]:
     """An algorithm none of whose parameters is zero or equal to another one, and its first training tasks."""
     algorithm, found = in_float64(values, tasks)
     for i, parameter in enumerate(algorithm.parameters()):
@@ -172,7 +175,8 @@ def metanet(w: Weights, context: Context, x: Tensor) -> Tensor:
         with torch.enable_grad():
             hidden = (layers[0] @ ones(f[i].detach())).clamp(min=0)
             loss = cross_entropy((layers[1] @ ones(hidden))[None], y[i : i + 1])
-            return torch.autograd.grad(loss, layers)
+            of_first, of_second = torch.autograd.grad(loss, layers)
+        return of_first, of_second
 
     def ones(a: Tensor) -> Tensor:
         return torch.cat([a, torch.ones(1, dtype=F64)])
@@ -218,6 +222,7 @@ def test_in_context_learner() -> None:
     """Support tokens look at the support, a query's at the support and itself; logits are products with the classes' ELMES codes."""
     algorithm, tasks = disturbed(small("algo=incontext", *NET, "algo.ways=5", "algo.width=8", "algo.layers=2", "algo.heads=2"), tasks=2)
     codes = torch.eye(5, dtype=F64) * math.sqrt(5 / 4) - math.sqrt(5 / 4) / 5
+    assert isinstance(algorithm, InContext)
     torch.testing.assert_close(algorithm.codes, codes, rtol=0, atol=1e-7)
     algorithm.codes.copy_(codes)  # which are made in float32
 
@@ -241,7 +246,7 @@ def process(*words: str) -> tuple[Algorithm, Task]:
     algorithm, tasks = disturbed(small("data=gp", "data.fewest=0", *NET, "way=1", "shot=4", "query=3", *words), tasks=40)
     seen = tasks.context.extras["seen"].sum(1).tolist()
     chosen = [seen.index(0), seen.index(2), seen.index(4)]
-    return algorithm, Task(*(torch.utils._pytree.tree_map(lambda leaf: leaf[chosen], part) for part in tasks))
+    return algorithm, Task(*(tree_map(lambda leaf: leaf[chosen], part) for part in tasks))
 
 
 def seen_of(context: Context) -> Batch:
@@ -300,7 +305,7 @@ def test_conditional_neural_process_that_classifies() -> None:
     def logits(w: Weights, context: Context, x: Tensor) -> Tensor:
         codes = [perceptron(w, "encoder.1", linear(w, "joined.linear", f).clamp(min=0), 1) for f in features(w, context.support.x)]
         labels = context.support.y.tolist()
-        means = [sum(code for code, label in zip(codes, labels) if label == c) / labels.count(c) for c in range(3)]
+        means = [torch.stack([code for code, label in zip(codes, labels) if label == c]).mean(0) for c in range(3)]
         first = [linear(w, "asked.linear", torch.cat([f, *means])) for f in features(w, x)]
         return torch.stack([perceptron(w, "decoder.1", a.clamp(min=0), 2) for a in first])
 
@@ -355,7 +360,7 @@ def test_attentive_neural_process_with_a_latent_variable() -> None:
         mean, deviation = belief(w, *seen_of(task.context))
         draws = mean + deviation * inner.normal(task.context.key, (4, 3))
         each = [density(*gaussian(attentive(w, task.context, task.query.x, z)), task.query.y).exp() for z in draws]
-        return -(sum(each) / 4).log().mean()
+        return -(torch.stack(each).sum(0) / 4).log().mean()
 
     compare_training(algorithm, tasks, bound, metric="bound")
     compare_answers(algorithm, tasks, mixture)
@@ -378,7 +383,8 @@ def test_convolutional_conditional_neural_process() -> None:
         """y_t = Σ_j W_j x_{2t + j − 2} + b."""
         kernel, bias = taps(w, name)
         wide = torch.nn.functional.pad(x, (2, 2))
-        return torch.stack([sum(k @ wide[:, 2 * t + j] for j, k in enumerate(kernel)) for t in range(x.shape[1] // 2)], 1) + bias
+        columns = [torch.stack([k @ wide[:, 2 * t + j] for j, k in enumerate(kernel)]).sum(0) for t in range(x.shape[1] // 2)]
+        return torch.stack(columns, 1) + bias
 
     def doubled(w: Weights, name: str, x: Tensor) -> Tensor:
         """y_{2t + j − 2} += W_jᵀ x_t, and b."""

@@ -104,7 +104,8 @@ def objective(algorithm: Algorithm, w: Weights, task: Task) -> tuple[Tensor, Ten
             slope = slope + CRITIC * (moment.value[i] - (advantages[t][i] + values[t][i]) / left[t]) ** 2
             slope = slope - (1 - PROGRESS) * ENTROPY * moment.entropy[i]
     entropy = torch.stack([moment.entropy for moment in life]).mean()
-    return -sum(moment.reward.sum() for moment in life) / (n * episodes), slope / (n * length), entropy
+    rewards = torch.stack([moment.reward for moment in life])
+    return -rewards.sum() / (n * episodes), slope / (n * length), entropy
 
 
 @pytest.fixture(params=PLACES)
