@@ -153,9 +153,8 @@ SIZES = ["algo.length=4", "algo.filters=3", "algo.keys=[2,3,4]", "algo.values=[3
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_snail(labelled: bool) -> None:
-    algorithm, tasks = disturbed(
-        small("algo=snail", *NET, *SIZES, *([] if labelled else ["data=sinusoid", "way=1", "shot=5", "query=5"])), tasks=2
-    )
+    other = [] if labelled else ["data=sinusoid", "way=1", "shot=5", "query=5"]
+    algorithm, tasks = disturbed(small("algo=snail", *NET, *SIZES, *other), tasks=1)
 
     def loss(w: Weights, task: Task) -> Tensor:
         answer = snail(w, task.context, task.query.x, labelled)
@@ -220,7 +219,8 @@ def test_metanet() -> None:
 
 def test_in_context_learner() -> None:
     """Support tokens look at the support, a query's at the support and itself; logits are products with the classes' ELMES codes."""
-    algorithm, tasks = disturbed(small("algo=incontext", *NET, "algo.ways=5", "algo.width=8", "algo.layers=2", "algo.heads=2"), tasks=2)
+    words = ["shot=1", "algo.ways=5", "algo.width=8", "algo.layers=2", "algo.heads=2"]
+    algorithm, tasks = disturbed(small("algo=incontext", *NET, *words), tasks=2)
     codes = torch.eye(5, dtype=F64) * math.sqrt(5 / 4) - math.sqrt(5 / 4) / 5
     assert isinstance(algorithm, InContext)
     torch.testing.assert_close(algorithm.codes, codes, rtol=0, atol=1e-7)
