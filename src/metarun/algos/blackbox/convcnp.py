@@ -34,7 +34,8 @@ class ConvCNP(NeuralProcess):
     outside of it is seen and answered by the grid's ends. The net is not used.
 
     Deviations: (1) The grid is fixed; the authors' spans the points of a batch. (2) Answers read the grid by a weighted mean, where the
-    paper has a weighted sum; its ℓ' is one for both numbers. (3) and (4): as (1) and (2) of ``CNP``.
+    paper has a weighted sum. ℓ is one for density and signal, ℓ' for all of H; the authors' code has one for each number. (3) Before the
+    U-Net comes a ReLU, in the authors' code a sigmoid, and their σ has no floor. (4) and (5): as (1) and (2) of ``CNP``.
 
     Args:
         net, problem, floor: see ``NeuralProcess``.

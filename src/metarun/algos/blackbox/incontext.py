@@ -45,9 +45,9 @@ class InContext(LimitedWay, Algorithm):
 
     Deviations: (1) The encoder f is trained with the rest, unless ``net.frozen`` says otherwise, as in the paper. (2) Support tokens
     see the support, and a query sees the support and itself; in the paper support tokens see the query as well, which makes a pass of
-    its own for every query. (3) Logits are products with the codes, in place of a layer with an output for every code. (4) Norms come
-    first in a layer. (5) The first weights match: keys begin as queries do, the output of attention as the transpose of its values, and
-    H as that of W's columns for codes.
+    its own for every query. (3) Logits are products with the codes, in place of a layer with an output for every code. (4) W makes tokens
+    of any width; the authors' are features and codes side by side, the codes times a learned number. (5) The first weights match: keys
+    begin as queries do, the output of attention as the transpose of its values, and H as that of W's columns for codes.
 
     Args:
         net, problem: the backbone and the data's shape.

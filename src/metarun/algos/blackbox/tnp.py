@@ -35,8 +35,9 @@ class TNP(NeuralProcess):
     As no example looks at a query, the examples go through the layers once, and every query after them by itself.
 
     Deviations: (1) Norms come before attention and MLP. (2) A query does not look at itself by attention, but for the residual path; as
-    in the authors' code. (3) The third input tells an example from a query; the paper's y = 0 may be either. (4) and (5): as (1) and (2)
-    of ``CNP``.
+    in the authors' code. (3) The third input tells an example from a query; the paper's y = 0 may be either. (4) e has two layers, the
+    answer is a norm and a linear map of the token, and MLPs of layers have GELU; in the authors' code e has four, the answer is an MLP,
+    and all have ReLU. (5) σ has a floor; the authors' is exp(s) unless they bound it. (6) and (7): as (1) and (2) of ``CNP``.
 
     Args:
         net, problem, floor: see ``NeuralProcess``.
