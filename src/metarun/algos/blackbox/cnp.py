@@ -34,7 +34,8 @@ class CNP(NeuralProcess):
     data have it; the paper draws it anew for each batch. (3) A net f makes features first. (4) With ``modulate`` the first layers of h
     and g have x scaled and shifted by y and by r; the paper's have both side by side, and take several times as long to learn that an
     answer is a sum of products. (5) With ``pool=sum`` r is the sum over examples, divided by the root of the training's ``shot``, and so
-    tells how many there are, which a mean hides.
+    tells how many there are, which a mean hides. (6) By default g is the deeper one; of the authors' it is h (four layers of 128, and two
+    before g's output).
 
     Args:
         net, problem, floor: see ``NeuralProcess``.
