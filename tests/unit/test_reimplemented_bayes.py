@@ -162,6 +162,6 @@ def test_a_process_learns_by_the_marginal_likelihood_a_point_and_answers_with_it
     x, y = (torch.cat(pair) for pair in zip(task.context.support, task.query))
     same_objective(algorithm, tasks, lambda weights: Process(weights).loss(x, y), idle=["kernel_head.bias"])
     found = answers(algorithm, task.context, task.query.x)
-    wanted = Process(parameters(algorithm)).posterior(*task.context.support, task.query.x)
+    wanted = Process(parameters(algorithm)).posterior(task.context.support.x, task.context.support.y, task.query.x)
     for mine, its in zip(found, wanted, strict=True):
         close(mine, its.detach())
