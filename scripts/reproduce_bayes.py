@@ -24,6 +24,7 @@ MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
 PACOH, WAVES = "experiment=pacoh_sinusoid", "experiment=bmaml_sinusoid"
 MIXTURE = "experiment=sine_line"
+LONGER = "trainer.iterations=3000 trainer.val_every=500"
 OF_MAML = f"{MIXTURE} ~algo.test_samples ~algo.deviation ~algo.centre_lr ~algo.divergence ~algo.learn_lr ~algo.clip"
 FROM = "init_from="  # the run of a row of the same table, in capitals
 ASKING = "protocol=[default,active]"
@@ -54,9 +55,9 @@ RUNS = {
         "bmaml": WAVES,
     },
     "mixture": {
-        "maml": f"{OF_MAML} algo=maml algo.inner_lr=0.001",
+        "maml": f"{OF_MAML} algo=maml algo.inner_lr=0.001 {LONGER}",
         "emaml": f"{OF_MAML} algo=emaml ~algo.inner_lr ~algo.inner_steps ~algo.test_steps "
-        "algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5",
+        f"algo.member.inner_lr=0.001 algo.member.inner_steps=5 algo.member.test_steps=5 {LONGER}",
         "platipus": f"{MIXTURE} {FROM}MAML",
         "pmaml": f"{MIXTURE} algo=pmaml {FROM}MAML",
     },
