@@ -143,6 +143,14 @@ def test_automatic_chunks_depend_on_shapes_alone_and_shrink_with_the_budget(monk
     assert engine(chunk=4).chunk_size(algorithm, tasks, train=True) == 4
 
 
+def test_what_a_method_compares_pixel_by_pixel_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A 20-way 5-shot test of nearest neighbours holds 94 MB of differences a task, and more than 500 tasks at a time fill a machine."""
+    algorithm, tasks = in_float64(small("algo=nearest", "way=3", "shot=2", "query=4"), tasks=12)
+    differences = 12 * 6 * tasks.query.x[0, 0].numel()
+    monkeypatch.setattr(memory, "CPU_BYTES", 4 * 8 * differences)
+    assert engine(chunk="auto").chunk_size(algorithm, tasks, train=False) <= 4
+
+
 def test_automatic_chunks_come_in_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, tasks = in_float64(small(*MAML), tasks=12)
     sizes = set()

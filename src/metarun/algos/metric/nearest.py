@@ -3,16 +3,17 @@ The "Pixels" row of Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra 2016, ar
 
 from __future__ import annotations
 
+from math import prod
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from metarun import inner
-from metarun.algorithm import Algorithm
+from metarun.algorithm import Algorithm, Footprint
 from metarun.nets.base import Net
 from metarun.nets.pixels import Pixels
 from metarun.problem import Problem
-from metarun.task import Context
+from metarun.task import Context, Task
 
 
 class Examples(NamedTuple):
@@ -51,3 +52,8 @@ class Nearest(Algorithm):
         else:
             scores = inner.directions(self.net(x)) @ inner.directions(state.pixels).T
         return inner.by_class(scores, state.member).amax(-1)
+
+    def footprint(self, task: Task, train: bool) -> Footprint:
+        """The differences of every query from every example, pixel by pixel and squared, are most of it."""
+        pairs = len(task.query.y) * len(task.context.support.y)
+        return super().footprint(task, train)._replace(bytes=8 * pairs * prod(self.problem.input_shape))
