@@ -23,11 +23,9 @@ from typing import Any, NamedTuple
 
 import matplotlib
 from bench import CHECKOUT, Process, Work, ask_on, interpreter, machine, maml, prepare, surroundings
-from bench_steps import CALLS
+from bench_steps import take_turn
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-from metarun.runtime.recording import EAGER
 
 matplotlib.use("agg")
 PAGE, PICTURE, NUMBERS = (CHECKOUT / "docs" / name for name in ("scaling.md", "pictures/scaling.png", "scaling.json"))
@@ -99,8 +97,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, dict[str, list
                 ask_on(side, *prepare(Work(name, words, tasks, None, None, axis.kind), tasks, told), folder)
             for turn in range(1 + options.rounds):
                 for library, side in sides.items():  # in the first turn metarun compiles and records
-                    least = CALLS if turn else EAGER + 2 if library == "metarun" else 1
-                    answer = side.ask("round", seconds=0.5 if turn else 0.01, least=least)
+                    answer = take_turn(side, library, turn)
                     memory[library] += answer["peak_mb"] - answer["before_mb"]
                     if turn:
                         seconds[library].append(statistics.median(answer["seconds"]))

@@ -17,12 +17,11 @@ from contextlib import ExitStack, closing
 from typing import NamedTuple
 
 import torch
-from bench import Process, Work, ask_on, interpreter, maml, prepare
+from bench import Answer, Process, Work, ask_on, interpreter, maml, prepare
 
 from metarun.runtime.recording import EAGER
 
 STEPS = (1, 5, 10, 20, 50, 100)
-CALLS = 3  # of a turn, at least, and half a second of them; its time is their median: the first finds the caches of another process
 PEER_STEPS = (1, 5, 10, 20)  # longer ones take learn2learn seconds each, and as long per step
 
 
@@ -83,6 +82,14 @@ def main() -> None:
         print(f"learn2learn / metarun, {steps} steps: {ratio:.2f}")
 
 
+def take_turn(side: Process, library: str, turn: int) -> Answer:
+    """What a side answers to its turn: three calls or half a second, as the first finds the caches of another process; before the first
+    turn (0) as many as metarun needs to record."""
+    if turn:
+        return side.ask("round", seconds=0.5, least=3)
+    return side.ask("round", seconds=0.01, least=EAGER + 2 if library == "metarun" else 1)
+
+
 def measure(lines: list[Line], options: argparse.Namespace) -> tuple[dict[Line, list[float]], dict[Line, float]]:
     """Seconds of every round, and megabytes."""
     seconds: dict[Line, list[float]] = {line: [] for line in lines}
@@ -95,8 +102,7 @@ def measure(lines: list[Line], options: argparse.Namespace) -> tuple[dict[Line, 
                 ask_on(side, *prepare(work, work.tasks, options, torch.float32), folder)
         for turn in range(1 + options.rounds):
             for line, side in sides.items():  # the first round records
-                least = CALLS if turn else EAGER + 2 if line.library == "metarun" else 1
-                answer = side.ask("round", seconds=0.5 if turn else 0.01, least=least)
+                answer = take_turn(side, line.library, turn)
                 before = memory.get(line, answer["before_mb"])
                 memory[line] = answer["peak_mb"] if turn == options.rounds else before
                 if turn:

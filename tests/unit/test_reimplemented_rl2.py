@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pytest
 import torch
 from helpers import engine, in_float64, random, small
+from reimplemented import Weights, parameters
 from torch import Tensor
 
 from metarun import inner
@@ -24,7 +25,6 @@ PLACES = {
     "choices": ["data=gridnav", "data.side=3", "data.horizon=4", "shot=2"],
     "numbers": ["data=navigation2d", "data.horizon=3", "shot=1"],
 }
-Weights = dict[str, Tensor]  # by their names in the algorithm
 
 
 class Moment(NamedTuple):
@@ -117,13 +117,9 @@ def learner(request: pytest.FixtureRequest) -> tuple[Algorithm, Task]:
     return algorithm, tasks
 
 
-def held(algorithm: Algorithm) -> Weights:
-    return {name: parameter.detach().clone().requires_grad_() for name, parameter in algorithm.named_parameters()}
-
-
 def test_the_gradient_is_that_of_advantage_actor_critic(learner: tuple[Algorithm, Task]) -> None:
     algorithm, tasks = learner
-    w = held(algorithm)
+    w = parameters(algorithm)
     both = [objective(algorithm, w, select(tasks, i)) for i in range(count(tasks))]
     loss, slope, entropy = (sum(parts) / len(both) for parts in zip(*both))
     expected = torch.autograd.grad(slope, list(w.values()))
@@ -142,7 +138,7 @@ def test_at_test_every_query_goes_on_from_the_episodes_of_the_support(learner: t
     for i in range(count(tasks)):
         context, query, *_ = select(tasks, i)
         with torch.no_grad():
-            actors = Actors(algorithm, held(algorithm), context, 1)
+            actors = Actors(algorithm, parameters(algorithm), context, 1)
             for k in range(len(context.support.x)):
                 actors.episode(inner.fold_in(context.key, k)[None])
             actors.multiplied(len(query.x))
