@@ -2,14 +2,15 @@
 
 python scripts/reproduce_readers.py --omniglot ../shared/omniglot [--runs outputs/readers] [--table readers [--only snail …]] [--write]
 
---table: that one alone. --only: runs whose lines are made anew; the others stay as the page has them. --write: tables and picture go to
-the page.
+--table: that one alone. --only: runs whose lines are made anew, in both tables of accuracies; the others stay as the page has them.
+--write: tables and picture go to the page.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,12 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"
 PICTURE = PAGE.parent / "pictures" / "presentations.png"
 ONE_CORE = ["device=cpu", "engine.threads=1", "logger.every=20"]
 MANN = "experiment=omniglot_small_mann"
-RUNS = {
-    "mann": MANN,
-    "lstm": f"{MANN} algo=lstm algo.hidden=200 trainer.curve=last",
-    "protonet": "experiment=omniglot_small_protonet",
-}
-RUNS |= {name: f"experiment=omniglot_small_{name} init_from=PROTONET" for name in ("snail", "incontext", "metanet")}
-SHOTS = "shot=5 episode.train.query=3 trainer.curve=last trainer.iterations=800 trainer.val_every=400 trainer.val_episodes=100"
-RUNS["snail_5shot"] = f"{RUNS['snail']} {SHOTS}"
+PRESETS = {name: f"experiment=omniglot_small_{name} init_from=PROTONET" for name in ("snail", "incontext", "metanet", "cnp")}
+SHOTS = "shot=5 episode.train.query=3 trainer.curve=last"
+READERS = {"protonet": "experiment=omniglot_small_protonet", **PRESETS, "snail_5shot": f"{PRESETS['snail']} {SHOTS}"}
+VINYALS = "_vinyals"  # ends the names of runs on that split
+RUNS = {"mann": MANN, "lstm": f"{MANN} algo=lstm algo.hidden=200 trainer.curve=last", **READERS}
+RUNS |= {f"{name}{VINYALS}": f"{words} data.split=vinyals" for name, words in READERS.items()}
 # What each is asked, first what its own test asks.
 ASKED = {
     "protonet": ("5w1s", "5w5s"),
@@ -39,6 +38,7 @@ ASKED = {
     "snail_5shot": ("5w5s",),
     "incontext": ("5w1s", "5w5s"),
     "metanet": ("5w1s", "5w5s"),
+    "cnp": ("5w1s", "5w5s"),
 }
 TIMES = (1, 2, 3, 4, 5, 10)
 # In %, at the 1st, 2nd, 3rd, 4th, 5th and 10th presentation: other training characters, and many times the budget.
@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--omniglot", required=True, help="folder with the Omniglot archives")
     parser.add_argument("--runs", type=Path, default=Path("outputs/readers"), help="folder of the runs; finished ones are not repeated")
     parser.add_argument("--table", choices=TABLES, help="of all that there are, this one alone")
-    parser.add_argument("--only", nargs="+", choices=ASKED, default=[*ASKED], help="of --table readers, the lines that are made anew")
+    parser.add_argument("--only", nargs="+", choices=ASKED, default=[*ASKED], help="of readers, the lines that are made anew")
     parser.add_argument("--write", action="store_true", help="put tables and picture into docs/black-box.md")
     options = parser.parse_args()
     results = Results(options.runs, options.omniglot, options.only)
@@ -87,9 +87,10 @@ class Results:
 
     def training(self, name: str) -> Summary:
         """The summary of a run."""
+        encoder = f"protonet{VINYALS * name.endswith(VINYALS)}"
         if "PROTONET" in RUNS[name]:
-            self.training("protonet")
-        words = RUNS[name].replace("PROTONET", str(self.runs / "protonet")).split()
+            self.training(encoder)
+        words = RUNS[name].replace("PROTONET", str(self.runs / encoder)).split()
         return trained(self.runs / name, [*words, f"data.root={self.omniglot}", *ONE_CORE])
 
     def evaluation(self, name: str, words: str) -> dict[str, Any]:
@@ -99,7 +100,8 @@ class Results:
 
     def score(self, name: str, task: str) -> dict[str, float]:
         """A run's accuracy in a task."""
-        accuracy: dict[str, float] = self.evaluation(name, "" if task == ASKED[name][0] else TASKS[task])["accuracy"]
+        own = ASKED[name.removesuffix(VINYALS)][0]
+        accuracy: dict[str, float] = self.evaluation(name, "" if task == own else TASKS[task])["accuracy"]
         return accuracy
 
     def at(self, name: str, time: int) -> dict[str, float]:
@@ -130,26 +132,27 @@ def forgetful(results: Results) -> list[str]:
     return [f"mann is right in {known} at these presentations; {BAR} is the least, and the 2nd above that of lstm"]
 
 
-def accuracies(results: Results) -> str:
-    """Accuracy in episodes."""
+def accuracies(results: Results, split: str = "") -> str:
+    """Accuracy in episodes; ``split``: what ends the names of its runs."""
     lines = table(["method", *TASKS, "iterations", "trained by"], [])
     for name, asked in ASKED.items():
+        run = f"{name}{split}"
         if name in results.readers:
-            cells = [percent(results.score(name, task)) if task in asked else "–" for task in TASKS]
-            row = [name, *cells, f"{results.training(name)['iterations']}", f"`metarun {RUNS[name]} data.root=PATH`"]
+            cells = [percent(results.score(run, task)) if task in asked else "–" for task in TASKS]
+            row = [run, *cells, f"{results.training(run)['iterations']}", f"`metarun {RUNS[run]} data.root=PATH`"]
             lines += table([], [row])[2:]
         else:
-            lines += [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name} | ")]
+            lines += [line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {run} | ")]
     return "\n".join(lines)
 
 
-def behind(results: Results) -> list[str]:
+def behind(results: Results, split: str = "") -> list[str]:
     """Who of those that were made anew is farther below ProtoNet than may be."""
     found: list[str] = []
     if "protonet" not in results.readers:
         return found
     for task in ("5w1s", "5w5s"):
-        means = {name: results.score(name, task)["mean"] for name in results.readers if task in ASKED[name]}
+        means = {name: results.score(f"{name}{split}", task)["mean"] for name in results.readers if task in ASKED[name]}
         for held in HELD:
             score = max((mean for name, mean in means.items() if name.startswith(held)), default=1.0)
             if score < means["protonet"] - BEHIND:
@@ -175,7 +178,11 @@ def picture(results: Results) -> None:
     figure.savefig(PICTURE, dpi=110)
 
 
-TABLES = {"presentations": (presentations, forgetful), "readers": (accuracies, behind)}
+TABLES = {
+    "presentations": (presentations, forgetful),
+    "readers": (accuracies, behind),
+    "vinyals": (partial(accuracies, split=VINYALS), partial(behind, split=VINYALS)),
+}
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from cli_support import program
+from helpers import composed
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
@@ -214,13 +214,7 @@ def stored(page: str, line: str) -> dict:
         for name, other in before
         if name == page and re.search(" experiment=(omniglot_small|omniglot_oneshot|paper)", other)
     ]
-    return resolved(tuple(presets[-1]) if presets else ())
-
-
-@functools.cache
-def resolved(words: tuple[str, ...]) -> dict:
-    """The configuration of these words, composed once for all commands that want it."""
-    return compose.resolve(compose.compose(list(words)))
+    return composed(*presets[-1] if presets else ())
 
 
 @pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
@@ -247,7 +241,7 @@ def test_commands_compose(page, line):
             overrides = [word for word in given.words if "=" in word or command != "show"]
             assert len(given.words) - len(overrides) <= 1  # its run
             for member in compose.members(overrides) if not command and given.multirun else [overrides]:
-                schema.validate(compose.resolve(compose.compose(member)))
+                schema.validate(composed(*member))
 
 
 def test_every_algorithm_has_its_line_among_the_methods():

@@ -18,7 +18,7 @@ from metarun.storage.run_folder import held
 
 RUN = [
     *(word for word in TINY if not word.startswith("trainer.")),
-    *("trainer.iterations=60", "trainer.meta_batch=2", "trainer.val_every=20", "trainer.val_episodes=100", "trainer.test_episodes=3000"),
+    *("trainer.iterations=60", "trainer.meta_batch=2", "trainer.val_every=20", "trainer.val_episodes=100", "trainer.test_episodes=1000"),
     *("data.size=16", "net.norm=running", "algo.inner_lr=0.05", "algo.test_steps=3"),
 ]
 SAME = ("val", "test", "best_step", "iterations", "episodes_sha256")
@@ -74,7 +74,14 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(("phase", "number"), [("training", signal.SIGINT), ("validation", signal.SIGTERM), ("test", signal.SIGHUP)])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("training", signal.SIGINT),
+        pytest.param("validation", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("test", signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+)
 def test_signal_then_resume(tmp_path, uncut, phase, number):
     status, said, run = start_and_signal(tmp_path, PHASES[phase], number)
     assert (status, said) == (130, ["metarun: interrupted, checkpoint saved; go on with: metarun resume run"])

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers import composed
 from PIL import Image
 
 from metarun.config import compose, options, schema
@@ -102,6 +103,7 @@ def test_the_installed_package_trains(installed):
     assert len(list(installed.away.glob("outputs/*/*/summary.json"))) == 1
 
 
+@pytest.mark.slow
 def test_the_installed_package_runs_a_method_of_the_users_from_start_to_end(installed):
     """The cosine classifier of docs/your-own.md, in a folder that is neither the package's nor the current one."""
     page = (CHECKOUT / "docs" / "your-own.md").read_text(encoding="utf-8")
@@ -135,6 +137,8 @@ def test_the_installed_package_runs_a_method_of_the_users_from_start_to_end(inst
 def test_every_option_composes_and_every_key_of_it_is_valid(choice):
     values = compose.resolve(compose.compose([choice]))
     schema.validate(values)
+    if not choice.startswith("experiment="):
+        assert composed(choice) == values, "the tests' own quick way composes as Hydra does"
 
 
 @pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: path.relative_to(CONF).as_posix())

@@ -238,6 +238,7 @@ def ended(process) -> Outcome:
     return Outcome(process.returncode, out.splitlines(), err.splitlines())
 
 
+@pytest.mark.slow
 @needs("hydra_joblib_launcher")
 def test_joblib_runs_jobs_beside_each_other_and_tells_in_one_place(tmp_path):
     words = ["-m", "shot=1,4", *WORDS, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=top", "--json"]

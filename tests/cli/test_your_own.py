@@ -111,6 +111,7 @@ def test_a_run_made_from_python_is_that_of_the_command_line(metarun, mine):
     assert (again["shot"], again["test"]["accuracy"]["n"]) == (2, 3)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_other_processes_knows_the_folder(metarun, mine):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "experiment=stripes", "seed=0,1", *SHORT, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep"]

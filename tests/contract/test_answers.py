@@ -14,6 +14,7 @@ from helpers import (
     PROBLEMS,
     Builder,
     accepts,
+    by_family,
     classification,
     engine,
     in_float64,
@@ -101,7 +102,7 @@ def test_a_logit_depends_on_the_support_of_its_own_class_alone_if_and_only_if_de
 
 
 @pytest.mark.parametrize("norm", ["running", "group", "support", "batch"])
-@pytest.mark.parametrize("algo", CLASSIFIERS)
+@pytest.mark.parametrize("algo", by_family(CLASSIFIERS))
 def test_images_encoded_once_for_all_episodes_get_the_same_scores(algo: str, norm: str) -> None:
     values = classification(algo, f"net.norm={norm}", "episode.unlabelled=2") if suits(algo, norm) else classification(algo)
     run = Run(values)
@@ -121,7 +122,7 @@ def test_the_order_of_the_support_matters_if_and_only_if_declared(algo: str, pro
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("algo", CLASSIFIERS)
+@pytest.mark.parametrize("algo", by_family(CLASSIFIERS))
 def test_a_support_may_have_another_number_of_images_of_each_class(algo: str) -> None:
     algorithm, tasks = in_float64(classification(algo, "shot=3", "episode.uneven=true"))
     y = tasks.context.support.y
@@ -133,7 +134,7 @@ def test_a_support_may_have_another_number_of_images_of_each_class(algo: str) ->
         torch.testing.assert_close(values, loop[name], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("algo", LEARNING_CLASSIFIERS)
+@pytest.mark.parametrize("algo", by_family(LEARNING_CLASSIFIERS))
 def test_vmap_and_loop_agree_on_uneven_supports(algo: str) -> None:
     algorithm, tasks = in_float64(classification(algo, "shot=3", "episode.uneven=true"), tasks=2)
     loop = meta_gradient(algorithm, tasks, engine("loop"))

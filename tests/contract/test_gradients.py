@@ -7,7 +7,6 @@ from typing import get_args
 
 import pytest
 from helpers import (
-    DEEP,
     LEARNING_CLASSIFIERS,
     NETS_WITH_NORMS,
     PROBLEMS,
@@ -42,10 +41,8 @@ def test_vmap_and_loop_and_every_gradient_mode_agree(algo: str, net: str, norm: 
         assert relative_error(meta_gradient(algorithm, tasks, engine("vmap")), loop) < 1e-9
 
 
-@pytest.mark.parametrize(
-    ("algo", "net"),
-    [pytest.param(algo, net, marks=pytest.mark.slow if net in DEEP else []) for algo in LEARNING_CLASSIFIERS for net in nets_for(algo)],
-)
+@pytest.mark.slow  # with every net; with one of each kind the next test asks for it
+@pytest.mark.parametrize(("algo", "net"), [(algo, net) for algo in LEARNING_CLASSIFIERS for net in nets_for(algo)])
 def test_chunks_change_nothing(algo: str, net: str) -> None:
     algorithm, tasks = in_float64(small("way=2", "query=1", f"algo={algo}", f"net={net}"), tasks=3)
     whole = meta_gradient(algorithm, tasks, engine("vmap"))

@@ -13,7 +13,19 @@ from typing import Any, get_args
 
 import pytest
 import torch
-from helpers import LEARNERS, NETS_WITH_NORMS, PROBLEMS, Builder, classification, engine, in_float64, meta_gradient, relative_error, small
+from helpers import (
+    LEARNERS,
+    NETS_WITH_NORMS,
+    PROBLEMS,
+    Builder,
+    by_family,
+    classification,
+    engine,
+    in_float64,
+    meta_gradient,
+    relative_error,
+    small,
+)
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp
 
@@ -68,12 +80,12 @@ def check_evaluation(values: dict[str, Any]) -> None:
     torch.testing.assert_close(plain, fast, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+@pytest.mark.parametrize(("algo", "problem"), by_family(LEARNERS))
 def test_a_methods_meta_gradient_is_the_same(algo: str, problem: Builder) -> None:
     check_meta_gradient(tiny(problem, algo))
 
 
-@pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
+@pytest.mark.parametrize(("algo", "problem"), by_family(PROBLEMS))
 def test_a_methods_evaluation_is_the_same(algo: str, problem: Builder) -> None:
     check_evaluation(tiny(problem, algo))
 

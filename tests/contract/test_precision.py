@@ -5,7 +5,7 @@ from typing import get_args
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import LEARNING_CLASSIFIERS, classification, meta_gradient
+from helpers import LEARNING_CLASSIFIERS, by_family, classification, meta_gradient
 
 from metarun import inner
 from metarun.inner import Mode, upcast
@@ -73,10 +73,7 @@ def test_the_inner_loop_computes_in_bfloat16_under_vmap(mode):
     assert gradients.dtype == torch.float32
 
 
-# `make test` tries one method of four, `make test-all` every one.
-@pytest.mark.parametrize(
-    "algo", [pytest.param(algo, marks=pytest.mark.slow if i % 4 else []) for i, algo in enumerate(LEARNING_CLASSIFIERS)]
-)
+@pytest.mark.parametrize("algo", by_family(LEARNING_CLASSIFIERS))
 def test_every_method_computes_in_bfloat16(algo):
     run = Run(classification(algo, "precision=bf16"))
     tasks = run.episodes("train").batch(range(2))

@@ -20,6 +20,7 @@ from helpers import (
     LEARNERS,
     TRIED,
     Builder,
+    by_family,
     classification,
     double,
     engine,
@@ -81,7 +82,7 @@ def test_a_replayed_step_has_the_bits_of_the_step(algo: str, problem: Builder) -
         assert all(programs), [entry.why_not for entry in entries(recorder)]
 
 
-@pytest.mark.parametrize("algo", CLASSIFIERS)
+@pytest.mark.parametrize("algo", by_family(CLASSIFIERS))
 def test_a_replayed_evaluation_has_the_bits_of_the_evaluation(algo: str) -> None:
     run, recorder = Run(classification(algo)), engine(chunk=2)
     run.algorithm.eval()
@@ -181,7 +182,7 @@ def pretended(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda *_, **__: nullcontext())
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+@pytest.mark.parametrize(("algo", "problem"), by_family(LEARNERS))
 def test_what_a_gpu_records_is_the_step(algo: str, problem: Builder, pretended: None) -> None:
     run, how = Run(problem(algo)), engine()
     tasks, seen = run.episodes("train").batch(range(2)), list[Any]()

@@ -16,6 +16,7 @@ from helpers import (
     TIMING,
     Builder,
     bandits,
+    by_family,
     classification,
     control,
     engine,
@@ -33,21 +34,15 @@ from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
-# Take six seconds and more: `make test-all` tries these.
+# Take longest: `make test-all` tries these, `make test` one or two of each family.
 PATIENT = {
-    *(
-        "lstm_optimizer",
-        "mlp_optimizer",
-        "symbolic_optimizer",
-        "metalstm",
-        "lstm",
-        "mann",
-        "hyperparameters",
-        "alphamaml",
-        "platipus",
-        "pmaml",
-    ),
-    *("bmaml", "emaml", "learned_augment", "darts", "protomaml"),
+    *("alphamaml", "anil", "boil", "cavia", "fomaml", "imaml", "mamlpp", "metacurvature", "metasgd", "mtl", "protomaml", "reptile"),
+    *("cnp", "gnn", "incontext", "lstm", "mann", "metanet"),
+    *("lstm_optimizer", "metalstm", "mlp_optimizer", "symbolic_optimizer"),
+    *("bmaml", "emaml", "platipus", "pmaml", "leo"),
+    *("deml", "metagan", "learned_augment"),
+    *("darts", "hyperparameters", "metaoptnet", "oml"),
+    *("imp", "protonet_cluster", "protonet_masked", "siamese"),
 }
 
 
@@ -62,38 +57,40 @@ def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
-def test_another_seed_gives_other_numbers(algo: str, problem: Builder, tmp_path: Path) -> None:
-    words = {seed: (f"seed={seed}", "trainer.iterations=1", "trainer.val_every=1") for seed in (0, 1)}
-    first, other = (results(tmp_path / str(seed), train(problem(algo, *words[seed]), tmp_path / str(seed))) for seed in (0, 1))
-    assert other["summary"]["episodes_sha256"] != first["summary"]["episodes_sha256"]
-    assert not same(other["weights"], first["weights"])
-    assert not same(other["metrics"], first["metrics"])
+FEW = ("engine.record=false", "trainer.iterations=4", "trainer.val_episodes=2", "trainer.test_episodes=2")
 
 
+# That a recording has the bits of what it records is asked in test_recording.
+@pytest.mark.parametrize("words", [FEW, pytest.param((), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("algo", "problem"), LEARNERS)
-def test_the_same_seed_gives_the_same_numbers_straight_and_resumed(
-    algo: str, problem: Builder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_seed_gives_the_same_numbers_straight_and_resumed_and_another_gives_others(
+    algo: str, problem: Builder, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    straight = results(tmp_path / "straight", train(problem(algo), tmp_path / "straight"))
+    straight = results(tmp_path / "straight", train(problem(algo, *words), tmp_path / "straight"))
     with monkeypatch.context() as patch:
         interrupt_after(3, patch)
         with pytest.raises(Interrupted):
-            train(problem(algo), tmp_path / "cut")
+            train(problem(algo, *words), tmp_path / "cut")
     assert checkpoint.load(tmp_path / "cut" / "checkpoints" / "last.pt")["progress"]["iteration"] == 3
     assert not (tmp_path / "cut" / "summary.json").exists()
-    assert same(results(tmp_path / "cut", train(problem(algo), tmp_path / "cut", resume=True)), straight)
+    assert same(results(tmp_path / "cut", train(problem(algo, *words), tmp_path / "cut", resume=True)), straight)
+    other = results(tmp_path / "other", train(problem(algo, *words, "seed=1"), tmp_path / "other"))
+    assert other["summary"]["episodes_sha256"] != straight["summary"]["episodes_sha256"]
+    assert not same(other["weights"], straight["weights"])
+    assert not same(other["metrics"], straight["metrics"])
 
 
 @pytest.mark.parametrize(("algo", "problem"), [param for param in PROBLEMS if param not in LEARNERS])
 def test_what_has_nothing_to_learn_goes_straight_to_its_test(algo: str, problem: Builder, tmp_path: Path) -> None:
-    first, again = (results(tmp_path / name, train(problem(algo), tmp_path / name)) for name in ("first", "again"))
+    def done(name: str, *words: str) -> dict[str, Any]:
+        return results(tmp_path / name, train(problem(algo, "engine.record=false", *words), tmp_path / name))
+
+    first, again = map(done, ("first", "again"))
     assert same(first, again)
     summary = first["summary"]
     assert not any(parameter.requires_grad for parameter in Run(problem(algo)).algorithm.parameters())
     assert (summary["iterations"], summary["best_step"]) == (0, 0)
-    other = results(tmp_path / "other", train(problem(algo, "seed=1"), tmp_path / "other"))
-    assert other["summary"]["episodes_sha256"] != summary["episodes_sha256"]
+    assert done("other", "seed=1")["summary"]["episodes_sha256"] != summary["episodes_sha256"]
 
 
 @pytest.mark.parametrize(("algo", "problem"), PROBLEMS)
@@ -195,7 +192,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + GAINS.get(algo, 0.3)
 
 
-@pytest.mark.parametrize("algo", patient(param.values[0] for param in LEARNERS if param.values[1] is regression))
+@pytest.mark.parametrize("algo", by_family(patient(param.values[0] for param in LEARNERS if param.values[1] is regression)))
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}"]
     values = regression(algo, *words, *LEARNING, rate(algo), *WAVES.get(algo, []))

@@ -10,7 +10,7 @@ import pytest
 from helpers import composed
 
 from metarun.config import legacy
-from metarun.config.compose import compose, groups, override, resolve
+from metarun.config.compose import compose, override, resolve
 from metarun.config.schema import schema, target_of, validate
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -41,12 +41,6 @@ def complaint(values: dict[str, Any]) -> str:
         validate(values)
     assert "\n" not in str(caught.value)
     return str(caught.value)
-
-
-@pytest.mark.parametrize(("group", "option"), [(group, option) for group, options in groups().items() for option in options])
-def test_every_shipped_option_is_valid(group: str, option: str) -> None:
-    needs = ["data.root=."] if (group, option) == ("data", "folder") else []
-    validate(resolve(compose([f"{group}={option}", *needs])))
 
 
 def test_validation_returns_values_and_two_episode_shapes() -> None:

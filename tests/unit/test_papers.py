@@ -9,8 +9,8 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from helpers import composed
 
-from metarun.config.compose import compose, resolve
 from metarun.config.schema import validate
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -33,7 +33,7 @@ def test_every_row_has_a_preset_whose_test_is_its_first_task(papers: ModuleType)
     for row in papers.ROWS.values():
         assert {task for training in row.trainings for task in training} <= {*papers.TASKS, *papers.MEASURES}
         for training in row.trainings:
-            spec = validate(resolve(compose(papers.words(row, training, 1)))).eval
+            spec = validate(composed(*papers.words(row, training, 1))).eval
             if training[0] in papers.TASKS:
                 assert f"way={spec.way} shot={spec.shot}" == papers.TASKS[training[0]], row.name
 
@@ -48,7 +48,7 @@ def test_rows_that_share_a_folder_share_their_training(papers: ModuleType) -> No
 
 @pytest.mark.parametrize("full", [path.stem for path in (CHECKOUT / "conf" / "experiment" / "paper" / "full").glob("*.yaml")])
 def test_a_full_budget_has_the_method_and_data_of_its_preset_and_takes_longer(full: str) -> None:
-    short, long = (validate(resolve(compose([f"experiment=paper/{folder}{full}"]))) for folder in ("", "full/"))
+    short, long = (validate(composed(f"experiment=paper/{folder}{full}")) for folder in ("", "full/"))
     assert (short.algo.target, short.data, short.net, short.eval) == (long.algo.target, long.data, long.net, long.eval)
     images = [valid.trainer.values["iterations"] * valid.trainer.values["meta_batch"] for valid in (short, long)]
     assert images[0] < images[1]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from helpers import LEARNING_CLASSIFIERS, classification, engine, in_float64, meta_gradient
+from helpers import LEARNING_CLASSIFIERS, by_family, classification, engine, in_float64, meta_gradient
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -108,7 +108,10 @@ def test_a_failure_in_a_thread_is_raised_and_threads_are_given_back(two_threads:
     assert torch.get_num_threads() == 2
 
 
-@pytest.mark.parametrize(("algo", "words"), [*((algo, []) for algo in LEARNING_CLASSIFIERS), ("maml", ["algo.mode=mixed"])])
+@pytest.mark.parametrize(
+    ("algo", "words"),
+    [*(pytest.param(*param.values, [], marks=param.marks) for param in by_family(LEARNING_CLASSIFIERS)), ("maml", ["algo.mode=mixed"])],
+)
 def test_threads_change_no_bit(algo: str, words: list[str]) -> None:
     algorithm, tasks = in_float64(classification(algo, *words), tasks=5)
     alone = meta_gradient(algorithm, tasks, engine(chunk=2)), engine(chunk=2).evaluate(algorithm, tasks, EVERY)
