@@ -31,6 +31,7 @@ READERS = {"protonet": "experiment=omniglot_small_protonet", **PRESETS, "snail_5
 VINYALS = "_vinyals"  # ends the names of runs on that split
 RUNS = {"mann": MANN, "lstm": f"{MANN} algo=lstm algo.hidden=200 trainer.curve=last", **READERS}
 RUNS |= {f"{name}{VINYALS}": f"{words} data.split=vinyals" for name, words in READERS.items()}
+RUNS[f"metanet{VINYALS}"] += " trainer.iterations=2000"  # with as many classes it learns for longer
 # What each is asked, first what its own test asks.
 ASKED = {
     "protonet": ("5w1s", "5w5s"),

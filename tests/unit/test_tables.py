@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from helpers import in_float64, small
+from helpers import in_float64, random, small
 
 from metarun import inner
+from metarun.algos.blackbox import pfn
+from metarun.algos.blackbox.pfn import STEPS, SUREST, logistic, standard
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
 from metarun.experiment import train
@@ -96,9 +98,61 @@ def test_what_is_no_information_changes_nothing() -> None:
     torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
 
 
+def scalar(value: float) -> torch.Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def test_logistic_regression_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
+    rows, asked, y = random(30, 4, seed=1), random(7, 4, seed=2), torch.arange(30) % 3
+    rows[y == 1, 0] += 1
+    theirs = sklearn.LogisticRegression(C=1 / 3.0, tol=1e-10, max_iter=1000).fit(rows.numpy(), y.numpy()).predict_proba(asked.numpy())
+    off = []
+    for steps in (STEPS, 1000):
+        monkeypatch.setattr(pfn, "STEPS", steps)
+        linear = logistic(rows, y, 3, scalar(3.0))
+        off.append(float(((asked @ linear.weights + linear.bias).softmax(1) - torch.from_numpy(theirs)).abs().max()))
+    assert off[0] < 0.01
+    assert off[1] < 1e-6
+
+
+def test_no_step_of_logistic_regression_goes_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many columns there are for how few rows: the loss it lowers is lower after every step."""
+    for n, columns in ((40, 3), (6, 50)):
+        rows, y, losses = random(n, columns, seed=3), torch.arange(n) % 3, []
+        for steps in range(8):
+            monkeypatch.setattr(pfn, "STEPS", steps)
+            linear = logistic(rows, y, 3, scalar(0.5))
+            likelihood = (rows @ linear.weights + linear.bias).log_softmax(1)[range(n), y].sum()
+            losses.append(float(0.25 * linear.weights.square().sum() - likelihood))
+        assert losses == sorted(losses, reverse=True)
+
+
+def test_logistic_regression_rules_out_a_class_without_rows() -> None:
+    linear = logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3, scalar(1.0))
+    assert not (random(5, 20, seed=4) @ linear.weights + linear.bias).softmax(1)[:, 1].any()
+
+
+@torch.no_grad()
+def test_the_logistic_regression_comes_with_a_query() -> None:
+    """As codes of classes by their share in its token, and added to the logits."""
+    algorithm, tasks = in_float64(small(*WORDS, "algo.views=2"), tasks=1)
+    context, query, *_ = select(tasks, 0)
+    state = algorithm.eval().begin(context)
+    rows, known = (standard(x, state.mean, state.inverse, state.size) for x in (query.x, context.support.x))
+    linear = logistic(known / state.size, context.support.y, 3, scalar(1.0).exp())
+    belief = (rows / state.size @ linear.weights + linear.bias).log_softmax(1).clamp(min=-SUREST)
+    assert len({*belief.argmax(1).tolist()}) > 1
+    algorithm.trust.fill_(1.7)
+    for said, view in zip(algorithm.predict(state, query.x).members, state.views):
+        codes = algorithm.reader.unknown + belief.exp() @ view.shown.codes
+        expected = algorithm.reader.answer(view.shown, rows[:, view.columns], codes) + 1.7 * belief
+        torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-12)
+
+
 @torch.no_grad()
 def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
-    algorithm, tasks = in_float64(small(*WORDS, "algo.views=3"), tasks=1)
+    algorithm, tasks = in_float64(small(*WORDS, "algo.views=3", "algo.linear=false"), tasks=1)
     context, query, *_ = select(tasks, 0)
     (x, y), members = context.support, algorithm.eval().predict(algorithm.begin(context), query.x).members
     assert members.shape == (3, len(query.y), 3)

@@ -105,8 +105,12 @@ class InContext(LimitedWay, Algorithm):
         return self.embed(torch.cat([inner.upcast(features), codes], 1))
 
     def predict(self, state: Shown, x: Tensor) -> Tensor:
+        return self.answer(state, x, self.unknown.expand(x.shape[0], -1))
+
+    def answer(self, state: Shown, x: Tensor, codes: Tensor) -> Tensor:
+        """Logits [m, way] of queries [m, *input_shape], of whose labels this much is known: [m, ways]."""
         n, m = state.tokens.shape[0], x.shape[0]
-        asked = self.tokens(self.net(x, state.support_x), self.unknown.expand(m, -1))
+        asked = self.tokens(self.net(x, state.support_x), codes)
         tokens, places = torch.cat([state.tokens, asked]), torch.arange(n + m, device=x.device)
         seen = (places < n) | (places == places[:, None])
         for layer in self.layers:
