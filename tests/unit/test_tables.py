@@ -11,8 +11,9 @@ import yaml
 from helpers import in_float64, random, small
 
 from metarun import inner
-from metarun.algos.blackbox import pfn
-from metarun.algos.blackbox.pfn import STEPS, SUREST, logistic, standard
+from metarun.algos.blackbox import _logistic
+from metarun.algos.blackbox._logistic import STEPS, logistic
+from metarun.algos.blackbox.pfn import SUREST, standard
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
 from metarun.experiment import train
@@ -109,7 +110,7 @@ def test_logistic_regression_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -
     theirs = sklearn.LogisticRegression(C=1 / 3.0, tol=1e-10, max_iter=1000).fit(rows.numpy(), y.numpy()).predict_proba(asked.numpy())
     off = []
     for steps in (STEPS, 1000):
-        monkeypatch.setattr(pfn, "STEPS", steps)
+        monkeypatch.setattr(_logistic, "STEPS", steps)
         linear = logistic(rows, y, 3, scalar(3.0))
         off.append(float(((asked @ linear.weights + linear.bias).softmax(1) - torch.from_numpy(theirs)).abs().max()))
     assert off[0] < 0.01
@@ -121,7 +122,7 @@ def test_no_step_of_logistic_regression_goes_too_far(monkeypatch: pytest.MonkeyP
     for n, columns in ((40, 3), (6, 50)):
         rows, y, losses = random(n, columns, seed=3), torch.arange(n) % 3, []
         for steps in range(8):
-            monkeypatch.setattr(pfn, "STEPS", steps)
+            monkeypatch.setattr(_logistic, "STEPS", steps)
             linear = logistic(rows, y, 3, scalar(0.5))
             likelihood = (rows @ linear.weights + linear.bias).log_softmax(1)[range(n), y].sum()
             losses.append(float(0.25 * linear.weights.square().sum() - likelihood))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from metarun import inner
 from metarun.abilities import LimitedWay
 from metarun.algorithm import Algorithm
+from metarun.algos.blackbox._logistic import Linear, logistic
 from metarun.algos.blackbox.incontext import InContext, Shown
 from metarun.nets.base import Net
 from metarun.nets.pixels import Pixels
@@ -19,8 +20,6 @@ from metarun.problem import Problem, Samples
 from metarun.task import Batch, Context
 
 FARTHEST = 5.0  # deviations from the mean
-STEPS = 30  # of the logistic regression
-RULED_OUT = -1e4  # the bias of a class
 SUREST = 7.0  # the least probability of a class is taken for e^−SUREST
 STILL = 1e-6  # a deviation up to which a column is taken for constant
 
@@ -30,13 +29,6 @@ class View(NamedTuple):
 
     columns: Tensor  # [columns] int64, their order
     shown: Shown
-
-
-class Linear(NamedTuple):
-    """A linear classifier."""
-
-    weights: Tensor  # [columns, way]
-    bias: Tensor  # [way]
 
 
 class Known(NamedTuple):
@@ -128,28 +120,3 @@ class PFN(LimitedWay, Algorithm):
 def standard(rows: Tensor, mean: Tensor, inverse: Tensor, size: Tensor) -> Tensor:
     """Rows [n, columns] at mean 0 and variance 1, drawn in and enlarged, see ``Known``."""
     return ((rows - mean) * inverse).clamp(-FARTHEST, FARTHEST) * size
-
-
-def logistic(rows: Tensor, y: Tensor, way: int, penalty: Tensor) -> Linear:
-    """Logistic regression of the classes on the columns, by ``STEPS`` steps of Newton's with a bound in place of the second derivative.
-
-    The bound is the same in every step, so that one inverse serves them all, and no step goes too far: Böhning 1992, "Multinomial logistic
-    regression algorithm".
-
-    Args:
-        rows: [n, columns], standardised.
-        y: [n], 0..way-1; a class without rows is ruled out.
-        penalty: [], positive, half of which times the squared length of the weights is added to the loss, summed over rows.
-    """
-    x, target = inner.with_ones(rows), inner.one_hot(y, way).to(rows.dtype)
-    there = target.sum(0) > 0
-    pull = torch.cat([penalty.to(rows.dtype).expand(rows.shape[1]), rows.new_full((1,), STILL)])[:, None]  # bias last
-    bound = x.T @ x / 2 + pull * torch.eye(x.shape[1], dtype=rows.dtype, device=rows.device)
-    inverse = inner.solve(bound, torch.eye(x.shape[1], dtype=rows.dtype, device=rows.device))
-
-    def step(weights: Tensor, _: Tensor) -> Tensor:
-        wrong = target - torch.where(there, x @ weights, RULED_OUT).softmax(1)
-        return weights + inverse @ (x.T @ wrong - pull * weights)
-
-    weights = inner.loop(step, rows.new_zeros(x.shape[1], way), STEPS)
-    return Linear(weights[:-1], torch.where(there, weights[-1], RULED_OUT))
