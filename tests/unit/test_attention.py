@@ -49,6 +49,13 @@ def test_what_is_masked_is_as_if_it_were_not_there() -> None:
     assert rows.masked_select(~MASK).eq(0).all()
 
 
+def test_a_query_that_looks_at_itself_as_well_is_one_more_key_for_itself_alone() -> None:
+    attention = layer()
+    for query, answer in zip(QUERY, attention(QUERY, KEY, KEY, own=True)):
+        seen = torch.cat([KEY, query[None]])
+        torch.testing.assert_close(answer, attention(query[None], seen, seen)[0])
+
+
 def test_a_query_that_may_look_at_nothing_reads_zeros_and_has_a_gradient() -> None:
     attention = layer(outputs=None)
     query = QUERY.clone().requires_grad_()

@@ -9,7 +9,7 @@ import torch
 from helpers import Identity, vectors
 from torch import Tensor, nn
 
-from metarun.algos.blackbox.incontext import InContext, Shown, equiangular
+from metarun.algos.blackbox.incontext import InContext, equiangular
 from metarun.task import Batch, Task
 
 
@@ -42,7 +42,7 @@ def test_it_is_torchs_transformer_encoder_with_norms_first() -> None:
     state = algorithm.begin(task.context)
     for query, answer in zip(task.query.x, algorithm.predict(state, task.query.x)):
         asked = algorithm.embed(torch.cat([query, algorithm.unknown]))
-        sequence = torch.cat([state.tokens, asked[None]])
+        sequence = torch.cat([state.tokens[0], asked[None]])
         hidden = torch.zeros(7, 7, dtype=torch.bool)
         hidden[:6, 6] = True  # from the support
         expected = algorithm.head(other(sequence[None], mask=hidden)[0, -1]) @ state.codes.T
@@ -50,7 +50,7 @@ def test_it_is_torchs_transformer_encoder_with_norms_first() -> None:
 
 
 def answers(algorithm: InContext, support: Batch, codes: Tensor, x: Tensor) -> Tensor:
-    return algorithm.predict(Shown(algorithm.tokens(support.x, codes[support.y]), codes, support.x), x)
+    return algorithm.predict(algorithm.shown(support.x, support.y, codes, support.x), x)
 
 
 @torch.no_grad()

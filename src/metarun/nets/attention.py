@@ -47,14 +47,20 @@ class MultiHeadAttention(nn.Module):
         self.value = nn.Linear(values, heads * read)
         self.output = nn.Identity() if outputs is None else nn.Linear(heads * read, outputs)
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, own: bool = False) -> Tensor:
         """Answers [..., n, outputs].
 
         Args:
             query: [..., n, queries].
             key, value: [..., m, keys] and [..., m, values]; m may be 0.
             mask: bool, [..., n, m] or what broadcasts to it, as [m]: true where a query may look; None: everywhere.
+            own: each query looks at itself, as a key and value more, as well; without a ``mask``.
         """
+        if own:
+            q, k, v = (self._split(layer(query)) for layer in (self.query, self.key, self.value))
+            scores = torch.cat([upcast(q @ self._split(self.key(key)).mT), upcast((q * k).sum(-1, keepdim=True))], -1)
+            others, self_ = (scores * self.scale).softmax(-1).split([key.shape[-2], 1], -1)
+            return self.output((others @ upcast(self._split(self.value(value))) + self_ * upcast(v)).movedim(-3, -2).flatten(-2))
         return self.output((self.weights(query, key, mask) @ upcast(self._split(self.value(value)))).movedim(-3, -2).flatten(-2))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -91,14 +97,14 @@ class TransformerLayer(nn.Module):
         self.attention = MultiHeadAttention(queries=width, keys=width, values=width, heads=heads, size=width // heads, outputs=width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))
 
-    def forward(self, x: Tensor, others: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, others: Tensor | None = None, mask: Tensor | None = None, own: bool = False) -> Tensor:
         """Tokens x [..., n, width] after the layer, which have looked at ``others`` [..., m, width] as it finds them; None: at each other.
 
-        ``mask``: as of ``MultiHeadAttention``.
+        ``mask``, ``own``: as of ``MultiHeadAttention``.
         """
         tokens = by_token(self.before, x)
         keys = tokens if others is None else by_token(self.before, others)
-        x = x + self.attention(tokens, keys, keys, mask)
+        x = x + self.attention(tokens, keys, keys, mask, own)
         return x + self.mlp(by_token(self.between, x))
 
 

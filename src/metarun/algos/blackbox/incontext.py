@@ -23,7 +23,7 @@ from metarun.task import Context
 class Shown(NamedTuple):
     """The context of the queries."""
 
-    tokens: Tensor  # [way * shot, width], examples with the codes of their labels
+    tokens: tuple[Tensor, ...]  # [way * shot, width], examples with the codes of their labels as each layer finds them
     codes: Tensor  # [way, ways], of the classes of the episode
     support_x: Tensor  # [way * shot, *input_shape], for nets that normalise queries by the support
 
@@ -98,7 +98,14 @@ class InContext(LimitedWay, Algorithm):
     def begin(self, context: Context) -> Shown:
         x, y = context.support
         codes = self.codes[inner.order(context.key, len(self.codes))[: context.classes.shape[0]]]
-        return Shown(self.tokens(self.net(x, x), codes[y]), codes, x)
+        return self.shown(self.net(x, x), y, codes, x)
+
+    def shown(self, features: Tensor, y: Tensor, codes: Tensor, x: Tensor) -> Shown:
+        """The context that examples x of these features [n, features] make, whose classes y have these codes [way, ways]."""
+        tokens = [self.tokens(features, codes[y])]
+        for layer in self.layers[:-1]:
+            tokens.append(layer(tokens[-1]))
+        return Shown(tuple(tokens), codes, x)
 
     def tokens(self, features: Tensor, codes: Tensor) -> Tensor:
         """[n, width] of features [n, features] and what is known of their labels [n, ways]."""
@@ -109,10 +116,7 @@ class InContext(LimitedWay, Algorithm):
 
     def answer(self, state: Shown, x: Tensor, codes: Tensor) -> Tensor:
         """Logits [m, way] of queries [m, *input_shape], of whose labels this much is known: [m, ways]."""
-        n, m = state.tokens.shape[0], x.shape[0]
         asked = self.tokens(self.net(x, state.support_x), codes)
-        tokens, places = torch.cat([state.tokens, asked]), torch.arange(n + m, device=x.device)
-        seen = (places < n) | (places == places[:, None])
-        for layer in self.layers:
-            tokens = layer(tokens, mask=seen)
-        return inner.upcast(self.head(self.norm(tokens[n:]))) @ state.codes.T
+        for layer, known in zip(self.layers, state.tokens):
+            asked = layer(asked, known, own=True)
+        return inner.upcast(self.head(self.norm(asked))) @ state.codes.T
