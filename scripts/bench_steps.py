@@ -83,8 +83,8 @@ def main() -> None:
 
 
 def take_turn(side: Process, library: str, turn: int) -> Answer:
-    """What a side answers to its turn: three calls or half a second, as the first finds the caches of another process; before the first
-    turn (0) as many as metarun needs to record."""
+    """What a side answers to its turn: three calls at least and half a second of them, as the first finds the caches of another process;
+    in turn 0, which is not counted, as many as metarun needs to record."""
     if turn:
         return side.ask("round", seconds=0.5, least=3)
     return side.ask("round", seconds=0.01, least=EAGER + 2 if library == "metarun" else 1)

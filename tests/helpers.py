@@ -131,9 +131,9 @@ def _section(word: str, among: tuple[Source, ...]) -> Any:
 def _chosen(words: tuple[str, ...], among: tuple[Source, ...]) -> bytes:
     # Hydra takes its time for every choice: it composes the defaults once for all, and sections take the place of theirs.
     sections = {word.partition("=")[0]: _section(word, among) for word in words}
-    if not all(sections.values()):
+    if not (sections and all(sections.values())):
         return pickle.dumps(_by_hydra(words, among))
-    config = pickle.loads(_chosen((), among)) if words else _by_hydra((), among)
+    config = pickle.loads(_chosen((), among))
     for group, section in sections.items():
         config[group] = section
     return pickle.dumps(config)

@@ -80,10 +80,11 @@ def test_a_seed_gives_the_same_numbers_straight_and_resumed_and_another_gives_ot
     assert not same(other["metrics"], straight["metrics"])
 
 
+@pytest.mark.parametrize("given", [("engine.record=false",), pytest.param((), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("algo", "problem"), [param for param in PROBLEMS if param not in LEARNERS])
-def test_what_has_nothing_to_learn_goes_straight_to_its_test(algo: str, problem: Builder, tmp_path: Path) -> None:
+def test_what_has_nothing_to_learn_goes_straight_to_its_test(algo: str, problem: Builder, given: tuple[str, ...], tmp_path: Path) -> None:
     def done(name: str, *words: str) -> dict[str, Any]:
-        return results(tmp_path / name, train(problem(algo, "engine.record=false", *words), tmp_path / name))
+        return results(tmp_path / name, train(problem(algo, *given, *words), tmp_path / name))
 
     first, again = map(done, ("first", "again"))
     assert same(first, again)

@@ -56,21 +56,27 @@ class MultiHeadAttention(nn.Module):
             mask: bool, [..., n, m] or what broadcasts to it, as [m]: true where a query may look; None: everywhere.
             own: each query looks at itself, as a key and value more, as well; without a ``mask``.
         """
+        values = upcast(self._split(self.value(value)))
         if own:
-            q, k, v = (self._split(layer(query)) for layer in (self.query, self.key, self.value))
-            scores = torch.cat([upcast(q @ self._split(self.key(key)).mT), upcast((q * k).sum(-1, keepdim=True))], -1)
-            others, self_ = (scores * self.scale).softmax(-1).split([key.shape[-2], 1], -1)
-            return self.output((others @ upcast(self._split(self.value(value))) + self_ * upcast(v)).movedim(-3, -2).flatten(-2))
-        return self.output((self.weights(query, key, mask) @ upcast(self._split(self.value(value)))).movedim(-3, -2).flatten(-2))
+            itself = (self._split(self.query(query)) * self._split(self.key(query))).sum(-1, keepdim=True)
+            scores = torch.cat([self._scores(query, key), upcast(itself) * self.scale], -1)
+            weights, weight = scores.softmax(-1).split([key.shape[-2], 1], -1)
+            reading = weights @ values + weight * upcast(self._split(self.value(query)))
+        else:
+            reading = self.weights(query, key, mask) @ values
+        return self.output(reading.movedim(-3, -2).flatten(-2))
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None = None) -> Tensor:
         """How much each query heeds each key, [..., heads, n, m]: rows of sum 1 over the keys it may look at, or of zeros."""
-        scores = upcast(self._split(self.query(query)) @ self._split(self.key(key)).mT) * self.scale
+        scores = self._scores(query, key)
         if mask is None:
             return scores.softmax(-1)
         mask = mask.unsqueeze(-3) if mask.dim() > 1 else mask
         # Not −∞, which is no number where all is masked.
         return scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(-1) * mask
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        return upcast(self._split(self.query(query)) @ self._split(self.key(key)).mT) * self.scale
 
     def _split(self, x: Tensor) -> Tensor:
         """[..., n, heads * numbers] to [..., heads, n, numbers]."""

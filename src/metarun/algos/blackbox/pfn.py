@@ -37,7 +37,7 @@ class Known(NamedTuple):
     mean: Tensor  # [columns], of the labelled rows
     inverse: Tensor  # [columns], one over their deviation; 0 for what is constant
     size: Tensor  # [], what the rest is enlarged by
-    linear: Linear
+    linear: tuple[Linear, ...]  # one, or none where the Transformer reads alone
     views: tuple[View, ...]
 
 
@@ -102,14 +102,15 @@ class PFN(LimitedWay, Algorithm):
             seen = Batch(shown[:, order], y)
             views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
         way = context.classes.shape[0]
-        linear = logistic(shown / size, y, way, self.penalty.exp()) if self.linear else Linear(rows.new_zeros(0), rows.new_zeros(0))
+        linear = (logistic(shown / size, y, way, self.penalty.exp()),) if self.linear else ()
         return Known(mean, inverse, size, linear, tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
         rows = standard(inner.upcast(x.flatten(1)), state.mean, state.inverse, state.size)
-        if not self.linear:
+        if not state.linear:
             return Samples(torch.stack([self.reader.predict(view.shown, rows[:, view.columns]) for view in state.views]))
-        belief = (rows / state.size @ state.linear.weights + state.linear.bias).log_softmax(1).clamp(min=-SUREST)
+        [linear] = state.linear
+        belief = (rows / state.size @ linear.weights + linear.bias).log_softmax(1).clamp(min=-SUREST)
         answers = []
         for columns, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
