@@ -1,9 +1,10 @@
 """The figures of papers and ours, on the same benchmarks: trains the presets experiment=paper/…, tests them, and writes docs/papers.md.
 
 python scripts/papers.py --omniglot PATH --cifar PATH [--only NAME ...] [--seeds 3]   trains and tests what is not finished, seed by seed
-python scripts/papers.py --write                                                     writes the page from what is, and trains nothing
+python scripts/papers.py --write                                 keeps what was found in docs/papers.json, writes the page, trains nothing
 
-Both take --runs FOLDER, by default outputs/papers. For runs side by side: OMP_NUM_THREADS=1, and --only with other names in each.
+Both take --runs FOLDER, by default outputs/papers. What docs/papers.json has is finished, wherever it was trained, as long as the preset is
+the one it was found with. For runs side by side: OMP_NUM_THREADS=1, and --only with other names in each.
 """
 
 from __future__ import annotations
@@ -12,17 +13,24 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pages import finished, put
+from pages import finished, put, settings
 
 import metarun
+from metarun.config import legacy
+from metarun.config.compose import compose, resolve
+from metarun.config.stored import read_config
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "papers.md"
+KEPT = PAGE.with_suffix(".json")
 NOT_RUN = "not run yet"
 Summary = dict[str, Any]
+Records = dict[str, dict[str, Any]]  # of trainings, by their place, see ``record``
+SETTINGS = ("seed", "data", "algo", "net", "optim", "trainer", "episode", "augment")  # of a configuration, that decide what is found
+TOOK = ("iterations", "wall_s", "bn_mode")  # of a summary, what a record keeps beside the tests
 
 
 class Row(NamedTuple):
@@ -129,9 +137,11 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/papers"), help="where the runs are kept")
     parser.add_argument("--write", action="store_true", help="write docs/papers.md from finished runs, and train nothing")
     options = parser.parse_args()
+    records = kept(options.runs)
     if options.write:
+        KEPT.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for name, (rows, tasks) in TABLES.items():
-            put(PAGE, name, table(rows, tasks, options.runs))
+            put(PAGE, name, table(rows, tasks, records))
         return
     for seed in range(options.seeds):
         for row in map(ROWS.__getitem__, options.only):
@@ -139,11 +149,14 @@ def main() -> None:
             if not root:
                 sys.exit(f"where are the images of {row.name}? give --{'cifar' if 'cifar' in row.preset else 'omniglot'} PATH")
             for training in row.trainings:
-                folder = options.runs / place(row, training, seed)
-                summary = finished([*words(row, training, seed), f"data.root={root}", "logger=quiet"], folder)
-                for task in training:
-                    evaluation(folder, asked(row, training, task), summary)
-                print(cells(row, training, options.runs), flush=True)
+                spot, tests = place(row, training, seed), [asked(row, training, task) for task in training]
+                if not {*map(file_name, tests)} <= records.get(spot, {"tests": {}})["tests"].keys():
+                    folder = options.runs / spot
+                    finished([*words(row, training, seed), f"data.root={root}", "logger=quiet"], folder)
+                    for test in tests:
+                        evaluate(folder, test)
+                    records[spot] = record(folder)
+                print(cells(row, training, records), flush=True)
 
 
 def words(row: Row, training: tuple[str, ...], seed: int = 0) -> list[str]:
@@ -156,45 +169,76 @@ def place(row: Row, training: tuple[str, ...], seed: int) -> str:
     return f"{row.preset.replace('/', '_')}{'_nearest' if 'nearest' in row.name else ''}-{training[0]}-{seed}"
 
 
+def seeds(row: Row, training: tuple[str, ...], places: Iterable[str]) -> dict[int, str]:
+    """The places of a training among these, by seed."""
+    stem = place(row, training, 0)[:-1]
+    return {int(spot.removeprefix(stem)): spot for spot in sorted(places) if spot.startswith(stem) and spot.removeprefix(stem).isdecimal()}
+
+
 def asked(row: Row, training: tuple[str, ...], task: str) -> str:
     """The words of the evaluation of a task; none: it is the run's own test."""
     return " ".join(filter(None, [TASKS.get(task, "") if task != training[0] else "", row.asked]))
 
 
-def evaluation(folder: Path, words: str, summary: Summary | None = None) -> Summary | None:
-    """The summary of an evaluation under these words, kept in the run's folder; with no ``summary`` of its run, None if it was not done."""
-    if not words:
-        return summary or read(folder / "summary.json")
-    kept = folder / f"eval-{words.replace(' ', '-')}.json"
-    if summary and not kept.is_file():
-        kept.write_text(json.dumps(metarun.evaluate(folder, words)), encoding="utf-8")
-    return read(kept)
+def file_name(words: str) -> str:
+    """Of the summary of an evaluation under these words, in its run's folder; none: of the run's own."""
+    return f"eval-{words.replace(' ', '-')}.json" if words else "summary.json"
 
 
-def read(file: Path) -> Summary | None:
-    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None
+def evaluate(folder: Path, words: str) -> None:
+    """Test the run in a folder under these words, unless that is done."""
+    if not (folder / file_name(words)).is_file():
+        (folder / file_name(words)).write_text(json.dumps(metarun.evaluate(folder, words)), encoding="utf-8")
 
 
-def found(row: Row, training: tuple[str, ...], runs: Path) -> list[Summary]:
-    """The summaries of a row's finished trainings, seed by seed.
+def read(file: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return found
+
+
+def kept(runs: Path) -> Records:
+    """What was found with today's presets, as the finished trainings in ``runs`` have it, and docs/papers.json of the others.
 
     Raises:
         SystemExit: a folder holds a run with other settings than the preset has.
     """
+    before: Records = read(KEPT) if KEPT.is_file() else {}
+    here = {file.parent.name for file in runs.glob("*/summary.json")}
+    records: Records = {}
+    for row, training in [(each, tasks) for each in ROWS.values() for tasks in each.trainings]:
+        for seed, spot in seeds(row, training, {*before, *here} - {*records}).items():
+            typed = words(row, training, seed)
+            if spot in here:
+                finished(typed, runs / spot)
+                records[spot] = record(runs / spot)
+            elif settings((values := resolve(compose(typed))) | legacy.updated(before[spot]["settings"])) == settings(values):
+                records[spot] = before[spot]
+            else:
+                print(f"{spot} was found with other settings than its preset has today, and is left out", file=sys.stderr)
+    return records
 
-    def seeds() -> Iterator[Summary]:
-        seed = 0
-        while (folder := runs / place(row, training, seed)).joinpath("summary.json").is_file():
-            yield finished(words(row, training, seed), folder)
-            seed += 1
 
-    return list(seeds())
+def record(folder: Path) -> dict[str, Any]:
+    """Of a finished training: its settings, what it took, and what each test found, by the name of its file."""
+    values, summary = read_config(folder), read(folder / "summary.json")
+    values["data"].pop("root", None)
+    tests = {file.name: read(file)["test"] for file in (folder / "summary.json", *sorted(folder.glob("eval-*.json")))}
+    return {
+        "settings": {key: values[key] for key in SETTINGS},
+        **{key: summary[key] for key in TOOK},
+        "tests": {name: {key: test[key] for key in ("accuracy", *MEASURES.values()) if key in test} for name, test in tests.items()},
+    }
 
 
-def accuracies(row: Row, training: tuple[str, ...], task: str, runs: Path) -> list[dict[str, float]]:
+def found(row: Row, training: tuple[str, ...], records: Records) -> list[dict[str, Any]]:
+    """The records of a row's trainings, seed by seed."""
+    return [records[spot] for spot in seeds(row, training, records).values()]
+
+
+def accuracies(row: Row, training: tuple[str, ...], task: str, records: Records) -> list[dict[str, float]]:
     """Mean and interval of a task, seed by seed."""
-    done = [evaluation(runs / place(row, training, seed), asked(row, training, task)) for seed in range(len(found(row, training, runs)))]
-    return [summary["test"][MEASURES.get(task, "accuracy")] for summary in done if summary]
+    tests = [each["tests"].get(file_name(asked(row, training, task))) for each in found(row, training, records)]
+    return [test[MEASURES.get(task, "accuracy")] for test in tests if test]
 
 
 def cell(paper: str, scores: list[dict[str, float]]) -> str:
@@ -209,28 +253,28 @@ def cell(paper: str, scores: list[dict[str, float]]) -> str:
     return f"{theirs} → {mean:.2f} ± {spread:.2f}{difference}"
 
 
-def cells(row: Row, training: tuple[str, ...], runs: Path) -> str:
+def cells(row: Row, training: tuple[str, ...], records: Records) -> str:
     """A training's tasks in one line."""
-    return "  ".join(f"{task} {cell(row.paper.get(task, ''), accuracies(row, training, task, runs))}" for task in training)
+    return "  ".join(f"{task} {cell(row.paper.get(task, ''), accuracies(row, training, task, records))}" for task in training)
 
 
-def line(row: Row, tasks: tuple[str, ...], runs: Path) -> list[str]:
+def line(row: Row, tasks: tuple[str, ...], records: Records) -> list[str]:
     """A row of a table, as text of its cells."""
-    scores = {task: accuracies(row, training, task, runs) for training in row.trainings for task in training}
+    scores = {task: accuracies(row, training, task, records) for training in row.trainings for task in training}
     found_here = {task: cell(row.paper.get(task, ""), each) for task, each in scores.items()}
-    summaries = [found(row, training, runs) for training in row.trainings]
+    summaries = [found(row, training, records) for training in row.trainings]
     done = [each for each in summaries if each]
     budget = "; ".join(f"{each[0]['iterations']}, {statistics.mean(s['wall_s'] for s in each) / 60:.0f} min" for each in done)
-    seeds = "/".join(dict.fromkeys(str(len(each)) for each in done))
+    number = "/".join(dict.fromkeys(str(len(each)) for each in done))
     name = f"{row.name} ({row.said})" if row.said else row.name
     mode = done[0][0]["bn_mode"] if done else "–"
-    return [name, *(found_here.get(task, "–") for task in tasks), mode, budget or "–", seeds or "–", row.why or "–"]
+    return [name, *(found_here.get(task, "–") for task in tasks), mode, budget or "–", number or "–", row.why or "–"]
 
 
-def table(rows: list[Row], tasks: tuple[str, ...], runs: Path) -> str:
+def table(rows: list[Row], tasks: tuple[str, ...], records: Records) -> str:
     """The rows in Markdown, chance beneath them, and the commands of their trainings and tests."""
     lines = [["method", *tasks, "norm", "iterations, wall", "seeds", "what is known to differ from the paper"], ["---"] * (len(tasks) + 5)]
-    lines += [line(row, tasks, runs) for row in rows]
+    lines += [line(row, tasks, records) for row in rows]
     if set(tasks) <= CHANCE.keys():
         lines.append(["chance", *(CHANCE[task] for task in tasks), *["–"] * 4])
     text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)

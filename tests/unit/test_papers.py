@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import sys
 from pathlib import Path
@@ -62,27 +63,74 @@ def test_a_figure_stands_beside_the_papers(papers: ModuleType) -> None:
     assert papers.cell("98.8", []) == "98.8 → not run yet"
 
 
-def test_the_table_has_what_is_finished_and_no_other_settings(papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def tiny(papers: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """A script with one row, that trains for a moment, and a page and records of its own."""
     row = papers.Row("protonet", "omniglot_protonet", {"5w1s": "98.8", "5w5s": "99.7"}, {papers.FIVE: ""}, why="hardly trained")
     words = papers.words
     monkeypatch.setattr(papers, "words", lambda *given: [*words(*given), *TINY, "episode.train.way=5", "data.size=16"])
     monkeypatch.setattr(papers, "TASKS", {"5w5s": "shot=5"})
-    assert "| 98.8 → not run yet | 99.7 → not run yet | – | – | – | hardly trained |" in papers.table([row], papers.FIVE, tmp_path)
-    folder = tmp_path / papers.place(row, papers.FIVE, 0)
-    summary = papers.finished(papers.words(row, papers.FIVE), folder)
-    assert "| 99.7 → not run yet | running | 2, 0 min | 1 |" in papers.table([row], papers.FIVE, tmp_path)  # trained, and not tested there
-    found = papers.evaluation(folder, papers.asked(row, papers.FIVE, "5w5s"), summary)["test"]["accuracy"]
-    assert papers.cell("99.7", [found]) in papers.table([row], papers.FIVE, tmp_path)
-    assert "\n    metarun eval RUN shot=5\n" in papers.table([row], papers.FIVE, tmp_path)
-    shutil.copytree(folder, tmp_path / papers.place(row, papers.FIVE, 1))
+    finished = papers.finished  # drawn data lie nowhere
+    monkeypatch.setattr(papers, "finished", lambda given, folder: finished([word for word in given if "data.root" not in word], folder))
+    monkeypatch.setattr(papers, "ROWS", {"protonet": row})
+    monkeypatch.setattr(papers, "TABLES", {"omniglot": ([row], papers.FIVE)})
+    monkeypatch.setattr(papers, "PAGE", tmp_path / "papers.md")
+    monkeypatch.setattr(papers, "KEPT", tmp_path / "papers.json")
+    papers.PAGE.write_text("<!-- omniglot: written -->\n<!-- /omniglot -->\n", encoding="utf-8")
+    return papers
+
+
+def run(script: ModuleType, monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
+    """The page after this command."""
+    monkeypatch.setattr(sys, "argv", ["papers.py", *map(str, arguments)])
+    script.main()
+    text: str = script.PAGE.read_text(encoding="utf-8")
+    return text
+
+
+def test_what_was_found_stays_when_its_run_is_gone(tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row, runs = tiny.ROWS["protonet"], tmp_path / "runs"
+    write = ("--write", "--runs", runs)
+    assert "| 98.8 → not run yet | 99.7 → not run yet | – | – | – | hardly trained |" in run(tiny, monkeypatch, *write)
+    folder = runs / tiny.place(row, tiny.FIVE, 0)
+    tiny.finished(tiny.words(row, tiny.FIVE), folder)
+    assert "| 99.7 → not run yet | running | 2, 0 min | 1 |" in run(tiny, monkeypatch, *write)  # trained, and not tested there
+    run(tiny, monkeypatch, "--omniglot", tmp_path, "--runs", runs)
+    text = run(tiny, monkeypatch, *write)
+    found = [json.loads((folder / name).read_text(encoding="utf-8"))["test"]["accuracy"] for name in ("summary.json", "eval-shot=5.json")]
+    assert f"| {tiny.cell('98.8', found[:1])} | {tiny.cell('99.7', found[1:])} | running | 2, 0 min | 1 |" in text
+    assert "\n    metarun eval RUN shot=5\n" in text
+    shutil.move(folder, tmp_path / "elsewhere")
+    assert run(tiny, monkeypatch, *write) == text
+    assert str(tmp_path) not in tiny.KEPT.read_text(encoding="utf-8")
+    run(tiny, monkeypatch, "--omniglot", tmp_path, "--runs", runs)
+    assert not folder.exists()  # nothing is trained twice
+    shutil.copytree(tmp_path / "elsewhere", runs / tiny.place(row, tiny.FIVE, 1))
     with pytest.raises(SystemExit, match="other settings"):  # the seed is another
-        papers.table([row], papers.FIVE, tmp_path)
+        run(tiny, monkeypatch, *write)
+
+
+def test_what_was_found_with_other_settings_is_not_run(
+    tiny: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tiny, monkeypatch, "--omniglot", tmp_path, "--runs", tmp_path / "runs")
+    run(tiny, monkeypatch, "--write", "--runs", tmp_path / "runs")
+    words = tiny.words
+    monkeypatch.setattr(tiny, "words", lambda *given: [*words(*given), "optim.lr=0.5"])
+    text = run(tiny, monkeypatch, "--write", "--runs", tmp_path / "none")
+    assert "| 98.8 → not run yet | 99.7 → not run yet |" in text
+    assert "found with other settings" in capsys.readouterr().err
 
 
 def test_the_page_has_a_place_for_every_table(papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(papers, "PAGE", Path(shutil.copy(papers.PAGE, tmp_path)))
-    monkeypatch.setattr(sys, "argv", ["papers.py", "--write", "--runs", str(tmp_path)])
-    papers.main()
-    text = papers.PAGE.read_text(encoding="utf-8")
+    monkeypatch.setattr(papers, "KEPT", tmp_path / "papers.json")
+    text = run(papers, monkeypatch, "--write", "--runs", tmp_path)
     assert text.count("→ not run yet") == sum(len(training) for row in papers.ROWS.values() for training in row.trainings)
     assert text.count("| chance |") == 2
+
+
+def test_the_page_is_what_its_records_say(papers: ModuleType) -> None:
+    text, records = papers.PAGE.read_text(encoding="utf-8"), papers.kept(Path("nowhere"))
+    assert records.keys() == papers.read(papers.KEPT).keys()
+    assert all(papers.table(rows, tasks, records) in text for rows, tasks in papers.TABLES.values())

@@ -115,7 +115,8 @@ class TableEpisodes(Episodes):
 
     def _columns(self, keys: np.ndarray, units: np.ndarray, hidden: np.ndarray, share: np.ndarray) -> np.ndarray:
         """Columns [B, rows, columns] from units that are not ``hidden``; some with few values, some of a skewed look."""
-        columns, wanted = self.data.columns, 2 + np.floor(share * (self.data.columns - 1)).astype(int)
+        columns = self.data.columns
+        wanted = np.floor(2 * ((columns + 1) / 2) ** share).astype(int)  # 2..columns, few as often as many
         order = np.where(hidden, 2.0, draws(keys, COLUMNS, (hidden.shape[1],))).argsort(1)[:, :columns]
         there = (np.arange(columns) < wanted[:, None]) & ~np.take_along_axis(hidden, order, 1)
         x = np.take_along_axis(units, order[:, None], 2).swapaxes(1, 2)
