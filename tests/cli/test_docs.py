@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -32,6 +32,7 @@ from metarun.session.runs import goes_further
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DOCS = CHECKOUT / "docs"
+FIRST_READ = {"README.md", "index.md", "tutorial.md"}
 PAGES = [*sorted(CHECKOUT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
 # What the quick form of the tutorial adds to each run: the same commands, on less.
 GLYPHS = ["data.train_classes=20", "data.val_classes=20", "data.test_classes=20"]
@@ -133,15 +134,15 @@ def perform(tmp_path, monkeypatch, capsys):
     return page
 
 
-@pytest.mark.parametrize(
-    "short", [True, pytest.param(False, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])], ids=["short", "as printed"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("short", [True, pytest.param(False, marks=pytest.mark.timeout(1800))], ids=["short", "as printed"])
 def test_the_tutorial_runs_and_prints_what_it_quotes(perform, short):
     perform("tutorial.md", short)
     for left in ("outputs/compare/report.html", "answers/sheet.png", "outputs/protonet/eval/0/summary.json"):
         assert Path(left).is_file()
 
 
+@pytest.mark.slow
 def test_the_page_on_data_prints_what_it_quotes(perform):
     random = np.random.default_rng(0)
     for name in ("beagle", "collie", "husky", "pug", "spaniel", "tabby", "siamese", "manx", "sphynx", "birman"):
@@ -217,7 +218,16 @@ def stored(page: str, line: str) -> dict:
     return composed(*presets[-1] if presets else ())
 
 
-@pytest.mark.parametrize(("page", "line"), dict.fromkeys(COMMANDS))
+def typed() -> Iterator[Any]:
+    """The commands; `make test` tries those that everybody reads, and of the others one for each experiment or method."""
+    seen = set()
+    for page, line in dict.fromkeys(COMMANDS):
+        chosen = next((word for word in shlex.split(line) if word.startswith(("experiment=", "algo="))), "")
+        yield pytest.param(page, line, marks=pytest.mark.slow if chosen in seen and page not in FIRST_READ else [])
+        seen.add(chosen)
+
+
+@pytest.mark.parametrize(("page", "line"), list(typed()))
 def test_commands_compose(page, line):
     words = [word for word in shlex.split(line)[1:] if word not in ("--json", "sweep=resume")]  # neither is part of a configuration
     if {"--help", "--version", "-sc"} & set(words):

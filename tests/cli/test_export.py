@@ -91,6 +91,7 @@ def test_a_run_on_a_folder_ends_with_its_suspects(metarun, photos):
         assert_one_line(metarun("export", *words), 2, pattern)
 
 
+@pytest.mark.slow
 def test_other_runs_have_no_weights(metarun, run_folder):
     assert_one_line(
         metarun("export", str(run_folder), "weights", "--out", "w.csv"), 2, "algo=maml has no weights to export, and nothing else"

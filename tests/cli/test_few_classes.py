@@ -57,6 +57,7 @@ def test_folds_are_one_line(metarun, photos):
     assert len({json.loads((folder / "checkpoints" / "inputs.json").read_text())["data"]["test"] for folder in folders}) == 5
 
 
+@pytest.mark.slow
 def test_divisions_by_another_seed_are_one_line_too_and_methods_stay_apart(metarun, photos):
     result = metarun(
         "-m", *[word for word in WORDS if not word.startswith("algo=")], "algo=protonet,nearest", "data.split_seed=0,1", "--json"

@@ -89,6 +89,7 @@ def test_signal_then_resume(tmp_path, uncut, phase, number):
     assert_resumes_to(uncut, run)
 
 
+@pytest.mark.slow
 def test_killed_then_resumed(tmp_path, uncut):
     """Nothing could be saved: it goes on from the last validation and drops what was logged since."""
     status, _, run = start_and_signal(tmp_path, PHASES["second stretch"], signal.SIGKILL)

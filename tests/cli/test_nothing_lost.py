@@ -115,6 +115,7 @@ def test_the_summary_comes_last(tmp_path, monkeypatch):
     assert not (tmp_path / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_finished_run_goes_further(metarun, uncut):
     before = json.loads((uncut / "summary.json").read_text())
     assert (before["iterations"], before["test_looks"]) == (6, 1)
@@ -134,6 +135,7 @@ def test_a_finished_run_goes_further(metarun, uncut):
     assert "iterations: 10" in (uncut / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_longer_run_is_the_run_that_was_long_from_the_start(metarun, tmp_path):
     """With a constant learning rate; only the test split was looked at twice."""
     constant = [*WORDS, "optim.schedule=constant"]
@@ -171,7 +173,7 @@ def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path, number):
     assert everything(tmp_path) == {"last.pt": b"old"}
 
 
-@pytest.mark.parametrize("tensorboard", ["false", "true"])
+@pytest.mark.parametrize("tensorboard", [pytest.param("false", marks=pytest.mark.slow), "true"])
 def test_a_run_on_a_full_disk_says_so_and_goes_on_when_there_is_room(metarun, tmp_path, uncut, tensorboard):
     size = (uncut / "checkpoints" / "last.pt").stat().st_size
     words = [*WORDS, f"logger.tensorboard={tensorboard}", "hydra.run.dir=cut"]
@@ -209,6 +211,7 @@ def test_a_run_says_what_it_is_and_keeps_who_started_it(metarun, tmp_path, monke
     assert f", {commit() or 'no checkout'}: " in log
 
 
+@pytest.mark.slow
 def test_a_tilde_is_the_home_folder(metarun, tmp_path, monkeypatch, run_folder):
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "home").mkdir()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from cli_support import assert_one_line
 from torch import nn
@@ -27,6 +28,7 @@ WORDS = [
 RIVALS = ["protocol=rivals", "protocol.rivals.only=[adam]", "protocol.rivals.sparse=6"]
 
 
+@pytest.mark.slow
 def test_trained_on_one_net_tested_on_others_and_used_elsewhere(metarun) -> None:
     trained = metarun(*WORDS, *RIVALS, "--json")
     assert trained.status == 0, trained.err

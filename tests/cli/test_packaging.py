@@ -9,7 +9,9 @@ import sys
 import sysconfig
 import venv
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -95,6 +97,7 @@ def test_the_installed_commands_answer(installed):
     assert (values["way"], values["algo"]["name"]) == (5, "maml")
 
 
+@pytest.mark.slow
 def test_the_installed_package_trains(installed):
     words = ("algo=protonet", "net=mlp", "query=2", "data.train_classes=6", "data.val_classes=6", "data.test_classes=6", "logger=quiet",
              "trainer.iterations=1", "trainer.meta_batch=2", "trainer.val_episodes=2", "trainer.test_episodes=2")  # fmt: skip
@@ -133,7 +136,15 @@ def test_the_installed_package_runs_a_method_of_the_users_from_start_to_end(inst
     assert [summary["algo"] for summary in swept["runs"]] == ["cosine", "cosine"]
 
 
-@pytest.mark.parametrize("choice", OPTIONS)
+def first() -> Iterator[Any]:
+    """The options; `make test` tries presets, and of other groups, whose options most tests choose, the first."""
+    groups = options.groups()
+    for choice in OPTIONS:
+        group, _, option = choice.partition("=")
+        yield pytest.param(choice, marks=[] if group == "experiment" or option == groups[group][0] else pytest.mark.slow)
+
+
+@pytest.mark.parametrize("choice", list(first()))
 def test_every_option_composes_and_every_key_of_it_is_valid(choice):
     values = compose.resolve(compose.compose([choice]))
     schema.validate(values)

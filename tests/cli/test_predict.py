@@ -488,6 +488,7 @@ def test_a_sheet_of_many_pictures_in_colour_with_long_names(tmp_path):
         assert few.size[1] == fewer.size[1] + contact_sheet.TILE + contact_sheet.CAPTION + contact_sheet.GAP
 
 
+@pytest.mark.slow
 def test_folders_named_in_any_letters_and_in_bytes_that_are_no_utf8(tmp_path):
     """As a terminal is: a strict encoding, which a name that is no UTF-8 would break."""
     strange = {"花": "bar", os.fsdecode(b"caf\xe9"): "cross", "tab\there": "dot"}

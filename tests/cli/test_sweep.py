@@ -88,7 +88,9 @@ def test_a_failed_job_stops_nothing_and_is_listed_with_its_reason(metarun):
     assert all(f"{summary['test']['accuracy']['mean']:.4f}" in table for summary in result.json["runs"])
 
 
-@pytest.mark.parametrize("how", ["the same words", "another manner", "metarun resume"])
+@pytest.mark.parametrize(
+    "how", ["the same words", *(pytest.param(how, marks=pytest.mark.slow) for how in ("another manner", "metarun resume"))]
+)
 def test_again_skips_what_is_finished_and_goes_on_with_the_rest(metarun, top, whole, how):
     finished, begun, bare = (top / f"{n}_maml-glyphs-3w1s" for n in range(3))
     cut(begun)
@@ -108,6 +110,7 @@ def test_again_skips_what_is_finished_and_goes_on_with_the_rest(metarun, top, wh
     assert metrics_of(bare) == metrics_of(whole / bare.name)
 
 
+@pytest.mark.slow
 def test_resume_finds_the_newest_sweep_of_the_same_words(metarun, top):
     for n, words in enumerate([GRID[1:], GRID[1:], ["seed=0,1", *WORDS]]):
         folder = Path(shutil.copytree(top, f"outputs/multirun/2026-01-0{n + 1}/12-00-00"))
@@ -251,6 +254,7 @@ def test_joblib_runs_jobs_beside_each_other_and_tells_in_one_place(tmp_path):
     assert "development accuracy" in (tmp_path / "top" / "0_maml-glyphs-3w1s" / "metarun.log").read_text()
 
 
+@pytest.mark.slow
 def test_killed_and_run_again_a_sweep_ends_as_if_nothing_had_happened(metarun, tmp_path):
     words = ["-m", "seed=0,1", *LONG, "trainer.iterations=24", "hydra.sweep.dir=top"]
     with program(*words, cwd=tmp_path) as process:

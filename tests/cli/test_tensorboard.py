@@ -73,6 +73,7 @@ def ask(outputs) -> Iterator[Ask]:
             server.kill()
 
 
+@pytest.mark.slow
 def test_runs_have_no_subruns(ask):
     assert sorted(ask("runs")) == ["resumed/tb", "straight/tb"]
 

@@ -65,6 +65,7 @@ def test_the_page_prints_a_method_a_net_a_data_set_and_an_experiment():
     assert len(COMMANDS) == 8
 
 
+@pytest.mark.slow
 def test_every_command_of_the_page_works(metarun, mine):
     for line in COMMANDS:
         result = metarun(*shortened(line))
@@ -82,6 +83,7 @@ def test_every_command_of_the_page_works(metarun, mine):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_program_of_the_page_works(mine):
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM.replace("=50", "=3")], cwd=mine.parent, capture_output=True, text=True, check=False
@@ -100,6 +102,7 @@ def test_the_examples_keep_the_style(mine):
         assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_made_from_python_is_that_of_the_command_line(metarun, mine):
     words = ["experiment=stripes", *SHORT]
     assert metarun("--with", "mine", *words, "hydra.run.dir=by_line").status == 0
@@ -160,6 +163,7 @@ def test_a_folder_of_yaml_alone(metarun, tmp_path):
     assert_one_line(metarun("check --config-dir recipes algo=evil"), 2, "algo._target_=evil.Evil is refused")
 
 
+@pytest.mark.slow
 def test_an_installed_package_offers_its_options(mine):
     """Its metadata lie beside it on the path, as an installer would have put them."""
     site = mine.parent

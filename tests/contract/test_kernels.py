@@ -204,7 +204,7 @@ print(*sorted(compilers()))
 """
 
 
-@pytest.mark.parametrize(("choice", "expected"), [("torch", []), ("auto", ["llvmlite", "numba"])])
+@pytest.mark.parametrize(("choice", "expected"), [("torch", []), pytest.param("auto", ["llvmlite", "numba"], marks=pytest.mark.slow)])
 def test_compilers_are_imported_when_they_are_chosen_and_needed_and_not_before(choice: str, expected: list[str], tmp_path: Path) -> None:
     command = [sys.executable, "-c", PROGRAM, choice, str(tmp_path / "run")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1], check=False)

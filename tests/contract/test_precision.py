@@ -74,6 +74,7 @@ def test_the_inner_loop_computes_in_bfloat16_under_vmap(mode):
 
 
 @pytest.mark.parametrize("algo", by_family(LEARNING_CLASSIFIERS))
+@pytest.mark.slow
 def test_every_method_computes_in_bfloat16(algo):
     run = Run(classification(algo, "precision=bf16"))
     tasks = run.episodes("train").batch(range(2))

@@ -69,7 +69,7 @@ def steps(run: Run, how: Engine, calls: int = EAGER + 3) -> list[Tensor]:
     return found
 
 
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+@pytest.mark.parametrize(("algo", "problem"), by_family(LEARNERS))
 def test_a_replayed_step_has_the_bits_of_the_step(algo: str, problem: Builder) -> None:
     run, recorder = Run(problem(algo)), engine()
     now, eager = steps(run, recorder), steps(Run(problem(algo)), engine(record=False))

@@ -34,16 +34,8 @@ from metarun.run import Run
 from metarun.storage import checkpoint
 from metarun.trainer import Interrupted
 
-# Take longest: `make test-all` tries these, `make test` one or two of each family.
-PATIENT = {
-    *("alphamaml", "anil", "boil", "cavia", "fomaml", "imaml", "mamlpp", "metacurvature", "metasgd", "mtl", "protomaml", "reptile"),
-    *("cnp", "gnn", "incontext", "lstm", "mann", "metanet"),
-    *("lstm_optimizer", "metalstm", "mlp_optimizer", "symbolic_optimizer"),
-    *("bmaml", "emaml", "platipus", "pmaml", "leo"),
-    *("deml", "metagan", "learned_augment"),
-    *("darts", "hyperparameters", "metaoptnet", "oml"),
-    *("imp", "protonet_cluster", "protonet_masked", "siamese"),
-}
+# `make test` lets these learn, one or two of each family; `make test-all` all of them.
+TRAINED = {"maml", "alpaca", "snail", "protonet", "relation", "r2d2", "versa", "imaginary", "protonet_zeroshot"}
 
 
 def results(folder: Path, summary: dict[str, Any]) -> dict[str, Any]:
@@ -62,7 +54,7 @@ FEW = ("engine.record=false", "trainer.iterations=4", "trainer.val_episodes=2", 
 
 # That a recording has the bits of what it records is asked in test_recording.
 @pytest.mark.parametrize("words", [FEW, pytest.param((), marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("algo", "problem"), LEARNERS)
+@pytest.mark.parametrize(("algo", "problem"), by_family(LEARNERS))
 def test_a_seed_gives_the_same_numbers_straight_and_resumed_and_another_gives_others(
     algo: str, problem: Builder, words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -81,7 +73,7 @@ def test_a_seed_gives_the_same_numbers_straight_and_resumed_and_another_gives_ot
 
 
 @pytest.mark.parametrize("given", [("engine.record=false",), pytest.param((), marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("algo", "problem"), [param for param in PROBLEMS if param not in LEARNERS])
+@pytest.mark.parametrize(("algo", "problem"), by_family([param for param in PROBLEMS if param not in LEARNERS]))
 def test_what_has_nothing_to_learn_goes_straight_to_its_test(algo: str, problem: Builder, given: tuple[str, ...], tmp_path: Path) -> None:
     def done(name: str, *words: str) -> dict[str, Any]:
         return results(tmp_path / name, train(problem(algo, *given, *words), tmp_path / name))
@@ -176,12 +168,12 @@ def rate(algo: str) -> str:
 ELSEWHERE = {"pfn", "datarater"}
 
 
-def patient(algos: Iterable[str]) -> list[Any]:
-    """Parameters, those that take long marked."""
-    return [pytest.param(algo, marks=pytest.mark.slow if algo in PATIENT else []) for algo in algos]
+def trained(algos: Iterable[str]) -> list[Any]:
+    """Parameters, marked but for ``TRAINED``."""
+    return [pytest.param(algo, marks=[] if algo in TRAINED else pytest.mark.slow) for algo in algos]
 
 
-@pytest.mark.parametrize("algo", patient(algo for algo in LEARNING_CLASSIFIERS if algo not in ELSEWHERE))
+@pytest.mark.parametrize("algo", trained(algo for algo in LEARNING_CLASSIFIERS if algo not in ELSEWHERE))
 def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     # Five images of a class in training: Reptile learns from what the minibatches of a task have in common.
     values = classification(
@@ -193,7 +185,7 @@ def test_it_learns_to_classify(algo: str, tmp_path: Path) -> None:
     assert train(values, tmp_path)["test"]["accuracy"]["mean"] > chance + GAINS.get(algo, 0.3)
 
 
-@pytest.mark.parametrize("algo", by_family(patient(param.values[0] for param in LEARNERS if param.values[1] is regression)))
+@pytest.mark.parametrize("algo", trained(param.values[0] for param in LEARNERS if param.values[1] is regression))
 def test_it_learns_to_regress(algo: str, tmp_path: Path) -> None:
     words = ["data.amplitude=[2,3]", "data.phase=[0,0.5]", "shot=10", "query=10", f"trainer.iterations={SURER.get(algo, 60)}"]
     values = regression(algo, *words, *LEARNING, rate(algo), *WAVES.get(algo, []))

@@ -34,6 +34,7 @@ def load(split, rotate=True, size=28):
 
 @pytest.mark.parametrize(("split", "characters"), [("small", (177, 22, 43)), ("minimal1", (111, 25, 106)), ("minimal2", (127, 29, 86))])
 @pytest.mark.parametrize("rotate", [False, True])
+@pytest.mark.slow
 def test_counts(split, characters, rotate):
     splits = load(split, rotate)
     assert tuple(found.classes for found in splits.values()) == tuple(count * (4 if rotate else 1) for count in characters)

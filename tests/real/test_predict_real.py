@@ -58,6 +58,7 @@ def files(omniglot_root):
 
 
 @pytest.mark.parametrize("norm", ["batch", "support"])
+@pytest.mark.slow
 def test_folders_of_png_files_are_answered_like_the_episode_they_come_from(trained, files, tmp_path, norm):
     folder = trained / norm
     built = Run(read_config(folder), torch.load(folder / "checkpoints" / "best.pt", weights_only=True))

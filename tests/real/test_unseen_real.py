@@ -23,6 +23,7 @@ def words():
     return ["experiment=cifar_fs_zeroshot", f"data.root={images.parent}", f"data.attributes={vectors}", "device=cpu", "logger=quiet"]
 
 
+@pytest.mark.slow
 def test_glove_says_what_classes_have_to_do_with_each_other(words):
     splits = Run(resolve(compose(words))).data.splits
     assert {name: (part.classes, set(part.counts)) for name, part in splits.items()} == {

@@ -45,7 +45,8 @@ def test_a_peer_that_disagrees_is_noticed(bench: ModuleType, error: float) -> No
     assert bench.disagree({"errors": {}, "metalearn": {"errors": {"loss": error}}})
 
 
-@pytest.mark.parametrize("name", ["W1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("W5", "W7"))])
+@pytest.mark.parametrize("name", ["W1", "W5", "W7"])
+@pytest.mark.slow
 def test_metaruns_side_answers_in_a_process_of_its_own(bench: ModuleType, name: str, tmp_path: Path) -> None:
     options, work = type("Options", (), {"device": "cpu", "threads": 1}), bench.WORKS[name]
     side = bench.ask_on(bench.Process("metarun"), *bench.prepare(work, 2, options), str(tmp_path))

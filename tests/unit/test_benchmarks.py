@@ -374,6 +374,7 @@ def test_yaml_holds_every_argument(benchmark: type[Benchmark]) -> None:
 
 
 @pytest.mark.skipif(not (SHARED / "cifar_fs" / "cifar_fs.zip").is_file(), reason="no shared/cifar_fs beside the checkout")
+@pytest.mark.slow
 def test_the_real_images(caplog: pytest.LogCaptureFixture) -> None:
     """The first 100 training images of every class of CIFAR-100."""
     with caplog.at_level(logging.WARNING):

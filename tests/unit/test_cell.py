@@ -133,6 +133,7 @@ def test_bad_cells_are_refused_in_one_line(words: list[str], line: str) -> None:
         Run(small("net=cell", *words))
 
 
+@pytest.mark.slow
 def test_a_genotype_may_be_a_run_whose_config_then_names_what_it_found(tmp_path: Path) -> None:
     searched = train(small("algo=protonet", "net=cell", "net.hidden=4"), tmp_path / "searched")
     found = searched["found"]["genotype"]

@@ -166,6 +166,7 @@ def test_what_cannot_be_searched_is_refused(words: list[str], line: str) -> None
         Run(small("algo=darts", *words))
 
 
+@pytest.mark.slow
 def test_a_search_from_end_to_end(tmp_path: Path) -> None:
     """What was found is in the summary, its course in the log, and another method trains it, better than guessing by far."""
     words = ["net.hidden=8", "net.down=stride", "query=4", "trainer.val_every=60", "optim.lr=0.01"]

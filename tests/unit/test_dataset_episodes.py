@@ -127,6 +127,7 @@ def test_other_methods_get_the_same_episodes_as_images() -> None:
     assert run.engine.evaluate(run.algorithm, task, LAST)["loss"].isfinite().all()  # though some class has lost all its examples
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_a_training_set(tmp_path: Path) -> None:
     found = []
     for name, more in (("clean", ()), ("wrong", ("episode.corrupt=labels", "episode.rate=0.8"))):

@@ -23,6 +23,7 @@ from metarun.task import select
 MAML = ["algo=maml", "net.hidden=8", "net.down=stride"]
 
 
+@pytest.mark.slow
 def test_metrics_are_means_over_tasks_and_gradients_of_the_mean() -> None:
     algorithm, tasks = in_float64(small(*MAML), tasks=3)
     together = engine(chunk=2).meta_gradient(algorithm, tasks, 0.0)
@@ -173,7 +174,7 @@ def test_automatic_chunks_do_not_shrink_with_long_inner_loops(monkeypatch: pytes
     assert size(400, "algo.mode=mixed") == size(1)  # states alone are kept
 
 
-@pytest.mark.parametrize("algo", ["maml", "protonet"])
+@pytest.mark.parametrize("algo", [pytest.param("maml", marks=pytest.mark.slow), "protonet"])
 def test_bf16_keeps_weights_gradients_and_losses_in_fp32(algo: str) -> None:
     values = small(f"algo={algo}", "data=glyphs", "net.down=stride")
     values["algo"] |= {key: 0.05 for key in values["algo"] if key == "inner_lr"}  # large steps amplify rounding

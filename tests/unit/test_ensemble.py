@@ -133,6 +133,7 @@ def test_settings_of_the_member_are_checked(settings: dict[str, Any], message: s
         Run(values)
 
 
+@pytest.mark.slow
 def test_a_trained_ensemble_predicts_with_its_probabilities_and_is_exported(tmp_path: Path) -> None:
     run = Run(of(classification, 3))
     train(run.values, tmp_path)

@@ -213,6 +213,7 @@ def test_the_same_twice_and_recordings_change_no_bit(gradient: str) -> None:
 
 @pytest.mark.parametrize("gradient", ["es", "pes"])
 @pytest.mark.parametrize(("mapping", "chunk"), [("loop", 1), ("vmap", 3), ("vmap", 1)])
+@pytest.mark.slow
 def test_chunks_and_loops_change_nothing(gradient: str, mapping: str, chunk: int) -> None:
     for (mine, metrics, carried), (theirs, means, states) in zip(trained(engine(mapping, chunk), gradient), trained(engine(), gradient)):
         assert relative_error(mine, theirs) < 1e-8

@@ -60,6 +60,7 @@ def imagined(method: Imaginary, context: Context) -> tuple[np.ndarray, np.ndarra
 
 
 @pytest.mark.parametrize("member", ["protonet", "r2d2"])
+@pytest.mark.slow
 def test_without_imagined_examples_a_run_is_that_of_the_member_bit_for_bit(member: str, tmp_path: Path) -> None:
     values = classification("imaginary", f"algo@algo.member={member}", "algo.generated=0", "net.norm=running")
     train(values, tmp_path / "imaginary")

@@ -37,6 +37,7 @@ def policy(*operations: Operation, straight: bool = True) -> Policy:
     return Policy(list(operations or STRONGEST), 0.5, 0.2, straight, 0.5).double()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_without_copies_a_run_is_that_of_the_member_bit_for_bit(tmp_path: Path) -> None:
     train(classification("learned_augment", WITHOUT), tmp_path / "learned")
     train(classification("maml"), tmp_path / "alone")
@@ -178,6 +179,7 @@ def test_it_learns_to_mirror_where_that_helps_and_not_where_it_makes_another_cla
     assert (slope < 0) == varied
 
 
+@pytest.mark.slow
 def test_what_was_learned_is_in_the_summary_by_operation(tmp_path: Path) -> None:
     summary = train(classification("learned_augment", "algo.policy_lr=0.5"), tmp_path)
     rows = summary["found"]["augmentation"]

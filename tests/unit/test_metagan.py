@@ -34,6 +34,7 @@ def one(member: str, *words: str) -> tuple[Algorithm, Task]:
 
 
 @pytest.mark.parametrize("member", ["protonet", "maml"])
+@pytest.mark.slow
 def test_without_weight_a_run_is_that_of_the_member_bit_for_bit(member: str, tmp_path: Path) -> None:
     train(values(member, "algo.weight=0"), tmp_path / "metagan")
     train(classification(member), tmp_path / "alone")

@@ -145,6 +145,7 @@ def test_what_is_no_number_stays_none(window: int) -> None:
 
 
 @WINDOWS
+@pytest.mark.slow
 def test_bfloat16_is_computed_with_in_float32_and_rounded_to_the_nearest(window: int) -> None:
     x, weight, bias = (t.float() for t in operands())
     narrow = x.bfloat16()

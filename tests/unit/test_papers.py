@@ -30,6 +30,7 @@ def papers() -> Any:
             sys.modules.pop(name)
 
 
+@pytest.mark.slow
 def test_every_row_has_a_preset_whose_test_is_its_first_task(papers: ModuleType) -> None:
     for row in papers.ROWS.values():
         assert {task for training in row.trainings for task in training} <= {*papers.TASKS, *papers.MEASURES}

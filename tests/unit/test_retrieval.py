@@ -80,6 +80,7 @@ def test_who_has_no_scores_to_compare_is_told() -> None:
 
 
 @pytest.mark.parametrize(("algo", "n"), [("protonet_zeroshot", 10), ("protonet", 6)])
+@pytest.mark.slow
 def test_a_run_tells_of_it(algo: str, n: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = [f"algo={algo}", "data=glyphs", "data.train_classes=8", "data.val_classes=6", "data.test_classes=10", "data.drawers=4"]
     values = small(*words, "net=mlp", "net.sizes=[8]", "protocol=[episodes,retrieval]", "trainer.iterations=1")

@@ -164,6 +164,7 @@ def test_a_rule_without_numbers_is_the_worst() -> None:
     assert values[1] < 100
 
 
+@pytest.mark.slow
 def test_a_search_cut_in_the_middle_of_its_population_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = quadratics(*SEARCH, *SHORT)
     straight = train(values, tmp_path / "straight")

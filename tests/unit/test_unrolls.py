@@ -215,6 +215,7 @@ def cut(values: dict[str, Any], folder: Path, after: int, resume: bool = False) 
 
 
 @pytest.mark.parametrize("gradient", ["backprop", *(pytest.param(name, marks=pytest.mark.slow) for name in ("es", "pes"))])
+@pytest.mark.slow
 def test_a_run_cut_at_any_iteration_is_resumed_bit_for_bit(gradient: str, tmp_path: Path) -> None:
     values = quadratics(f"optim.gradient={gradient}", "optim.pairs=2")
     train(values, tmp_path / "straight")

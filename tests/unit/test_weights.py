@@ -327,6 +327,7 @@ def test_random_weights_are_rectified_normal_and_keyed() -> None:
 
 
 @pytest.mark.parametrize("algo", WEIGHERS)
+@pytest.mark.slow
 def test_weights_are_the_same_however_tasks_are_mapped_and_recorded(algo: str) -> None:
     run = Run(small(f"algo={algo}", "net.hidden=4", *SET, "algo.batch=5", "protocol=weights"))
     (asked,) = run.protocols
