@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 from helpers import in_float64, random, small
+from torch import nn
 
 from metarun import inner
-from metarun.algos.blackbox import _logistic
-from metarun.algos.blackbox._logistic import STEPS, logistic
+from metarun.algos.blackbox._logistic import PENALTIES, STILL, logistic
 from metarun.algos.blackbox.pfn import SUREST, standard
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
@@ -99,39 +99,36 @@ def test_what_is_no_information_changes_nothing() -> None:
     torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
 
 
-def scalar(value: float) -> torch.Tensor:
-    return torch.tensor(value, dtype=torch.float64)
-
-
-def test_logistic_regression_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logistic_regression_is_scikit_learns() -> None:
     sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
     rows, asked, y = random(30, 4, seed=1), random(7, 4, seed=2), torch.arange(30) % 3
     rows[y == 1, 0] += 1
-    theirs = sklearn.LogisticRegression(C=1 / 3.0, tol=1e-10, max_iter=1000).fit(rows.numpy(), y.numpy()).predict_proba(asked.numpy())
-    off = []
-    for steps in (STEPS, 1000):
-        monkeypatch.setattr(_logistic, "STEPS", steps)
-        linear = logistic(rows, y, 3, scalar(3.0))
-        off.append(float(((asked @ linear.weights + linear.bias).softmax(1) - torch.from_numpy(theirs)).abs().max()))
-    assert off[0] < 0.01
-    assert off[1] < 1e-6
+    linear = logistic(rows, y, 3)
+    said = (asked @ linear.weights + linear.bias[:, None]).softmax(-1)
+    theirs = [
+        sklearn.LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=1000).fit(rows.numpy(), y.numpy()).predict_proba(asked.numpy())
+        for penalty in PENALTIES
+    ]
+    torch.testing.assert_close(said, torch.from_numpy(np.stack(theirs)), rtol=0, atol=1e-4)
+    torch.testing.assert_close(linear.probabilities(asked), said.mean(0))
 
 
-def test_no_step_of_logistic_regression_goes_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many columns there are for how few rows: the loss it lowers is lower after every step."""
-    for n, columns in ((40, 3), (6, 50)):
-        rows, y, losses = random(n, columns, seed=3), torch.arange(n) % 3, []
-        for steps in range(8):
-            monkeypatch.setattr(_logistic, "STEPS", steps)
-            linear = logistic(rows, y, 3, scalar(0.5))
-            likelihood = (rows @ linear.weights + linear.bias).log_softmax(1)[range(n), y].sum()
-            losses.append(float(0.25 * linear.weights.square().sum() - likelihood))
-        assert losses == sorted(losses, reverse=True)
+@pytest.mark.parametrize(("n", "columns", "dtype"), [(40, 3, torch.float64), (6, 50, torch.float32), (3000, 4, torch.float32)])
+def test_weights_of_logistic_regression_are_where_the_loss_is_flat(n: int, columns: int, dtype: torch.dtype) -> None:
+    """However many columns there are for how few rows, and classes apart and not."""
+    rows, y = random(n, columns, seed=3).to(dtype), torch.arange(n) % 3
+    rows[:, 0] += (y == 1) * 5 + y * 0.1
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    for penalty, weights, bias in zip(PENALTIES, *logistic(rows, y, 3)):
+        weights, bias = weights.double().requires_grad_(), bias.double().requires_grad_()
+        loss = nn.functional.cross_entropy(rows.double() @ weights + bias, y, reduction="sum")
+        loss = loss + penalty / 2 * weights.square().sum() + STILL / 2 * bias.square().sum()
+        for slope in torch.autograd.grad(loss, (weights, bias)):
+            assert slope.abs().max() < 2e-4 * n
 
 
 def test_logistic_regression_rules_out_a_class_without_rows() -> None:
-    linear = logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3, scalar(1.0))
-    assert not (random(5, 20, seed=4) @ linear.weights + linear.bias).softmax(1)[:, 1].any()
+    assert not logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3).probabilities(random(5, 20, seed=4))[:, 1].any()
 
 
 @torch.no_grad()
@@ -141,8 +138,7 @@ def test_the_logistic_regression_comes_with_a_query() -> None:
     context, query, *_ = select(tasks, 0)
     state = algorithm.eval().begin(context)
     rows, known = (standard(x, state.mean, state.inverse, state.size) for x in (query.x, context.support.x))
-    linear = logistic(known / state.size, context.support.y, 3, scalar(1.0).exp())
-    belief = (rows / state.size @ linear.weights + linear.bias).log_softmax(1).clamp(min=-SUREST)
+    belief = logistic(known / state.size, context.support.y, 3).probabilities(rows / state.size).log().clamp(min=-SUREST)
     assert len({*belief.argmax(1).tolist()}) > 1
     algorithm.trust.fill_(1.7)
     for said, view in zip(algorithm.predict(state, query.x).members, state.views):

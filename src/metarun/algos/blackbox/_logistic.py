@@ -1,4 +1,4 @@
-"""Logistic regression of the rows of a table, in operations that torch.vmap can batch and that are differentiated through."""
+"""Logistic regressions of the rows of a table under several penalties, in operations that torch.vmap can batch."""
 
 from __future__ import annotations
 
@@ -9,38 +9,49 @@ from torch import Tensor
 
 from metarun import inner
 
-STEPS = 30
-STILL = 1e-6  # the penalty of a bias, which has none but for rounding
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1)  # from the largest on, as each solution is where the search for the next one begins
+STEPS = 5  # of Newton's, for each
+STILL = 1e-3  # the penalty of a bias, which has none but for rounding
 RULED_OUT = -1e4  # the bias of a class
 
 
 class Linear(NamedTuple):
-    """A linear classifier."""
+    """Linear classifiers, P of them."""
 
-    weights: Tensor  # [columns, way]
-    bias: Tensor  # [way]
+    weights: Tensor  # [P, columns, way]
+    bias: Tensor  # [P, way]
+
+    def probabilities(self, rows: Tensor) -> Tensor:
+        """Of the classes of rows [m, columns], [m, way]: the mean over classifiers."""
+        return (rows @ self.weights + self.bias[:, None]).softmax(-1).mean(0)
 
 
-def logistic(rows: Tensor, y: Tensor, way: int, penalty: Tensor) -> Linear:
-    """Logistic regression of the classes on the columns, by ``STEPS`` of Newton's steps with a bound in place of the second derivative.
+def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
+    """Logistic regressions of the classes on the columns, one for each of ``PENALTIES``, by Newton's method.
 
-    The bound is the same in every step, so that one inverse serves them all, and no step goes too far: Böhning 1992, "Multinomial logistic
-    regression algorithm".
+    Half of a penalty times the squared length of the weights is added to the loss, which is summed over rows.
 
     Args:
         rows: [n, columns], standardised.
         y: [n], 0..way-1; a class without rows is ruled out.
-        penalty: [], positive, half of which times the squared length of the weights is added to the loss, summed over rows.
     """
     x, target = inner.with_ones(rows), inner.one_hot(y, way).to(rows.dtype)
-    there = target.sum(0) > 0
-    pull = torch.cat([penalty.to(rows.dtype).expand(rows.shape[1]), rows.new_full((1,), STILL)])[:, None]  # bias last
-    bound = x.T @ x / 2 + pull * torch.eye(x.shape[1], dtype=rows.dtype, device=rows.device)
-    inverse = inner.solve(bound, torch.eye(x.shape[1], dtype=rows.dtype, device=rows.device))
+    n, d = x.shape
+    seen = (target.sum(0) > 0).to(rows.dtype)
+    there, last = (1 - seen) * RULED_OUT, torch.arange(d, device=rows.device) == d - 1
+    ways, columns = (torch.eye(size, dtype=rows.dtype, device=rows.device) for size in (way, d))
+    # The same added to all classes changes no probability: a curvature there, where slopes are none, keeps the system well-conditioned.
+    common = torch.einsum("ij,a,b->iajb", columns, seen, seen).reshape(d * way, d * way) * n
 
-    def step(weights: Tensor, _: Tensor) -> Tensor:
-        wrong = target - torch.where(there, x @ weights, RULED_OUT).softmax(1)
-        return weights + inverse @ (x.T @ wrong - pull * weights)
+    def step(weights: Tensor, penalty: Tensor) -> Tensor:
+        pull = torch.where(last, STILL, penalty)
+        p = (x @ weights + there).softmax(1)
+        slope = x.T @ (p - target) + pull[:, None] * weights
+        each = (x[:, :, None] * p[:, None]).view(n, -1)
+        curvature = torch.einsum("ni,nja,ab->iajb", x, each.view(n, d, way), ways).reshape(d * way, d * way) - each.T @ each
+        return weights - inner.solve(curvature + common + pull.repeat_interleave(way).diag(), slope.reshape(-1, 1)).view(d, way)
 
-    weights = inner.loop(step, rows.new_zeros(x.shape[1], way), STEPS)
-    return Linear(weights[:-1], torch.where(there, weights[-1], RULED_OUT))
+    path = torch.tensor(PENALTIES, dtype=rows.dtype, device=rows.device).repeat_interleave(STEPS)
+    _, found = inner.loop(step, rows.new_zeros(d, way), len(path), path, read=lambda weights: weights)
+    weights = found[STEPS - 1 :: STEPS]
+    return Linear(weights[:, :-1], weights[:, -1] + there)

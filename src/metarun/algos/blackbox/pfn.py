@@ -53,9 +53,10 @@ class PFN(LimitedWay, Algorithm):
 
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
-    from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p: its token bears the classes' codes by their
-    share, and log p is added to the logits, times a learned s. So the Transformer begins where a linear classifier ends; in the minutes of
-    two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, which leaves p out.
+    from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of five
+    penalties: its token bears the classes' codes by their share, and log p is added to the logits, times a learned s. So the Transformer
+    begins where linear classifiers end; in the minutes of two cores it does not find out by itself how to separate by a plane.
+    ``linear=false``: as the paper's, which leaves p out.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -85,7 +86,7 @@ class PFN(LimitedWay, Algorithm):
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
         self.linear = linear
         if linear:
-            self.penalty, self.trust = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(1.0))
+            self.trust = nn.Parameter(torch.tensor(1.0))
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
@@ -102,7 +103,7 @@ class PFN(LimitedWay, Algorithm):
             seen = Batch(shown[:, order], y)
             views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
         way = context.classes.shape[0]
-        linear = (logistic(shown / size, y, way, self.penalty.exp()),) if self.linear else ()
+        linear = (logistic(shown / size, y, way),) if self.linear else ()
         return Known(mean, inverse, size, linear, tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
@@ -110,7 +111,7 @@ class PFN(LimitedWay, Algorithm):
         if not state.linear:
             return Samples(torch.stack([self.reader.predict(view.shown, rows[:, view.columns]) for view in state.views]))
         [linear] = state.linear
-        belief = (rows / state.size @ linear.weights + linear.bias).log_softmax(1).clamp(min=-SUREST)
+        belief = linear.probabilities(rows / state.size).log().clamp(min=-SUREST)
         answers = []
         for columns, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
