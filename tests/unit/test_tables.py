@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -110,7 +111,9 @@ def test_logistic_regression_is_scikit_learns() -> None:
         for penalty in PENALTIES
     ]
     torch.testing.assert_close(said, torch.from_numpy(np.stack(theirs)), rtol=0, atol=1e-4)
-    torch.testing.assert_close(linear.probabilities(asked), said.mean(0))
+    torch.testing.assert_close(linear.probabilities(asked, torch.tensor(0.0)), said.mean(0))
+    share = linear.evidence.exp() / linear.evidence.exp().sum()
+    torch.testing.assert_close(linear.probabilities(asked, torch.tensor(1.0)), torch.einsum("p,pnc->nc", share, said))
 
 
 @pytest.mark.parametrize(("n", "columns", "dtype"), [(40, 3, torch.float64), (6, 50, torch.float32), (3000, 4, torch.float32)])
@@ -119,7 +122,7 @@ def test_weights_of_logistic_regression_are_where_the_loss_is_flat(n: int, colum
     rows, y = random(n, columns, seed=3).to(dtype), torch.arange(n) % 3
     rows[:, 0] += (y == 1) * 5 + y * 0.1
     rows = (rows - rows.mean(0)) / rows.std(0)
-    for penalty, weights, bias in zip(PENALTIES, *logistic(rows, y, 3)):
+    for penalty, weights, bias, _ in zip(PENALTIES, *logistic(rows, y, 3)):
         weights, bias = weights.double().requires_grad_(), bias.double().requires_grad_()
         loss = nn.functional.cross_entropy(rows.double() @ weights + bias, y, reduction="sum")
         loss = loss + penalty / 2 * weights.square().sum() + STILL / 2 * bias.square().sum()
@@ -127,8 +130,23 @@ def test_weights_of_logistic_regression_are_where_the_loss_is_flat(n: int, colum
             assert slope.abs().max() < 2e-4 * n
 
 
+@pytest.mark.parametrize("way", [2, 3])
+def test_evidence_is_the_integral_over_all_weights(way: int) -> None:
+    """Of one column and two classes, summed on a grid: differences of weights and of biases have twice the variance of each."""
+    rows, y = random(40, 1, seed=5), (random(40, seed=6) > 0).long()
+    rows[y == 1] += 0.7
+    slope, offset = torch.meshgrid(torch.linspace(-6, 6, 400).double(), torch.linspace(-6, 6, 400).double(), indexing="ij")
+    signs = (2 * y - 1)[:, None, None]
+    fit = nn.functional.logsigmoid(signs * (rows[..., None] * slope + offset)).sum(0)
+    cell = 2 * math.log(12 / 399)
+    for penalty, evidence in zip(PENALTIES, logistic(rows, y, way).evidence):
+        prior = sum(-(value**2) * pull / 4 - math.log(4 * math.pi / pull) / 2 for value, pull in ((slope, penalty), (offset, STILL)))
+        assert float(evidence) == pytest.approx(float((fit + prior).flatten().logsumexp(0)) + cell, abs=0.1)
+
+
 def test_logistic_regression_rules_out_a_class_without_rows() -> None:
-    assert not logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3).probabilities(random(5, 20, seed=4))[:, 1].any()
+    linear = logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3)
+    assert not linear.probabilities(random(5, 20, seed=4), torch.tensor(1.0))[:, 1].any()
 
 
 @torch.no_grad()
@@ -138,7 +156,8 @@ def test_the_logistic_regression_comes_with_a_query() -> None:
     context, query, *_ = select(tasks, 0)
     state = algorithm.eval().begin(context)
     rows, known = (standard(x, state.mean, state.inverse, state.size) for x in (query.x, context.support.x))
-    belief = logistic(known / state.size, context.support.y, 3).probabilities(rows / state.size).log().clamp(min=-SUREST)
+    linear = logistic(known / state.size, context.support.y, 3)
+    belief = linear.probabilities(rows / state.size, algorithm.surety).clamp(min=math.exp(-SUREST)).log()
     assert len({*belief.argmax(1).tolist()}) > 1
     algorithm.trust.fill_(1.7)
     for said, view in zip(algorithm.predict(state, query.x).members, state.views):

@@ -20,16 +20,23 @@ class Linear(NamedTuple):
 
     weights: Tensor  # [P, columns, way]
     bias: Tensor  # [P, way]
+    evidence: Tensor  # [P], log-likelihood of the table under the penalty
 
-    def probabilities(self, rows: Tensor) -> Tensor:
-        """Of the classes of rows [m, columns], [m, way]: the mean over classifiers."""
-        return (rows @ self.weights + self.bias[:, None]).softmax(-1).mean(0)
+    def probabilities(self, rows: Tensor, surety: Tensor) -> Tensor:
+        """Of the classes of rows [m, columns], [m, way]: the mean over classifiers.
+
+        Args:
+            surety: [], how far the evidence counts: with 0 all classifiers are alike, with 1 the mean is that of Bayes.
+        """
+        each = (rows @ self.weights + self.bias[:, None]).softmax(-1)
+        return ((surety * self.evidence).softmax(0)[:, None, None] * each).sum(0)
 
 
 def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
     """Logistic regressions of the classes on the columns, one for each of ``PENALTIES``, by Newton's method.
 
-    Half of a penalty times the squared length of the weights is added to the loss, which is summed over rows.
+    Half of a penalty times the squared length of the weights is added to the loss, which is summed over rows: a normal prior, whose
+    evidence is found by Laplace's approximation, MacKay 1992, "The evidence framework applied to classification networks", equation 11.
 
     Args:
         rows: [n, columns], standardised.
@@ -43,15 +50,28 @@ def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
     # The same added to all classes changes no probability: a curvature there, where slopes are none, keeps the system well-conditioned.
     common = torch.einsum("ij,a,b->iajb", columns, seen, seen).reshape(d * way, d * way) * n
 
-    def step(weights: Tensor, penalty: Tensor) -> Tensor:
-        pull = torch.where(last, STILL, penalty)
-        p = (x @ weights + there).softmax(1)
-        slope = x.T @ (p - target) + pull[:, None] * weights
-        each = (x[:, :, None] * p[:, None]).view(n, -1)
-        curvature = torch.einsum("ni,nja,ab->iajb", x, each.view(n, d, way), ways).reshape(d * way, d * way) - each.T @ each
-        return weights - inner.solve(curvature + common + pull.repeat_interleave(way).diag(), slope.reshape(-1, 1)).view(d, way)
+    def pulls(penalty: Tensor) -> Tensor:
+        return torch.where(last, STILL, penalty)
 
-    path = torch.tensor(PENALTIES, dtype=rows.dtype, device=rows.device).repeat_interleave(STEPS)
-    _, found = inner.loop(step, rows.new_zeros(d, way), len(path), path, read=lambda weights: weights)
+    def curvature(p: Tensor, pull: Tensor) -> Tensor:
+        """Second derivative of the loss [d * way, d * way], by column and class, where classes have probabilities p [n, way]."""
+        each = (x[:, :, None] * p[:, None]).view(n, -1)
+        alone = torch.einsum("ni,nja,ab->iajb", x, each.view(n, d, way), ways).reshape(d * way, d * way)
+        return alone - each.T @ each + common + pull.repeat_interleave(way).diag()
+
+    def step(weights: Tensor, penalty: Tensor) -> Tensor:
+        pull, p = pulls(penalty), (x @ weights + there).softmax(1)
+        slope = x.T @ (p - target) + pull[:, None] * weights
+        return weights - inner.solve(curvature(p, pull), slope.reshape(-1, 1)).view(d, way)
+
+    def evidence(weights: Tensor, penalty: Tensor) -> Tensor:
+        pull, logits = pulls(penalty), x @ weights + there
+        fit = (target * logits.log_softmax(1)).sum() - (pull[:, None] * weights.square()).sum() / 2
+        volume = torch.linalg.cholesky_ex(curvature(logits.softmax(1), pull))[0].diagonal().log().sum()
+        shared = (pull + n * seen.sum()).log().sum() / 2  # what ``common`` adds to it
+        return fit + (way - 1) / 2 * pull.log().sum() - volume + shared
+
+    penalties = rows.new_tensor(PENALTIES)
+    _, found = inner.loop(step, rows.new_zeros(d, way), len(PENALTIES) * STEPS, penalties.repeat_interleave(STEPS), read=lambda w: w)
     weights = found[STEPS - 1 :: STEPS]
-    return Linear(weights[:, :-1], weights[:, -1] + there)
+    return Linear(weights[:, :-1], weights[:, -1] + there, torch.stack([evidence(*pair) for pair in zip(weights, penalties)]))

@@ -3,6 +3,7 @@ Hollmann, Müller, Eggensperger, Hutter 2023, "TabPFN", arXiv:2207.01848."""
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, NamedTuple
 
 import torch
@@ -54,9 +55,9 @@ class PFN(LimitedWay, Algorithm):
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
     from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of five
-    penalties: its token bears the classes' codes by their share, and log p is added to the logits, times a learned s. So the Transformer
-    begins where linear classifiers end; in the minutes of two cores it does not find out by itself how to separate by a plane.
-    ``linear=false``: as the paper's, which leaves p out.
+    penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their share, and log p is added to the
+    logits, times a learned s. So the Transformer begins where linear classifiers end; in the minutes of two cores it does not find out by
+    itself how to separate by a plane. ``linear=false``: as the paper's, which leaves p out.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -86,7 +87,7 @@ class PFN(LimitedWay, Algorithm):
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
         self.linear = linear
         if linear:
-            self.trust = nn.Parameter(torch.tensor(1.0))
+            self.trust, self.surety = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.1))
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
@@ -111,7 +112,7 @@ class PFN(LimitedWay, Algorithm):
         if not state.linear:
             return Samples(torch.stack([self.reader.predict(view.shown, rows[:, view.columns]) for view in state.views]))
         [linear] = state.linear
-        belief = linear.probabilities(rows / state.size).log().clamp(min=-SUREST)
+        belief = linear.probabilities(rows / state.size, self.surety).clamp(min=math.exp(-SUREST)).log()
         answers = []
         for columns, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
