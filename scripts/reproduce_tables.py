@@ -41,7 +41,10 @@ def main() -> None:
         from sklearn import datasets
     except ImportError:
         sys.exit("scikit-learn is missing: pip install scikit-learn")
-    summaries = {name: trained(options.runs / name, [*words.split(), "device=cpu", "engine.threads=1"]) for name, words in RUNS.items()}
+    summaries = {
+        name: trained(options.runs / name, [*words.split(), "device=cpu", "engine.threads=1", "logger=quiet"])
+        for name, words in RUNS.items()
+    }
     models = {name: metarun.load(options.runs / name, device="cpu") for name in RUNS}
     rows, behind = [], []
     for name, load in {"breast cancer": datasets.load_breast_cancer, "wine": datasets.load_wine, "iris": datasets.load_iris}.items():

@@ -160,9 +160,10 @@ def test_the_logistic_regression_comes_with_a_query() -> None:
     belief = linear.probabilities(rows / state.size, algorithm.surety).clamp(min=math.exp(-SUREST)).log()
     assert len({*belief.argmax(1).tolist()}) > 1
     algorithm.trust.fill_(1.7)
+    algorithm.share.fill_(0.3)
     for said, view in zip(algorithm.predict(state, query.x).members, state.views):
         codes = algorithm.reader.unknown + belief.exp() @ view.shown.codes
-        expected = algorithm.reader.answer(view.shown, rows[:, view.columns], codes) + 1.7 * belief
+        expected = 0.3 * algorithm.reader.answer(view.shown, rows[:, view.columns], codes) + 1.7 * belief
         torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-12)
 
 

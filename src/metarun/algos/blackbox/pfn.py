@@ -45,7 +45,7 @@ class Known(NamedTuple):
 class PFN(LimitedWay, Algorithm):
     """Prior-fitted net: the in-context learner on rows of numbers.
 
-        q(y | x, D) = mean over views of softmax(Transformer(rows of D with codes of their labels, x) + s log p(y | x, D))
+        q(y | x, D) = mean over views of softmax(r Transformer(rows of D with codes of their labels, x) + s log p(y | x, D))
                                                                                     (equations 1 and 3; p: deviation 4)
 
     Columns are brought to mean 0 and variance 1 over the labelled rows; what is constant, as padding is, becomes 0, and the rest is
@@ -55,9 +55,10 @@ class PFN(LimitedWay, Algorithm):
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
     from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of five
-    penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their share, and log p is added to the
-    logits, times a learned s. So the Transformer begins where linear classifiers end; in the minutes of two cores it does not find out by
-    itself how to separate by a plane. ``linear=false``: as the paper's, which leaves p out.
+    penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their part in p, and log p is added to
+    the logits, times a learned s; what the Transformer says counts r times, learned and 0 at first. So it begins where linear classifiers
+    end; in the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and
+    no p.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -87,7 +88,7 @@ class PFN(LimitedWay, Algorithm):
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
         self.linear = linear
         if linear:
-            self.trust, self.surety = nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.tensor(0.1))
+            self.trust, self.surety, self.share = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.1, 0.0))
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
@@ -116,7 +117,7 @@ class PFN(LimitedWay, Algorithm):
         answers = []
         for columns, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
-            answers.append(self.reader.answer(shown, rows[:, columns], codes) + self.trust * belief)
+            answers.append(self.share * self.reader.answer(shown, rows[:, columns], codes) + self.trust * belief)
         return Samples(torch.stack(answers))
 
 
