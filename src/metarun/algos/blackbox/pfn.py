@@ -56,7 +56,7 @@ class PFN(LimitedWay, Algorithm):
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
     from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of five
     penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their part in p, and log p is added to
-    the logits, times a learned s; what the Transformer says counts r times, learned and 0 at first. So it begins where linear classifiers
+    the logits, times a learned s; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers
     end; in the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and
     no p.
 
@@ -88,7 +88,7 @@ class PFN(LimitedWay, Algorithm):
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
         self.linear = linear
         if linear:
-            self.trust, self.surety, self.share = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.1, 0.0))
+            self.trust, self.surety, self.share = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.1, 0.01))
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
