@@ -212,11 +212,17 @@ def kept(runs: Path) -> Records:
             if spot in here:
                 finished(typed, runs / spot)
                 records[spot] = record(runs / spot)
-            elif settings((values := resolve(compose(typed))) | legacy.updated(before[spot]["settings"])) == settings(values):
+            elif same(resolve(compose(typed)), legacy.updated(before[spot]["settings"])):
                 records[spot] = before[spot]
             else:
                 print(f"{spot} was found with other settings than its preset has today, and is left out", file=sys.stderr)
     return records
+
+
+def same(values: dict[str, Any], found: dict[str, Any]) -> bool:
+    """Whether a record was found with the settings of this configuration; where its data lay it does not say."""
+    somewhere = {"root": values["data"]["root"]} if "root" in values["data"] else {}
+    return settings(values | found | {"data": somewhere | found["data"]}) == settings(values)
 
 
 def record(folder: Path) -> dict[str, Any]:

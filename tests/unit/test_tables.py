@@ -111,6 +111,9 @@ def test_logistic_regression_is_scikit_learns() -> None:
         for penalty in PENALTIES
     ]
     torch.testing.assert_close(said, torch.from_numpy(np.stack(theirs)), rtol=0, atol=1e-4)
+    wide = logistic(torch.cat([rows, torch.zeros(30, 30)], 1), y, 3)  # more columns than rows
+    torch.testing.assert_close(wide.weights[:, :4], linear.weights, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(wide.evidence, linear.evidence)
     torch.testing.assert_close(linear.probabilities(asked, torch.tensor(0.0)), said.mean(0))
     share = linear.evidence.exp() / linear.evidence.exp().sum()
     torch.testing.assert_close(linear.probabilities(asked, torch.tensor(1.0)), torch.einsum("p,pnc->nc", share, said))

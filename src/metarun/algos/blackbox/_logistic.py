@@ -42,6 +42,10 @@ def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
         rows: [n, columns], standardised.
         y: [n], 0..way-1; a class without rows is ruled out.
     """
+    if rows.shape[1] > rows.shape[0]:  # weights lie in the span of the rows
+        basis, triangle = torch.linalg.qr(rows.T)
+        found = logistic(triangle.T, y, way)
+        return found._replace(weights=basis @ found.weights)
     x, target = inner.with_ones(rows), inner.one_hot(y, way).to(rows.dtype)
     n, d = x.shape
     seen = (target.sum(0) > 0).to(rows.dtype)
