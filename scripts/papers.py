@@ -27,7 +27,6 @@ from metarun.config.stored import read_config
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "papers.md"
 KEPT = PAGE.with_suffix(".json")
 NOT_RUN = "not run yet"
-Summary = dict[str, Any]
 Records = dict[str, dict[str, Any]]  # of trainings, by their place, see ``record``
 SETTINGS = ("seed", "data", "algo", "net", "optim", "trainer", "episode", "augment")  # of a configuration, that decide what is found
 TOOK = ("iterations", "wall_s", "bn_mode")  # of a summary, what a record keeps beside the tests
@@ -151,7 +150,7 @@ def main() -> None:
                 sys.exit(f"where are the images of {row.name}? give --{'cifar' if 'cifar' in row.preset else 'omniglot'} PATH")
             for training in row.trainings:
                 spot, tests = place(row, training, seed), [asked(row, training, task) for task in training]
-                if not {*map(file_name, tests)} <= records.get(spot, {"tests": {}})["tests"].keys():
+                if not {*map(file_name, tests)} <= records.get(spot, {}).get("tests", {}).keys():
                     folder = options.runs / spot
                     finished([*words(row, training, seed), f"data.root={root}", "logger=quiet"], folder)
                     for test in tests:
@@ -212,23 +211,17 @@ def kept(runs: Path) -> Records:
             if spot in here:
                 finished(typed, runs / spot)
                 records[spot] = record(runs / spot)
-            elif same(resolve(compose(typed)), legacy.updated(before[spot]["settings"])):
+            elif settings((values := resolve(compose(typed))) | legacy.updated(before[spot]["settings"])) == settings(values):
                 records[spot] = before[spot]
             else:
                 print(f"{spot} was found with other settings than its preset has today, and is left out", file=sys.stderr)
     return records
 
 
-def same(values: dict[str, Any], found: dict[str, Any]) -> bool:
-    """Whether a record was found with the settings of this configuration; where its data lay it does not say."""
-    somewhere = {"root": values["data"]["root"]} if "root" in values["data"] else {}
-    return settings(values | found | {"data": somewhere | found["data"]}) == settings(values)
-
-
 def record(folder: Path) -> dict[str, Any]:
     """Of a finished training: its settings, what it took, and what each test found, by the name of its file."""
     values, summary = read_config(folder), read(folder / "summary.json")
-    values["data"].pop("root", None)
+    values["data"] |= {key: None for key in values["data"] if key == "root"}  # where its data lay is nobody's concern
     tests = {file.name: read(file)["test"] for file in (folder / "summary.json", *sorted(folder.glob("eval-*.json")))}
     return {
         "settings": {key: values[key] for key in SETTINGS},

@@ -12,17 +12,15 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from pages import put
 from reproduce import table, trained
 
 import metarun
-from metarun.algos.blackbox._logistic import logistic
-from metarun.algos.blackbox.pfn import FARTHEST
 from metarun.config.stored import read_config
 from metarun.run import Run
 from metarun.task import count, select
@@ -45,11 +43,11 @@ def main() -> None:
         name: trained(options.runs / name, [*words.split(), "device=cpu", "engine.threads=1", "logger=quiet"])
         for name, words in RUNS.items()
     }
-    models = {name: metarun.load(options.runs / name, device="cpu") for name in RUNS}
+    models = {name: metarun.load(options.runs / name, device="cpu") for name in RUNS} | {"linear": without(options.runs / "pfn")}
     rows, behind = [], []
     for name, load in {"breast cancer": datasets.load_breast_cancer, "wine": datasets.load_wine, "iris": datasets.load_iris}.items():
         x, y = load(return_X_y=True)
-        ours, alone, linear, theirs = np.array([split([*models.values()], x, y, seed) for seed in range(SPLITS)]).T
+        ours, alone, linear, theirs = np.array([split(models.values(), x, y, seed) for seed in range(SPLITS)]).T
         cells = (f"{auc.mean():.4f} ± {auc.std():.4f}" for auc in (ours, alone, linear, theirs))
         apart = f"{(ours - theirs).mean():+.5f} ± {1.96 * (ours - theirs).std(ddof=1) / SPLITS**0.5:.5f}".replace("-", "−")
         rows.append([name, f"{len(x)} x {x.shape[1]}", f"{len(set(y))}", *cells, apart])
@@ -99,16 +97,23 @@ def rival() -> Any:
     return make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
 
 
+def without(folder: Path) -> Any:
+    """A run's net without its Transformer: the logistic regressions that come with a query."""
+    model = metarun.load(folder, device="cpu")
+    model.algorithm.share.data.zero_()
+    model.algorithm.trust.data.fill_(1)
+    return model
+
+
 def padded(model: Any, x: np.ndarray) -> np.ndarray:
     """As many columns as the net knows: zeros beyond the table's own."""
     return np.pad(x, ((0, 0), (0, model.algorithm.problem.input_shape[0] - x.shape[1])))
 
 
-def split(models: list[Any], x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, ...]:
-    """Areas of nets, of the logistic regressions that come with a query, and of scikit-learn's on half of the rows, from the other."""
+def split(models: Iterable[Any], x: np.ndarray, y: np.ndarray, seed: int) -> tuple[float, ...]:
+    """Areas of nets and, last, of logistic regression on half of the rows, from the other half."""
     from sklearn.metrics import roc_auc_score
     from sklearn.model_selection import train_test_split
-    from sklearn.preprocessing import StandardScaler
 
     known, asked, labels, truth = train_test_split(x, y, test_size=0.5, stratify=y, random_state=seed)
 
@@ -116,11 +121,7 @@ def split(models: list[Any], x: np.ndarray, y: np.ndarray, seed: int) -> tuple[f
         return float(roc_auc_score(truth, p[:, 1] if p.shape[1] == 2 else p / p.sum(1, keepdims=True), multi_class="ovr"))
 
     ours = [model.adapt(padded(model, known), labels).probabilities(padded(model, asked), raw=True).numpy() for model in models]
-    scaler = StandardScaler().fit(known)
-    rows, others = (torch.from_numpy(scaler.transform(x).clip(-FARTHEST, FARTHEST)) for x in (known, asked))
-    regressions, surety = logistic(rows, torch.from_numpy(labels), len(set(y))), models[0].algorithm.surety.detach().double()
-    linear = regressions.probabilities(others, surety).numpy()
-    return *map(auc, [*ours, linear]), auc(rival().fit(known, labels).predict_proba(asked))
+    return *map(auc, ours), auc(rival().fit(known, labels).predict_proba(asked))
 
 
 if __name__ == "__main__":
