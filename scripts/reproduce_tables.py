@@ -57,7 +57,7 @@ def main() -> None:
             begun = time.perf_counter()
             fitted.probabilities(np.resize(padded(models["pfn"], x), (ROWS, x.shape[1])))
             seconds = time.perf_counter() - begun
-    columns = ["AUC, pfn", "algo.linear=false", "its five logistic regressions", "logistic regression", "pfn − logistic regression"]
+    columns = ["AUC, pfn", "algo.linear=false", "its logistic regressions", "logistic regression", "pfn − logistic regression"]
     text = "\n".join(table(["table", "rows x columns", "classes", *columns], rows))
     right = {name: summary["test"]["accuracy"]["mean"] for name, summary in summaries.items()}
     run, frequent = Run(read_config(options.runs / "pfn")), summaries["pfn"]["bounds"]["trivial"]["mean"]

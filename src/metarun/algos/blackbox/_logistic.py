@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metarun import inner
 
-PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1)  # from the largest on, as each solution is where the search for the next one begins
+PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # from the largest on, as each solution is where the search for the next one begins
 STEPS = 5  # of Newton's, for each
 STILL = 1e-3  # the penalty of a bias, which has none but for rounding
 RULED_OUT = -1e4  # the bias of a class

@@ -54,7 +54,7 @@ class PFN(LimitedWay, Algorithm):
 
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
-    from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of five
+    from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of six
     penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their part in p, and log p is added to
     the logits, times a learned s; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers
     end; in the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and
