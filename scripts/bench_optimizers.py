@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pages import put
+from pages import PLAIN, put
 from torch import Tensor
 from torch.func import functional_call
 
@@ -41,7 +41,6 @@ WORKS = {
     "quadratics, LSTM 20-20, 128 tasks of 20 steps": "experiment=quadratics_lstm",
     "glyphs, MLP 144-32-10, MLP optimizer, 4 tasks of 20 steps": "experiment=glyphs_optimizer algo.inner_steps=20 trainer.meta_batch=4",
 }
-PLAIN = ["device=cpu", "logger=quiet"]
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from pages import finished, put
+from pages import PLAIN, finished, put
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -25,7 +25,6 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
 PICTURE = PAGE.parent / "pictures" / "quadratics.png"
 STEPS = (0, 20, 50, 100)
 BAR = 0.15  # of the LSTM optimizer's loss after 100 steps
-PLAIN = ["device=cpu", "logger=quiet"]
 # Six rates a decade, by their logarithms in sixths.
 RATES = {"sgd": range(-15, -7), "nesterov": range(-17, -8), "rmsprop": range(-13, -2), "adam": range(-9, 1)}
 NAMES = {"sgd": "SGD", "nesterov": "Nesterov", "rmsprop": "RMSprop", "adam": "Adam"}

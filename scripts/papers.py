@@ -17,9 +17,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pages import finished, put, settings
+from pages import evaluated, evaluation, finished, put, read, settings, table
 
-import metarun
 from metarun.config import legacy
 from metarun.config.compose import compose, resolve
 from metarun.config.stored import read_config
@@ -141,7 +140,7 @@ def main() -> None:
     if options.write:
         KEPT.write_text(json.dumps(records, indent=1, sort_keys=True) + "\n", encoding="utf-8")
         for name, (rows, tasks) in TABLES.items():
-            put(PAGE, name, table(rows, tasks, records))
+            put(PAGE, name, written(rows, tasks, records))
         return
     for seed in range(options.seeds):
         for row in map(ROWS.__getitem__, options.only):
@@ -150,11 +149,11 @@ def main() -> None:
                 sys.exit(f"where are the images of {row.name}? give --{'cifar' if 'cifar' in row.preset else 'omniglot'} PATH")
             for training in row.trainings:
                 spot, tests = place(row, training, seed), [asked(row, training, task) for task in training]
-                if not {*map(file_name, tests)} <= records.get(spot, {}).get("tests", {}).keys():
+                if not {*map(evaluation, tests)} <= records.get(spot, {}).get("tests", {}).keys():
                     folder = options.runs / spot
                     finished([*words(row, training, seed), f"data.root={root}", "logger=quiet"], folder)
                     for test in tests:
-                        evaluate(folder, test)
+                        evaluated(folder, test)
                     records[spot] = record(folder)
                 print(cells(row, training, records), flush=True)
 
@@ -178,22 +177,6 @@ def seeds(row: Row, training: tuple[str, ...], places: Iterable[str]) -> dict[in
 def asked(row: Row, training: tuple[str, ...], task: str) -> str:
     """The words of the evaluation of a task; none: it is the run's own test."""
     return " ".join(filter(None, [TASKS.get(task, "") if task != training[0] else "", row.asked]))
-
-
-def file_name(words: str) -> str:
-    """Of the summary of an evaluation under these words, in its run's folder; none: of the run's own."""
-    return f"eval-{words.replace(' ', '-')}.json" if words else "summary.json"
-
-
-def evaluate(folder: Path, words: str) -> None:
-    """Test the run in a folder under these words, unless that is done."""
-    if not (folder / file_name(words)).is_file():
-        (folder / file_name(words)).write_text(json.dumps(metarun.evaluate(folder, words)), encoding="utf-8")
-
-
-def read(file: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return found
 
 
 def kept(runs: Path) -> Records:
@@ -237,7 +220,7 @@ def found(row: Row, training: tuple[str, ...], records: Records) -> list[dict[st
 
 def accuracies(row: Row, training: tuple[str, ...], task: str, records: Records) -> list[dict[str, float]]:
     """Mean and interval of a task, seed by seed."""
-    tests = [each["tests"].get(file_name(asked(row, training, task))) for each in found(row, training, records)]
+    tests = [each["tests"].get(evaluation(asked(row, training, task))) for each in found(row, training, records)]
     return [test[MEASURES.get(task, "accuracy")] for test in tests if test]
 
 
@@ -271,19 +254,20 @@ def line(row: Row, tasks: tuple[str, ...], records: Records) -> list[str]:
     return [name, *(found_here.get(task, "–") for task in tasks), mode, budget or "–", number or "–", row.why or "–"]
 
 
-def table(rows: list[Row], tasks: tuple[str, ...], records: Records) -> str:
+def written(rows: list[Row], tasks: tuple[str, ...], records: Records) -> str:
     """The rows in Markdown, chance beneath them, and the commands of their trainings and tests."""
-    lines = [["method", *tasks, "norm", "iterations, wall", "seeds", "what is known to differ from the paper"], ["---"] * (len(tasks) + 5)]
-    lines += [line(row, tasks, records) for row in rows]
+    lines = [line(row, tasks, records) for row in rows]
     if set(tasks) <= CHANCE.keys():
         lines.append(["chance", *(CHANCE[task] for task in tasks), *["–"] * 4])
-    text = "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
+    text = "\n".join(table(["method", *tasks, "norm", "iterations, wall", "seeds", "what is known to differ from the paper"], lines))
     commands: dict[str, list[str]] = {}
     for row in rows:
         for training in row.trainings:
             tests = commands.setdefault(f"metarun {' '.join(words(row, training))} data.root=PATH", [])
             tests += [f"    metarun eval RUN {test}" for task in training if (test := asked(row, training, task))]
-    return text + "\n```\n" + "".join(f"{line}\n" for typed, tests in commands.items() for line in (typed, *dict.fromkeys(tests))) + "```\n"
+    return (
+        text + "\n\n```\n" + "".join(f"{line}\n" for typed, tests in commands.items() for line in (typed, *dict.fromkeys(tests))) + "```\n"
+    )
 
 
 if __name__ == "__main__":

@@ -7,18 +7,10 @@ python scripts/reproduce.py --omniglot ../shared/omniglot [--runs outputs/result
 from __future__ import annotations
 
 import argparse
-import json
-import subprocess
-import sys
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pages import put
-
-from metarun.config import schema
-from metarun.config.compose import compose, resolve
-from metarun.config.stored import read_config
+from pages import evaluated, finished, put, table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "results.md"
 # Every run that is trained: its name, and its words.
@@ -129,45 +121,6 @@ PAPERS = {
 VERIFIERS = ("siamese", "protonet", "imp", "relation", "nearest", "hausdorff")
 STEPS = (0, 1, 5, 10)
 
-Summary = dict[str, Any]
-
-
-def run(words: list[str]) -> Summary:
-    """One metarun command; its summary is the last line of stdout."""
-    print("metarun", *words, flush=True)
-    done = subprocess.run([sys.executable, "-m", "metarun", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def settings(values: dict[str, Any]) -> Any:
-    """What a configuration asks for: keys that it is too old for at their defaults, and wherever data, other runs and tensors lie."""
-    valid = schema.validate(values)
-    valid.data.values.pop("root", None)
-    source = valid.root.init_from and Path(valid.root.init_from).name
-    return replace(valid, root=replace(valid.root, init_from=source, device="auto"))
-
-
-def trained(folder: Path, words: list[str]) -> Summary:
-    """The summary of a training run, from its folder where it is finished already."""
-    if (folder / "config.yaml").is_file() and settings(read_config(folder)) != settings(resolve(compose(words))):
-        sys.exit(f"{folder} holds a run with other settings than 'metarun {' '.join(words)}' has now; move it away, or choose other --runs")
-    summary = folder / "summary.json"
-    if summary.is_file():
-        return json.loads(summary.read_text(encoding="utf-8"))
-    if (folder / "checkpoints" / "last.pt").is_file():
-        return run(["resume", str(folder)])
-    return run([*words, f"hydra.run.dir={folder}"])
-
-
-def evaluated(folder: Path, words: str) -> Summary:
-    """The summary of ``metarun eval`` under these words, from the run's folder where it was done already."""
-    if not words:
-        return json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    kept = folder / f"eval-{words.replace(' ', '-')}.json"
-    if not kept.is_file():
-        kept.write_text(json.dumps(run(["eval", str(folder), *words.split()])), encoding="utf-8")
-    return json.loads(kept.read_text(encoding="utf-8"))
-
 
 class Results:
     """Summaries by run and words; what is not there yet is run first."""
@@ -175,28 +128,23 @@ class Results:
     def __init__(self, runs: Path, omniglot: str) -> None:
         self.runs, self.omniglot = runs, omniglot
 
-    def training(self, name: str) -> Summary:
+    def training(self, name: str) -> dict[str, Any]:
         """The summary of a run, with that of its own test."""
         words = typed(name, self.omniglot)
         if name in RUN:
             self.training(RUN[name])
             words = words.replace("RUN", str(self.runs / RUN[name]))
-        return trained(self.runs / name, words.split())
+        return finished(words.split(), self.runs / name)
 
-    def evaluation(self, name: str, words: str) -> Summary:
+    def evaluation(self, name: str, words: str, split: Literal["test", "val"] = "test") -> dict[str, Any]:
         """The summary of ``metarun eval`` of a run."""
         self.training(name)
-        return evaluated(self.runs / name, words)
+        return evaluated(self.runs / name, words, split)
 
     def accuracy(self, name: str, words: str) -> str:
         """Mean and interval in %."""
         accuracy = self.evaluation(name, words)["test"]["accuracy"]
         return f"{100 * accuracy['mean']:.2f} ± {100 * accuracy['ci95']:.2f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """A table of Markdown."""
-    return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
 def typed(name: str, omniglot: str) -> str:
@@ -360,10 +308,9 @@ def lake(results: Results) -> list[str]:
         typed.append(command(name))
         for label, words in ANSWERS.items():
             test = f"query=1 trainer.val_episodes=1000 trainer.test_episodes=1000 {words}".strip()
-            asked = {"val": f"--split val {test}", "test": test}
-            scores = [results.evaluation(name, words)[split]["accuracy"] for split, words in asked.items()]
+            scores = [results.evaluation(name, test, split)[split]["accuracy"] for split in ("val", "test")]
             rows.append([label, source, *(f"{100 * (1 - score['mean']):.1f} ± {100 * score['ci95']:.1f}" for score in scores)])
-            typed.extend(f"    metarun eval RUN {words}" for words in asked.values())
+            typed.extend(f"    metarun eval RUN {words}" for words in (f"--split val {test}", test))
     lines = [
         "## Lake's one-shot challenge, answers after training",
         "",

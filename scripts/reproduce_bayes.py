@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import finished, put
+from pages import ONE_THREAD, finished, put
 
 from metarun.protocols.base import statistics
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "bayesian.md"
-PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "trainer.val_episodes=100 trainer.test_episodes=300"
 MAML = f"experiment=omniglot_small_maml trainer.meta_batch=4 trainer.iterations=400 trainer.val_every=400 {FEW}"
 PROTONET = f"experiment=omniglot_small_protonet {FEW}"
@@ -140,7 +139,7 @@ def begun(words: str, runs: Path, seed: int) -> list[str]:
 
 def found_by(words: list[str], folder: Path) -> dict[str, Any]:
     """The summary of a run; of a regression with the mean over episodes of root mean squares beside."""
-    summary = finished([*words, *PLAIN], folder)
+    summary = finished([*words, *ONE_THREAD], folder)
     if summary["metric"] == "mse":
         summary["test"]["rmse"] = statistics(np.sqrt(np.load(folder / "test_scores.npy")))
     return summary

@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 from matplotlib.figure import Figure
-from pages import finished, put
-from reproduce_words import PLAIN
+from pages import PLAIN, finished, put
 
 from metarun.config.compose import override
 from metarun.config.stored import read_config

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import finished, put
+from pages import PLAIN, finished, put
 
 from metarun.config.compose import override
 from metarun.config.stored import read_config
 from metarun.experiment import evaluate
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "control.md"
-PLAIN = ["device=cpu", "logger=quiet"]
 BANDITS = "experiment=bandits_rl2"
 RULES = ("random", "greedy", "thompson", "ucb1", "gittins")
 GRID = "experiment=gridnav_rl2"

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 
 import matplotlib
 import torch
-from pages import put
-from reproduce_search import finished
+from pages import PLAIN, finished, put
 
 from metarun import inner
 from metarun.algos.search._searcher import Searcher
@@ -81,12 +80,12 @@ class Lab:
     """
 
     def __init__(self, runs: Path, root: str | None) -> None:
-        self.runs, self.more = runs, [f"data.root={root}"] if root else []
+        self.runs, self.more = runs, [*([f"data.root={root}"] if root else []), *PLAIN]
 
     def run(self, words: str, name: str) -> Trained:
         """The run of these words, in the folder of that name."""
         note, begun = self.runs / name / "cpu_seconds.txt", time.process_time()
-        summary = finished(words, self.runs / name, *self.more)
+        summary = finished([*words.split(), *self.more], self.runs / name)
         if not note.is_file():
             note.write_text(f"{time.process_time() - begun:.2f}\n", encoding="utf-8")
         return Trained(summary, float(note.read_text(encoding="utf-8")))

@@ -13,8 +13,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from pages import put
-from reproduce_search import finished
+from pages import PLAIN, finished, put
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
 # Ordinary training of a small net on 25 images, 50 steps of SGD with momentum; tasks are judged by 75 further images.
@@ -36,20 +35,20 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("outputs/hyperparameters"), help="folder of the runs")
     parser.add_argument("--write", action="store_true", help="put the table into docs/search.md")
     options = parser.parse_args()
-    text = table(options.runs, [f"data.root={options.root}"] if options.root else [])
+    text = table(options.runs, [*([f"data.root={options.root}"] if options.root else []), *PLAIN])
     print(text)
     if options.write:
         put(PAGE, "hyperparameters", text)
 
 
 def table(runs: Path, more: list[str]) -> str:
-    """Losses and accuracies on development tasks, in Markdown, with the commands; ``more``: words that say where data lie."""
+    """Losses and accuracies on development tasks, in Markdown, with the commands; ``more``: further words of all."""
     grid = [f"algo.rate={r} algo.momentum={m} algo.decay={d}" for r, m, d in itertools.product(RATES, MOMENTA, DECAYS)]
-    fixed = {words: finished(f"{FIXED} {words}", runs / re.sub(r"[^\w.]+", "-", f"fixed-{words}"), *more) for words in grid}
+    fixed = {words: finished([*f"{FIXED} {words}".split(), *more], runs / re.sub(r"[^\w.]+", "-", f"fixed-{words}")) for words in grid}
     best = min(fixed, key=lambda words: loss(fixed[words]))
     rows = {f"fixed, the best of {len(grid)}: `{best}`": fixed[best]}
     words = {name: f"{SAME} {best} {more}" for name, more in LEARNED.items()}
-    rows |= {name: finished(line, runs / re.sub(r"[^a-z]+", "-", name), *more) for name, line in words.items()}
+    rows |= {name: finished([*line.split(), *more], runs / re.sub(r"[^a-z]+", "-", name)) for name, line in words.items()}
     text = "| rates, momentum, decays | loss | accuracy |\n| --- | --- | --- |\n"
     for name, summary in rows.items():
         stats = summary["val"]["loss"], {key: 100 * value for key, value in summary["val"]["accuracy"].items()}

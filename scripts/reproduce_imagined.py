@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import finished, put
+from pages import ONE_THREAD, finished, put
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "imagined-data.md"
-PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 FEW = "net.hidden=32 trainer.iterations=200 trainer.val_every=200 trainer.val_episodes=200 trainer.test_episodes=600"
 OMNIGLOT = f"experiment=omniglot_small_protonet {FEW}"
 PHOTOS = f"data=cifar_fs net.norm=running episode.train.way=20 episode.train.query=5 optim.lr=0.002 trainer.meta_batch=2 {FEW}"
@@ -93,7 +92,7 @@ def main() -> None:
         folders = {name: options.runs / table / re.sub(r"\W+", "-", name) for name in RUNS[table]}
         found = {}
         for name, words in RUNS[table].items():
-            found[name] = finished([*words.split(), f"data.root={root}", *PLAIN], folders[name])
+            found[name] = finished([*words.split(), f"data.root={root}", *ONE_THREAD], folders[name])
             print(table, name, row(table, found, folders, name), f"{found[name]['wall_s']:.0f} s", flush=True)
         text = page(table, found, folders)
         print(text)

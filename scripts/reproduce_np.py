@@ -12,8 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from bench_quadratics import PLAIN  # beside this file
-from pages import finished, put
+from pages import PLAIN, finished, put
 
 from metarun.cli import main as program
 

@@ -9,16 +9,13 @@ net; rivals are tuned anew on development tasks of every net. --write: tables an
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from pages import finished, put
-
-from metarun.session.python import evaluate
+from pages import PLAIN, evaluated, finished, put
 
 matplotlib.use("agg")
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "optimizers.md"
@@ -41,7 +38,6 @@ TRANSFERS = {
 }
 STEPS = (20, 50, 100)
 NAMES = {"sgd": "SGD", "momentum": "momentum", "nesterov": "Nesterov", "rmsprop": "RMSprop", "adam": "Adam"}
-PLAIN = ["device=cpu", "logger=quiet"]
 Summary = dict[str, Any]
 
 
@@ -64,19 +60,10 @@ def trained(words: str, folder: Path) -> Summary:
     return finished([*words.split(), *PLAIN], folder)
 
 
-def tested(run: Path, name: str, words: str) -> Summary:
-    """The summary of a test of a run, kept beside it."""
-    kept = run.parent / f"{name.replace(' ', '_')}.json"
-    if not kept.is_file():
-        kept.write_text(json.dumps(evaluate(run, [*words.split(), *PLAIN])), encoding="utf-8")
-    summary: Summary = json.loads(kept.read_text(encoding="utf-8"))
-    return summary
-
-
 def images(runs: Path) -> tuple[str, Figure]:
     """Table and picture of the MLP optimizer on images."""
     own, before = trained(IMAGES, runs / "mlp"), trained(BEFORE, runs / "before")
-    found = {"as trained": own} | {name: tested(runs / "mlp", name, f"{RIVALS} {FEW} {words}") for name, words in TRANSFERS.items()}
+    found = {"as trained": own} | {name: evaluated(runs / "mlp", f"{RIVALS} {FEW} {words}") for name, words in TRANSFERS.items()}
     gains = np.load(runs / "mlp" / "test_scores.npy") - np.load(runs / "before" / "test_scores.npy")
     gain = {"mean": float(gains.mean()), "ci95": float(1.96 * gains.std() / len(gains) ** 0.5)}
     text = rows(own, before, gain) + f"\nTrained and tested by `metarun {IMAGES}`, the second row by `metarun {BEFORE}`.\n\n"

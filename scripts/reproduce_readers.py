@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from reproduce import Summary, evaluated, table, trained
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from pages import put
+from pages import evaluated, finished, put, table
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "black-box.md"
 PICTURE = PAGE.parent / "pictures" / "presentations.png"
@@ -86,13 +85,13 @@ class Results:
     def __init__(self, runs: Path, omniglot: str, readers: list[str]) -> None:
         self.runs, self.omniglot, self.readers = runs, omniglot, readers
 
-    def training(self, name: str) -> Summary:
+    def training(self, name: str) -> dict[str, Any]:
         """The summary of a run."""
         encoder = f"protonet{VINYALS * name.endswith(VINYALS)}"
         if "PROTONET" in RUNS[name]:
             self.training(encoder)
         words = RUNS[name].replace("PROTONET", str(self.runs / encoder)).split()
-        return trained(self.runs / name, [*words, f"data.root={self.omniglot}", *ONE_CORE])
+        return finished([*words, f"data.root={self.omniglot}", *ONE_CORE], self.runs / name)
 
     def evaluation(self, name: str, words: str) -> dict[str, Any]:
         """What ``metarun eval`` of a run finds on the test split."""

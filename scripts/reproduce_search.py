@@ -9,23 +9,17 @@ repeated. --write puts the table into the page.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import re
-import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from pages import put
+from pages import PLAIN, finished, put
 
-from metarun.config.compose import compose, resolve
 from metarun.data.nas201 import NAS201
-from metarun.experiment import train
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "search.md"
-PLAIN = ["device=cpu", "logger=quiet"]
 # Searches: what a row is called, and its words.
 SEARCHERS = {
     "random search": "algo=random_search",
@@ -51,20 +45,6 @@ def main() -> None:
         put(PAGE, "nas", text)
 
 
-def finished(words: str, folder: Path, *more: str) -> dict[str, Any]:
-    """The summary of a run, from its folder if it is finished and was given the same words."""
-    told = folder / "words.txt"
-    if (folder / "summary.json").is_file():
-        if told.read_text(encoding="utf-8") != words:
-            sys.exit(f"{folder} holds the run of other words than '{words}': move it away, or choose other --runs")
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-        return summary
-    print("metarun", words, flush=True)
-    summary = train(resolve(compose([*words.split(), *more, *PLAIN])), folder)
-    told.write_text(words, encoding="utf-8")
-    return summary
-
-
 def table(runs: Path, root: str | None) -> str:
     """Percent of test accuracy, mean ± standard deviation over searches, in Markdown, with the commands."""
     head = [f"{data}, {n}" for n in EVALUATIONS for data in DATASETS]
@@ -76,7 +56,7 @@ def table(runs: Path, root: str | None) -> str:
         for data in DATASETS:
             line = f"experiment=nas201 {words} data.dataset={data} trainer.curve=all"
             folder = runs / f"{re.sub(r'[^a-z0-9]+', '-', name.lower())}-{data}"
-            summary = finished(line, folder, *([f"data.root={root}"] if root else []))
+            summary = finished([*line.split(), *([f"data.root={root}"] if root else []), *PLAIN], folder)
             curve = {point["step"]: point for point in summary["test"]["curve"]}
             for n in EVALUATIONS:
                 cells[f"{data}, {n}"] = spread(curve[n], summary["test"]["accuracy"]["n"])

@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import put
-from reproduce import table, trained
+from pages import finished, put, table
 
 import metarun
 from metarun.config.stored import read_config
@@ -40,7 +39,7 @@ def main() -> None:
     except ImportError:
         sys.exit("scikit-learn is missing: pip install scikit-learn")
     summaries = {
-        name: trained(options.runs / name, [*words.split(), "device=cpu", "engine.threads=1", "logger=quiet"])
+        name: finished([*words.split(), "device=cpu", "engine.threads=1", "logger=quiet"], options.runs / name)
         for name, words in RUNS.items()
     }
     models = {name: metarun.load(options.runs / name, device="cpu") for name in RUNS} | {"linear": without(options.runs / "pfn")}

@@ -12,10 +12,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from pages import finished, put
+from pages import PLAIN, finished, put
 from PIL import Image
 from reproduce_continual import measured, share
-from reproduce_words import PLAIN
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 BASE = "experiment=cifar_fs_zeroshot"

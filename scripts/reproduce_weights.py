@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pages import put
-from reproduce_search import finished
+from pages import ONE_THREAD, finished, put
 from torch import Tensor
 
 from metarun.adaptation import asked
@@ -40,7 +39,6 @@ from metarun.run import Run
 from metarun.task import Task
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "learned-data.md"
-PLAIN = ["device=cpu", "logger=quiet", "engine.threads=1"]
 PLANTED, LOOKED_AT = 0.05, 50  # of the files, renamed into a wrong class; and how many of the most suspicious are judged
 
 # By table: what a row is called, and its words.
@@ -105,8 +103,8 @@ def table(name: str, runs: Path) -> str:
     """Test error in percent, mean ± 1.96 standard errors over training sets, and training set by training set less that of L2RW."""
     words = {row: f"experiment=weights_{name} {more}" for row, more in ROWS[name].items()}
     folders = {row: runs / name / re.sub(r"[^a-z0-9]+", "-", row.lower()) for row in words}
-    more = ("engine.threads=1", f"logger.pictures={str(name == 'flips').lower()}")
-    found = {row: finished(line, folders[row], *more) for row, line in words.items()}
+    more = [*ONE_THREAD, f"logger.pictures={str(name == 'flips').lower()}"]
+    found = {row: finished([*line.split(), *more], folders[row]) for row, line in words.items()}
     errors = {row: 100 - 100 * np.load(folder / "test_scores.npy") for row, folder in folders.items()}
     text = f"| training | error, % | less that of L2RW | {TOLD[name]} |\n| --- | --- | --- | --- |\n"
     for row, error in errors.items():
@@ -253,12 +251,12 @@ def wrong_folders(folder: Folder, source: Path, runs: Path, development: bool) -
     base = f"experiment=mislabelled data.root=PHOTOS {folder.words} way={len(list(root.iterdir())) // 2}"
     text = f"| {folder.title}, the most suspicious by | wrong among the first {LOOKED_AT} | AUROC |\n| --- | --- | --- |\n"
     weighing, plain = (f"{base} {words}".rstrip() for words in (folder.learner, folder.plain))
-    finished(weighing, runs / "run", f"data.root={root}", "engine.threads=1")
+    finished([*weighing.split(), f"data.root={root}", *ONE_THREAD], runs / "run")
     with (runs / "run" / "weights.csv").open(encoding="utf-8", newline="") as file:
         listed = list(csv.DictReader(file))
     for column, row in {"fits": "how they fit their class, as the run lists them", "weight": "their weight"}.items():
         text += judged(row, [one["file"] for one in listed], np.array([float(one[column]) for one in listed]), wrong)
-    run = Run(resolve(compose([*plain.replace("PHOTOS", str(root)).split(), *PLAIN])))
+    run = Run(resolve(compose([*plain.replace("PHOTOS", str(root)).split(), *ONE_THREAD])))
     data, arrays = audit.judge(run, Losses("last"), lambda done, n: None)
     shown = arrays["rows"].shape[1] // 2  # of which the first half are those that a net was trained on
     for part, row in {

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pages import finished, put
+from pages import PLAIN, finished, put
 
 import metarun
 from metarun.comparison.paired import pair
@@ -25,7 +25,6 @@ from metarun.config.stored import read_config
 from metarun.protocols.verification import roc
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "text-speech.md"
-PLAIN = ["device=cpu", "logger=quiet"]
 Row = tuple[str, str, list[str]]  # what a row is called, the words of its run, and those of its evaluations
 
 INTENTS, SENTENCES = "experiment=text_intents", "experiment=text_sentences"

@@ -2,6 +2,7 @@
 The runs are hardly trained: what they answer matters less than that it is the same everywhere."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -370,3 +371,13 @@ def test_importing_metarun_is_cheap():
     assert out.stdout.split() == ["False", "True", "True"]
     with pytest.raises(AttributeError, match="has no attribute 'lode'"):
         metarun.lode  # noqa: B018
+
+
+def test_a_run_is_measured_from_python_on_either_split(runs, tmp_path):
+    folder = shutil.copytree(runs("protonet"), tmp_path / "run")  # runs of the fixture are everybody's
+    looks = json.loads((folder / "summary.json").read_text())["test_looks"]
+    development = metarun.evaluate(folder, split="val")
+    assert development["test"] is None and 0 <= development["val"]["accuracy"]["mean"] <= 1
+    assert metarun.evaluate(folder)["test_looks"] == looks + 1, "a look at development tasks is none at the test"
+    with pytest.raises(UserError, match="there is no split 'vall' to measure a run on: test or val"):
+        metarun.evaluate(folder, split="vall")

@@ -29,7 +29,7 @@ def test_the_page_has_the_commands_of_all_runs(reproduce: ModuleType) -> None:
     assert [name for name in reproduce.RUNS if reproduce.command(name) not in lines] == []
 
 
-def finished(folder: Path, values: dict[str, Any]) -> Path:
+def left(folder: Path, values: dict[str, Any]) -> Path:
     """A folder as a run of this configuration leaves it."""
     OmegaConf.save(OmegaConf.create(values), folder / "config.yaml")
     (folder / "summary.json").write_text(json.dumps({"seed": values["seed"]}))
@@ -39,11 +39,11 @@ def finished(folder: Path, values: dict[str, Any]) -> Path:
 def test_a_finished_run_is_taken_wherever_its_data_lay(reproduce: ModuleType, tmp_path: Path) -> None:
     values = resolve(compose(WORDS))
     del values["augment"]  # as in folders from before the key
-    assert reproduce.trained(finished(tmp_path, values), [*WORDS[:2], "init_from=there/pretrained", "data.root=there"]) == {"seed": 0}
+    assert reproduce.finished([*WORDS[:2], "init_from=there/pretrained", "data.root=there"], left(tmp_path, values)) == {"seed": 0}
 
 
 @pytest.mark.parametrize("word", ["seed=1", "algo=anil", "algo.inner_lr=0.3", "init_from=here/other", "net.norm=running"])
 def test_a_run_with_other_settings_is_refused(word: str, reproduce: ModuleType, tmp_path: Path) -> None:
     words = [other for other in WORDS if not word.startswith(other.partition("=")[0] + "=")]
     with pytest.raises(SystemExit, match="other settings than 'metarun "):
-        reproduce.trained(finished(tmp_path, resolve(compose(WORDS))), [*words, word])
+        reproduce.finished([*words, word], left(tmp_path, resolve(compose(WORDS))))

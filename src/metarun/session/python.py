@@ -61,13 +61,19 @@ def train(config: Config = (), folder: str | Path | None = None) -> Summary:
         return experiment.train(values, path)
 
 
-def evaluate(run: str | Path, config: Sequence[str] | str = (), checkpoint: Literal["best", "last"] = "best") -> Summary:
-    """Meta-test a run again, in this process; the result is kept in RUN/eval/<n>, the run's own files stay as they are.
+def evaluate(
+    run: str | Path,
+    config: Sequence[str] | str = (),
+    checkpoint: Literal["best", "last"] = "best",
+    split: Literal["test", "val"] = "test",
+) -> Summary:
+    """Measure a run again, in this process; the result is kept in RUN/eval/<n>, the run's own files stay as they are.
 
     Args:
         run: its folder.
         config: KEY=VALUE words that change the test, such as ``shot=5`` or ``data=…``.
         checkpoint: ``best`` on development tasks, or ``last``.
+        split: ``test``, a look at the test split that is counted, or ``val``, the development tasks, to choose settings on.
 
     Returns:
         The summary, as summary.json holds it.
@@ -78,9 +84,11 @@ def evaluate(run: str | Path, config: Sequence[str] | str = (), checkpoint: Lite
     """
     if checkpoint not in ("best", "last"):
         raise UserError(f"there is no checkpoint '{checkpoint}': best or last")
+    if split not in ("test", "val"):
+        raise UserError(f"there is no split '{split}' to measure a run on: test or val")
     folder = Path(run).expanduser()
     with evaluation(folder, config.split() if isinstance(config, str) else config) as (values, target):
-        return experiment.evaluate(values, folder, checkpoint, target)
+        return experiment.evaluate(values, folder, checkpoint, target, split)
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
