@@ -134,4 +134,4 @@ def test_the_page_has_a_place_for_every_table(papers: ModuleType, tmp_path: Path
 def test_the_page_is_what_its_records_say(papers: ModuleType) -> None:
     text, records = papers.PAGE.read_text(encoding="utf-8"), papers.kept(Path("nowhere"))
     assert records.keys() == papers.read(papers.KEPT).keys()
-    assert all(papers.table(rows, tasks, records) in text for rows, tasks in papers.TABLES.values())
+    assert all(papers.written(rows, tasks, records) in text for rows, tasks in papers.TABLES.values())
