@@ -381,3 +381,11 @@ def test_a_run_is_measured_from_python_on_either_split(runs, tmp_path):
     assert metarun.evaluate(folder)["test_looks"] == looks + 1, "a look at development tasks is none at the test"
     with pytest.raises(UserError, match="there is no split 'vall' to measure a run on: test or val"):
         metarun.evaluate(folder, split="vall")
+
+
+def test_numbers_that_are_not_finite_are_named(runs):
+    model = metarun.load(runs("protonet"), device="cpu")
+    images = torch.rand(4, *model.algorithm.problem.input_shape)
+    images[2].flatten()[1] = torch.nan
+    with pytest.raises(UserError, match=r"input 2 of 4, counted from 0, has a number that is not finite"):
+        model.adapt(images, [0, 1, 0, 1])

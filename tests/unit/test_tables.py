@@ -13,7 +13,7 @@ from helpers import in_float64, random, small
 from torch import nn
 
 from metarun import inner
-from metarun.algos.blackbox._logistic import PENALTIES, STILL, logistic
+from metarun.algos.blackbox._logistic import BIAS, PENALTIES, logistic
 from metarun.algos.blackbox.pfn import SUREST, standard
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
@@ -93,8 +93,10 @@ def test_what_is_no_information_changes_nothing() -> None:
     (x, y), moves = context.support, context.support.x.std(0) > 0
     before = algorithm.predict(algorithm.begin(context), query.x).members
 
+    units = torch.tensor([3.0, 1e-7, 1.0, 20.0, 7e5, 0.5]).double()
+
     def moved(rows: torch.Tensor) -> torch.Tensor:
-        return torch.where(moves, rows * torch.tensor([3.0, 0.1, 1.0, 20.0, 7.0, 0.5]) - 4, 17.0)
+        return torch.where(moves, rows * units - 4 * units, 17.0)
 
     after = algorithm.predict(algorithm.begin(context._replace(support=Batch(moved(x), y))), moved(query.x)).members
     torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
@@ -128,9 +130,23 @@ def test_weights_of_logistic_regression_are_where_the_loss_is_flat(n: int, colum
     for penalty, weights, bias, _ in zip(PENALTIES, *logistic(rows, y, 3)):
         weights, bias = weights.double().requires_grad_(), bias.double().requires_grad_()
         loss = nn.functional.cross_entropy(rows.double() @ weights + bias, y, reduction="sum")
-        loss = loss + penalty / 2 * weights.square().sum() + STILL / 2 * bias.square().sum()
+        loss = loss + penalty / 2 * weights.square().sum() + BIAS / 2 * bias.square().sum()
         for slope in torch.autograd.grad(loss, (weights, bias)):
             assert slope.abs().max() < 2e-4 * n
+
+
+@pytest.mark.parametrize(("n", "rare"), [(200, 1), (1000, 1), (5000, 3)])
+def test_a_rare_class_is_reached_in_so_few_steps(n: int, rare: int) -> None:
+    """The loss is flat where the search ends."""
+    rows, y = random(n, 4, seed=9), (torch.arange(n) < rare).long()
+    rows[y == 1] += 4
+    rows = (rows - rows.mean(0)) / rows.std(0)
+    for penalty, weights, bias, _ in zip(PENALTIES, *logistic(rows, y, 2)):
+        weights, bias = weights.requires_grad_(), bias.requires_grad_()
+        loss = nn.functional.cross_entropy(rows @ weights + bias, y, reduction="sum")
+        loss = loss + penalty / 2 * weights.square().sum() + BIAS / 2 * bias.square().sum()
+        for slope in torch.autograd.grad(loss, (weights, bias)):
+            assert slope.abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("way", [2, 3])
@@ -143,7 +159,7 @@ def test_evidence_is_the_integral_over_all_weights(way: int) -> None:
     fit = nn.functional.logsigmoid(signs * (rows[..., None] * slope + offset)).sum(0)
     cell = 2 * math.log(12 / 399)
     for penalty, evidence in zip(PENALTIES, logistic(rows, y, way).evidence):
-        prior = sum(-(value**2) * pull / 4 - math.log(4 * math.pi / pull) / 2 for value, pull in ((slope, penalty), (offset, STILL)))
+        prior = sum(-(value**2) * pull / 4 - math.log(4 * math.pi / pull) / 2 for value, pull in ((slope, penalty), (offset, BIAS)))
         assert float(evidence) == pytest.approx(float((fit + prior).flatten().logsumexp(0)) + cell, abs=0.1)
 
 
@@ -179,7 +195,8 @@ def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
     deviation = x.std(0, correction=0)
     moves = deviation > 1e-6
     standard = [
-        torch.where(moves, (rows - x.mean(0)) / deviation, 0).nan_to_num(0).clamp(-5, 5) * (6 / moves.sum()).sqrt() for rows in (x, query.x)
+        torch.where(moves, (rows - x.mean(0)) / deviation, 0).nan_to_num(0).clamp(-5, 5) * (6 / moves.sum().double()).sqrt()
+        for rows in (x, query.x)
     ]
     for i, said in enumerate(members):
         key = inner.fold_in(context.key, i)

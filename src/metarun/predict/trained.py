@@ -203,6 +203,10 @@ class Model:
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
         if self.reader or len(shape) == 3:
             x = _unit_range(x)
+        if not (finite := x.isfinite().flatten(1).all(1)).all():
+            raise UserError(
+                f"input {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or infinite)"
+            )
         return (self.scaling(x.double()) if self.scaling else x).float().to(self.device)
 
     def _attributes(self, vectors: Any) -> Tensor:

@@ -10,8 +10,8 @@ from torch import Tensor
 from metarun import inner
 
 PENALTIES = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)  # from the largest on, as each solution is where the search for the next one begins
-STEPS = 5  # of Newton's, for each
-STILL = 1e-3  # the penalty of a bias, which has none but for rounding
+STEPS = (10, 5, 5, 5, 5, 5)  # of Newton's, for each: the first sets out from zero, and a rare class makes its way long
+BIAS = 1e-3  # the penalty of a bias, which has none but for rounding
 RULED_OUT = -1e4  # the bias of a class
 
 
@@ -33,10 +33,11 @@ class Linear(NamedTuple):
 
 
 def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
-    """Logistic regressions of the classes on the columns, one for each of ``PENALTIES``, by Newton's method.
+    """Logistic regressions of the classes on the columns, one for each of ``PENALTIES``, by ``STEPS`` whole steps of Newton's method.
 
-    Half of a penalty times the squared length of the weights is added to the loss, which is summed over rows: a normal prior, whose
-    evidence is found by Laplace's approximation, MacKay 1992, "The evidence framework applied to classification networks", equation 11.
+    Every class has weights and a bias of its own. Half of a penalty times the squared length of the weights is added to the loss, which is
+    summed over rows, and of a bias so with ``BIAS``: a normal prior, whose evidence, of weights and biases, is found by Laplace's
+    approximation, MacKay 1992, "The evidence framework applied to classification networks", equation 11.
 
     Args:
         rows: [n, columns], standardised.
@@ -55,7 +56,7 @@ def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
     common = torch.einsum("ij,a,b->iajb", columns, seen, seen).reshape(d * way, d * way) * n
 
     def pulls(penalty: Tensor) -> Tensor:
-        return torch.where(last, STILL, penalty)
+        return torch.where(last, BIAS, penalty)
 
     def curvature(p: Tensor, pull: Tensor) -> Tensor:
         """Second derivative of the loss [d * way, d * way], by column and class, where classes have probabilities p [n, way]."""
@@ -75,7 +76,8 @@ def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
         shared = (pull + n * seen.sum()).log().sum() / 2  # what ``common`` adds to it
         return fit + (way - 1) / 2 * pull.log().sum() - volume + shared
 
-    penalties = rows.new_tensor(PENALTIES)
-    _, found = inner.loop(step, rows.new_zeros(d, way), len(PENALTIES) * STEPS, penalties.repeat_interleave(STEPS), read=lambda w: w)
-    weights = found[STEPS - 1 :: STEPS]
+    penalties, steps = rows.new_tensor(PENALTIES), torch.tensor(STEPS, device=rows.device)
+    each = penalties.repeat_interleave(steps, output_size=sum(STEPS))
+    _, found = inner.loop(step, rows.new_zeros(d, way), sum(STEPS), each, read=lambda w: w)
+    weights = found[steps.cumsum(0) - 1]
     return Linear(weights[:, :-1], weights[:, -1] + there, torch.stack([evidence(*pair) for pair in zip(weights, penalties)]))

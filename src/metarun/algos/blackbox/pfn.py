@@ -22,7 +22,7 @@ from metarun.task import Batch, Context
 
 FARTHEST = 5.0  # deviations from the mean
 SUREST = 7.0  # the least probability of a class is taken for e^−SUREST
-STILL = 1e-6  # a deviation up to which a column is taken for constant
+STILL = 1e-6  # a deviation up to which a column is taken for constant, in parts of its largest number
 
 
 class View(NamedTuple):
@@ -55,10 +55,10 @@ class PFN(LimitedWay, Algorithm):
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
     from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of six
-    penalties, weighted by a learned power of their evidence: its token bears the classes' codes by their part in p, and log p is added to
-    the logits, times a learned s; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers
-    end; in the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and
-    no p.
+    penalties (30 to 0.1; on columns before the enlargement), weighted by a learned power of their evidence, 0.1 at first; what is below
+    e⁻⁷ is taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a
+    learned s, 1 at first; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers end; in
+    the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and no p.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -94,9 +94,9 @@ class PFN(LimitedWay, Algorithm):
         x, y = context.support
         rows = inner.upcast(x.flatten(1))
         deviation, mean = torch.std_mean(rows, 0, correction=0)
-        moves = deviation > STILL
+        moves = deviation > STILL * rows.abs().amax(0)
         inverse = torch.where(moves, 1 / torch.where(moves, deviation, 1.0), 0.0)
-        size = (moves.numel() / moves.sum().clamp(min=1)).sqrt()
+        size = (moves.numel() / moves.sum().clamp(min=1).to(rows.dtype)).sqrt()
         shown = standard(rows, mean, inverse, size)
         views = []
         for i in range(1 if self.training else self.views):
