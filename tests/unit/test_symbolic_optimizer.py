@@ -15,15 +15,19 @@ from torch import Tensor
 from metarun.algos.optimizers import _programs as programs
 from metarun.algos.optimizers._formulas import formulas
 from metarun.algos.optimizers._programs import Rule
+from metarun.algos.optimizers._scratch import flat
+from metarun.data.slots import Slots
 from metarun.errors import UserError
 from metarun.estimators.ageing import AgeingEvolution
 from metarun.experiment import train
 from metarun.run import Run
 from metarun.storage import checkpoint
+from metarun.task import select
 from metarun.trainer import Interrupted
 
 F64 = torch.float64
 SEARCH = ["algo=symbolic_optimizer", "optim=ageing", "optim.population=12", "optim.sample=3", "optim.children=4", "algo.rates=[0.01,0.1]"]
+CUT = ["algo.inner_steps=2", "algo.horizon=4", "algo.test_steps=4"]
 SHORT = ["algo.inner_steps=6", "algo.horizon=6", "algo.test_steps=6"]
 
 
@@ -133,6 +137,51 @@ def test_formulas_leave_out_what_does_not_matter() -> None:
     assert formulas(rule) == ["m0' = g + 0.9*m0", "w' = w - 0.1*m0'"]
     still = programs.assembled([("multiply", "g", "x0", "u")], [], 3)
     assert formulas(still) == ["w' = w"]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [("logarithm", "x0", "g", "x1"), ("maximum", "x1", "g", "u")],  # SymPy compares nothing with an infinite number
+        [("subtract", "c1", "c2", "x0"), ("divide", "g", "x0", "x1"), ("minimum", "x1", "w", "u")],  # zero once constants are put in
+        [("divide", "x0", "x1", "x2"), ("sign", "x2", "g", "u")],
+    ],
+)
+def test_a_rule_that_divides_by_zero_is_told_without_nonsense(lines: list[tuple[str, str, str, str]]) -> None:
+    told = formulas(programs.assembled(lines, [], 5))
+    assert not [line for line in told if "zoo" in line or "nan" in line or "oo" in line]
+    assert told[-1].startswith("w' = w")
+    if "subtract" in lines[0]:
+        assert told[:2] == ["x0 = subtract(0.5, 0.5)", "x1 = divide(g, x0)"]
+
+
+def test_a_cut_task_goes_on_by_the_rule_of_today() -> None:
+    """SGD on quadratics in closed form, its rate moved between the first two steps of every task and the next two."""
+    run = Run(quadratics("algo=symbolic_optimizer", "algo.seeds=[sgd]", "algo.rates=[0.1]", *CUT))
+    algorithm, episodes = run.algorithm, run.episodes("train")
+    carried: Any = ()
+    context, query, *_ = select(episodes.batch([0]), 0)
+    weight = flat(algorithm.begin(context).fast).detach()
+    for i, rate in enumerate((0.1, 0.05)):
+        with torch.no_grad():
+            algorithm.logits[0] = math.log(rate / (1 - rate))
+        algorithm.zero_grad(set_to_none=True)
+        metrics, carried = run.engine.train_on(algorithm, episodes, Slots([0], [i == 0], [i], 2), carried, 0.0)
+        logit = algorithm.logits[0].detach().clone().requires_grad_()
+        for _ in range(2):
+            residuals = context.support.x @ weight.detach() - context.support.y[:, 0]
+            weight = weight - logit.sigmoid() * 2 * context.support.x.T @ residuals
+        loss = (query.x @ weight - query.y[:, 0]).square().sum()
+        assert metrics["loss"] == pytest.approx(loss.item(), rel=1e-4)
+        assert algorithm.logits.grad is not None
+        torch.testing.assert_close(algorithm.logits.grad[0], torch.autograd.grad(loss, logit)[0], rtol=1e-4, atol=1e-6)
+        weight = weight.detach()
+
+
+def test_a_search_wants_whole_tasks() -> None:
+    run = Run(quadratics(*SEARCH, *CUT))
+    with pytest.raises(UserError, match=r"whole tasks: choose algo.inner_steps=4, as many as algo.horizon"):
+        AgeingEvolution(12, 3, 4).train_on(run.engine, run.algorithm, run.episodes("train"), places(0), 0.0)
 
 
 def test_a_search_ends_with_nothing_worse_than_its_seeds() -> None:

@@ -54,10 +54,13 @@ class AgeingEvolution:
         """Try further candidates, and let the method be the best so far; returns as ``Engine.train_on`` does.
 
         Raises:
-            UserError: this method is not one for a search.
+            UserError: this method is not one for a search, or cuts its tasks.
         """
         if not isinstance(algorithm, Evolvable):
             raise UserError("optim=ageing searches programs, and this method has none: choose optim=adam, or algo=symbolic_optimizer")
+        if algorithm.unrolls > 1:
+            steps = algorithm.unrolls * algorithm.inner_steps
+            raise UserError(f"optim=ageing tries candidates on whole tasks: choose algo.inner_steps={steps}, as many as algo.horizon")
         total = len(slots.indices)
         share = engine.world.share(range(total))
         key = inner.fold_in(episodes.batch([0]).context.key[0], self.tried).cpu()

@@ -40,9 +40,10 @@ class InContext(LimitedWay, Algorithm):
         support token  W [f(x_i), e_{y_i}]          query token  W [f(x_q), u]
         logit_c(x_q) = ⟨H Transformer(tokens)_q, e_c⟩
 
-    The codes e are rows of ``equiangular``, u is learned, W and H have biases. Layers of the Transformer
-    normalise what they read (before attention and MLP, with GELU), and once more before H. There are no positions, so the order of the support means nothing; which of the
-    ``ways`` codes a class has is drawn from the episode's key, so that all are trained, and an episode of fewer classes is nothing special.
+    The codes e are rows of ``equiangular``, u is learned, W and H have biases. Layers of the Transformer normalise what they read
+    (before attention and MLP, with GELU), and once more before H. There are no positions, so the order of the support means nothing;
+    which of the ``ways`` codes a class has is drawn from the episode's key, so that all are trained, and an episode of fewer classes is
+    nothing special.
 
     Deviations: (1) The encoder f is trained with the rest, unless ``net.frozen`` says otherwise, as in the paper. (2) Support tokens
     see the support, and a query sees the support and itself; in the paper support tokens see the query as well, which makes a pass of

@@ -8,15 +8,21 @@ from collections.abc import Callable, Mapping
 import sympy
 from sympy import Expr, Symbol
 
-from metarun.algos.optimizers._programs import CODES, CONSTANTS, FIRST_MEMORY, GIVEN, MEMORIES, NAMES, UPDATE, Rule
+from metarun.algos.optimizers._programs import CODES, CONSTANTS, FIRST_MEMORY, GIVEN, MEMORIES, NAMES, TINY, UPDATE, Rule
 
-# As the operations of ``_programs``, without what guards them against division by zero and the like.
+
+def nonzero(b: Expr) -> Expr:
+    """What the interpreter takes an exact zero for, where it would divide by it or take its logarithm."""
+    return sympy.Float(TINY) if b.is_zero else b
+
+
+# As the operations of ``_programs``, without what guards them against numbers that are nearly zero or too large.
 SYMBOLIC: Mapping[str, Callable[[Expr, Expr, Expr], Expr]] = {
     "keep": lambda a, b, old: old,
     "add": lambda a, b, old: a + b,
     "subtract": lambda a, b, old: a - b,
     "multiply": lambda a, b, old: a * b,
-    "divide": lambda a, b, old: a / b,
+    "divide": lambda a, b, old: a / nonzero(b),
     "average": lambda a, b, old: b * old + (1 - b) * a,
     "maximum": lambda a, b, old: sympy.Max(a, b),
     "minimum": lambda a, b, old: sympy.Min(a, b),
@@ -24,9 +30,9 @@ SYMBOLIC: Mapping[str, Callable[[Expr, Expr, Expr], Expr]] = {
     "sign": lambda a, b, old: sympy.sign(a),
     "size": lambda a, b, old: sympy.Abs(a),
     "complement": lambda a, b, old: 1 - a,
-    "power": lambda a, b, old: sympy.Abs(a) ** b,
+    "power": lambda a, b, old: sympy.Abs(nonzero(a)) ** b,
     "exponential": lambda a, b, old: sympy.exp(a),
-    "logarithm": lambda a, b, old: sympy.log(sympy.Abs(a)),
+    "logarithm": lambda a, b, old: sympy.log(sympy.Abs(nonzero(a))),
     "tanh": lambda a, b, old: sympy.tanh(a),
 }
 LONG = 400  # operations of a formula, beyond which it is printed as it is
@@ -35,7 +41,29 @@ LONG = 400  # operations of a formula, beyond which it is printed as it is
 def formulas(rule: Rule) -> list[str]:
     """The rule as lines: the memories that matter, of which a prime marks the new value, and what becomes of a weight.
 
-    Memories begin at 0; g is the gradient, w the weight, t the number of the step, from 1 on.
+    Memories begin at 0; g is the gradient, w the weight, t the number of the step, from 1 on. A rule that is not finite without the guards
+    of its operations is given instruction by instruction.
+    """
+    try:
+        return _simplified(rule)
+    except ValueError:
+        return _listed(rule)
+
+
+def _listed(rule: Rule) -> list[str]:
+    """The instructions that do something."""
+    names = {code: name for name, code in CODES.items()}
+    constants = {f"c{i}": _text(_rounded(value)) for i, value in enumerate(rule.logits.double().sigmoid().tolist())}
+    rows = [(NAMES[target], names[code], NAMES[a], NAMES[b]) for code, a, b, target in rule.program.tolist()]
+    lines = [f"{to} = {name}({constants.get(a, a)}, {constants.get(b, b)})" for to, name, a, b in rows if name != "keep"]
+    return [*lines, "w' = w - u"]
+
+
+def _simplified(rule: Rule) -> list[str]:
+    """The rule as formulas.
+
+    Raises:
+        ValueError: one is not finite.
     """
     names = {code: name for name, code in CODES.items()}
     constants = [Symbol(f"c{i}", positive=True) for i in range(CONSTANTS)]
@@ -74,6 +102,8 @@ def _memories(formula: Expr, written: dict[Symbol, Expr]) -> list[Symbol]:
 
 def _simplest(formula: Expr, values: Mapping[Symbol, float]) -> Expr:
     formula = formula.subs(values)
+    if formula.has(sympy.zoo, sympy.nan, sympy.oo, -sympy.oo):
+        raise ValueError(f"{formula} is not finite")
     if sympy.count_ops(formula) >= LONG:
         return formula
     return min((formula, sympy.simplify(formula), sympy.expand(formula)), key=sympy.count_ops)

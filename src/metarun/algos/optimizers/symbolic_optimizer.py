@@ -3,7 +3,7 @@ In the manner of Real, Liang, So, Le 2020 (AutoML-Zero), arXiv:2003.03384, and C
 
 from __future__ import annotations
 
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import torch
 from annotated_types import Ge, Gt, Lt
@@ -21,23 +21,16 @@ from metarun.problem import Problem
 from metarun.task import Context
 
 
-class Running(NamedTuple):
-    """A rule at work."""
-
-    program: Tensor  # see ``Rule``
-    logits: Tensor
-    memories: Tensor  # [MEMORIES, coordinates]
-
-
 class SymbolicOptimizer(LearnedOptimizer, Evolvable):
     """An update rule as a program.
 
-        registers: g, w, t | constants c0..c3 in 0..1 | memories m0..m2 | x0..x2 | u
+        registers: g, w, t | constants c0..c3 in 0..1 | memories m0..m2, at first 0 | x0..x2, u, at every step 0
         θ_{k+1} = θ_k − u after ``instructions`` instructions  target ← operation(a, b),   for every coordinate alike
         min over programs and constants:  mean over tasks of f(θ_K)
 
-    ``optim=ageing`` searches both, from SGD, momentum, sign-momentum and Adam on at each of ``rates``; any other ``optim`` leaves
-    the program at the first seed and learns its constants by their gradient.
+    The sixteen operations are ``_programs.OPERATIONS``, with what guards them against division by zero and the like; memories, x and u can
+    be targets. ``optim=ageing`` searches both, from SGD, momentum, sign-momentum and Adam on at each of ``rates``; any other ``optim``
+    leaves the program at the first seed and rate, and learns its constants, sigmoids of logits, by their gradient.
 
     Deviations: (1) AutoML-Zero evolves set-up, prediction and learning from nothing, Lion's search runs on large nets with hashes that
     spare equal programs; here it is the rule alone, in thousands of trials. (2) One opcode is a running mean, which others build of three.
@@ -71,24 +64,19 @@ class SymbolicOptimizer(LearnedOptimizer, Evolvable):
         self.program: Tensor
         self.logits = nn.Parameter(first["logits"])
 
-    def remember(self, fast: Fast) -> Running:
+    def remember(self, fast: Fast) -> Tensor:
         weights = flat(fast)
-        return Running(self.program, self.logits, weights.new_zeros(programs.MEMORIES, len(weights)))
+        return weights.new_zeros(programs.MEMORIES, len(weights))
 
-    def begin(self, context: Context) -> Training:
-        state = super().begin(context)
-        brought = {name: context.extras[name] for name in Rule._fields if name in context.extras}
-        return state._replace(memory=state.memory._replace(**brought)) if brought else state  # a rival's memory is another
+    def advance(self, fast: Fast, grads: Fast, memory: Tensor, k: int | Tensor) -> tuple[Fast, Tensor]:
+        return moved(Rule(self.program, self.logits), fast, grads, memory, k)
 
-    def advance(self, fast: Fast, grads: Fast, memory: Running, k: int | Tensor) -> tuple[Fast, Running]:
-        weights, gradient = flat(fast), flat(grads)
-        age = torch.ones_like(weights) * (k + 1)
-        constants = torch.sigmoid(memory.logits.to(weights.dtype))[:, None].expand(-1, len(weights))
-        free = weights.new_zeros(programs.TEMPORARIES + 1, len(weights))
-        registers = torch.cat([torch.stack([gradient, weights, age]), constants, memory.memories, free])
-        registers = programs.execute(memory.program, registers)
-        memories = registers[programs.FIRST_MEMORY : programs.FIRST_TEMPORARY]
-        return shaped(weights - registers[programs.UPDATE], fast), memory._replace(memories=memories)
+    def step(self, state: Training, context: Context, k: int | Tensor) -> Training:
+        if not context.extras.keys() >= {*Rule._fields}:
+            return super().step(state, context, k)
+        candidate = Rule(*(context.extras[name] for name in Rule._fields))
+        fast, memories = moved(candidate, state.fast, self.slope(state.fast, context, k), state.memory, k)
+        return state._replace(fast=fast, memory=memories)
 
     def seeds(self) -> list[Word]:
         return [programs.seed(name, rate, self.instructions)._asdict() for name, rate in self.beginnings]
@@ -105,3 +93,14 @@ class SymbolicOptimizer(LearnedOptimizer, Evolvable):
         from metarun.algos.optimizers import _formulas  # and with it SymPy, which takes half a second
 
         return {"rule": _formulas.formulas(Rule(self.program.cpu(), self.logits.detach().cpu()))}
+
+
+def moved(rule: Rule, fast: Fast, grads: Fast, memories: Tensor, k: int | Tensor) -> tuple[Fast, Tensor]:
+    """Weights and memories [MEMORIES, coordinates] after step k, counted from 0, by a rule."""
+    weights, gradient = flat(fast), flat(grads)
+    age = torch.ones_like(weights) * (k + 1)
+    constants = torch.sigmoid(rule.logits.to(weights.dtype))[:, None].expand(-1, len(weights))
+    free = weights.new_zeros(programs.TEMPORARIES + 1, len(weights))
+    registers = torch.cat([torch.stack([gradient, weights, age]), constants, memories, free])
+    registers = programs.execute(rule.program, registers)
+    return shaped(weights - registers[programs.UPDATE], fast), registers[programs.FIRST_MEMORY : programs.FIRST_TEMPORARY]
