@@ -30,7 +30,8 @@ class LearnedOptimizer(ByRule, HasRivals):
 
         min  mean over tasks of Σ_k f(θ_k),   f the loss of the query      (the last f alone, unless ``every_state``)
 
-    The sum is cut after every ``inner_steps`` steps, and goes on in the next meta-update from where it was: ``horizon`` steps in all.
+    The sum is cut after every ``inner_steps`` steps, and goes on in the next meta-update from where it was: ``horizon`` steps in
+    all. Where the last f alone counts, that is the last of every cut.
 
     Args:
         net, problem, settings: as of ``FromScratch``.

@@ -130,8 +130,8 @@ def seed(name: str, rate: float, instructions: int) -> Rule:
 
 
 def mutated(rule: Rule, numbers: list[float]) -> Rule:
-    """A rule with one change, which seven ``numbers`` in 0..1 choose: an instruction drawn anew, inserted or taken out (15 % each), one part
-    of an instruction drawn anew (25 %), or the logit of a constant moved by a normal number of deviation 0.7 (30 %), to −25..15."""
+    """A rule with one change, which seven ``numbers`` in 0..1 choose: an instruction drawn anew, inserted or taken out (15 % each), one
+    part of an instruction drawn anew (25 %), or the logit of a constant moved by a normal number of deviation 0.7 (30 %), to −25..15."""
     kind, where, *parts = numbers
     program, logits = rule.program.clone(), rule.logits.clone()
     at = int(where * len(program))
