@@ -190,7 +190,7 @@ class Trainer:
         if not all(map(math.isfinite, metrics.values())):
             raise RunError(
                 f"the training loss or its gradient is not a number any more at iteration {p.iteration + 1}; try a smaller optim.lr "
-                "or algo.inner_lr, optim.clip_norm=10, or precision=fp32"
+                "or algo.inner_lr (algo.scale or algo.init of what trains from scratch), optim.clip_norm=10, or precision=fp32"
             )
         p.iteration += 1
         self.steps += 1
@@ -208,12 +208,12 @@ class Trainer:
 
     def _validate(self, stop: StopFlag) -> None:
         p, problem = self.progress, self.algorithm.problem
+        # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
+        self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         if not self.val_episodes:
             self.save("best")
             self.save("last")
             return
-        # As evaluation will see them: what augmentation does to the statistics (it blurs) would be missing there.
-        self.algorithm.calibrate(select(self.train.plain.batch([i]), 0) for i in range(CALIBRATION_TASKS))
         values = asked_of(self.engine, self.algorithm, self.val, self.val_episodes, self.asked, self.tracker, "validate", stop)
         result, _ = self.asked.summarise(problem, values)
         mean, best = result[problem.metric]["mean"], p.best.get(problem.metric, {}).get("mean")

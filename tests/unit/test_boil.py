@@ -9,6 +9,8 @@ from torch.utils._pytree import tree_leaves
 
 from metarun.adaptation import adapt
 from metarun.algos.gradient.boil import BOIL
+from metarun.errors import UserError
+from metarun.run import Run
 from metarun.task import Task, select
 
 
@@ -21,6 +23,11 @@ def test_the_head_stays_and_all_of_the_body_moves() -> None:
     *_, state = adapt(algorithm, select(tasks, 0).context, 2)
     assert set(state.fast) == {name for name in algorithm.learner() if name.startswith("net.")}
     assert all(not torch.equal(weight, algorithm.get_parameter(name)) for name, weight in state.fast.items())
+
+
+def test_a_net_without_weights_is_refused() -> None:
+    with pytest.raises(UserError, match="this net has no weights: choose another, or algo=anil"):
+        Run(small("algo=boil", "net=mlp", "net.sizes=[]"))
 
 
 def test_behind_a_zero_head_adaptation_does_nothing() -> None:

@@ -167,6 +167,8 @@ def test_persistent_ones_see_the_whole_of_a_loop_that_is_cut_and_others_do_not()
             tasks = whole(iteration, n, learner).tasks(Vectors(), range(n), carried[persistent], learner.unrolls)
             evolution = Evolution(0.1, 1, persistent=persistent)
             found, _, carried[persistent] = engine(record=False).over(learner, partial(evolution.estimate, True), tasks, 0.0, "estimates")
+            [(plus, minus, _)] = carried[persistent]
+            assert torch.equal(plus[0], minus[0]) is not persistent  # states that come apart are noise to a gradient of one part
             if iteration in (0, 3, 19):
                 slope = influence[0] if persistent else SIGNS[0]
                 agrees(found["theta"][:, 0], (state[0] - 1) * slope)

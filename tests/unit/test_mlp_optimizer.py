@@ -156,3 +156,15 @@ def test_only_the_perceptron_is_learned_which_no_net_changes() -> None:
     assert learned == {name: p.shape for name, p in large.named_parameters() if p.requires_grad}
     assert {name.partition(".")[0] for name in learned} == {"mlp"}
     assert small.mlp[0].in_features == SEEN + CLOCK == 12
+
+
+def test_a_single_number_moves_as_a_vector_of_one() -> None:
+    algorithm, _ = built()
+    number, slope = torch.tensor(0.3, dtype=torch.float64), torch.tensor(-0.7, dtype=torch.float64)
+    moved = []
+    for shape in ((), (1,)):
+        fast, grads = {"w": number.view(shape)}, {"w": slope.view(shape)}
+        moved.append(algorithm.advance(fast, grads, algorithm.remember(fast), 0)[0]["w"])
+    assert moved[0].shape == ()
+    torch.testing.assert_close(moved[0], moved[1][0])
+    assert moved[0] != number

@@ -89,8 +89,9 @@ def test_population_statistics_are_refused() -> None:
         Run(small("algo=supervised", "net.norm=running"))
 
 
-def test_a_norms_scale_and_shift_begin_as_they_are_and_are_trained() -> None:
-    run = Run(small("algo=supervised", "net.hidden=4", "net.norm=batch", "algo.rate=0.1"))
+@pytest.mark.parametrize("init", [0.0, 0.1])
+def test_a_norms_scale_and_shift_begin_as_they_are_and_are_trained(init: float) -> None:
+    run = Run(small("algo=supervised", "net.hidden=4", "net.norm=batch", "algo.rate=0.1", f"algo.init={init}"))
     task = select(run.episodes("train").batch([0]), 0)
     first, *_, last = adapt(run.algorithm, task.context, 3)
     norms = [name for name in first.fast if "norm" in name]

@@ -13,7 +13,7 @@ from metarun.config.compose import compose, resolve
 from metarun.contract import checks
 from metarun.data.text import encode
 from metarun.nets.textbag import NGrams
-from metarun.nets.texttransformer import TextTransformer
+from metarun.nets.texttransformer import SCALE, TextTransformer
 
 TEXTS = ["what do i owe", "what is it", "owe", "käse aab aab"]
 SETTINGS: dict[str, Any] = {"buckets": 512, "shortest": 2, "longest": 3, "tfidf": True, "words": 6, "width": 8, "heads": 2, "hidden": 8}
@@ -121,3 +121,28 @@ def test_methods_map_over_tasks_of_texts_as_they_loop(algo: str) -> None:
 @pytest.mark.parametrize("algo", ["maml", "protonet"])
 def test_it_keeps_the_contract_of_nets(algo: str, check: checks.Check) -> None:
     check(resolve(compose([*WORDS, f"algo={algo}"])))
+
+
+def test_weights_that_are_drawn_begin_as_those_of_a_new_net() -> None:
+    """A projection of the bag of n-grams of a known length: other matrices, the same zeros and the same scale."""
+    net = trained()
+    drawn = net.draw(torch.tensor(5))
+    assert drawn["scale"] == SCALE
+    assert not torch.equal(drawn["embedding"], net.embedding)
+    fresh = {name for name, w in built().named_parameters() if name.startswith("stack.") and w.dim() > 1 and not w.any()}
+    assert len(fresh) == 2 * 2
+    assert {name for name, w in drawn.items() if w.dim() > 1 and not w.any()} == fresh
+    features = [torch.func.functional_call(net, drawn, (rows(texts).double() / 255,)) for texts in (["a b", "b a"], ["b a", "a b"])]
+    torch.testing.assert_close(features[0].norm(dim=1), torch.full((2,), SCALE).double())
+
+
+def test_the_space_behind_a_text_begins_no_word() -> None:
+    net = built(shortest=1, longest=1)
+    _, there = net.tokens(rows(["a b", "one", "cut at a space off"], 15).double() / 255)
+    assert there.sum(1).tolist() == [2, 1, 4]
+
+
+@pytest.mark.parametrize("algo", ["mlp_optimizer", "bmaml"])
+def test_methods_take_its_single_number(algo: str) -> None:
+    algorithm, tasks = in_float64(resolve(compose([*WORDS, f"algo={algo}"])), tasks=1)
+    assert meta_gradient(algorithm, tasks, engine()).isfinite().all()

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import torch
 from helpers import small
 
+import metarun
+from metarun.experiment import train
 from metarun.run import Run
 from metarun.task import select
 
@@ -39,3 +44,11 @@ def test_a_large_shrinkage_leaves_the_nearest_mean_of_centred_directions() -> No
     means = torch.stack([z[:n][y[:n] == c].mean(0) for c in range(10)])
     logits = learner.predict(learner.begin(task.context), task.query.x)
     torch.testing.assert_close(logits, -10.0 * torch.cdist(z[n:], means) ** 2, rtol=1e-5, atol=1e-6)
+
+
+def test_a_run_without_development_tasks_is_solved_all_the_same(tmp_path: Path) -> None:
+    for n in (0, 2):
+        train(small(*WORDS, "trainer.iterations=0", f"trainer.val_episodes={n}"), tmp_path / str(n))
+    none, some = (np.load(tmp_path / str(n) / "test_scores.npy") for n in (0, 2))
+    assert (none == some).all()
+    assert not torch.equal((model := metarun.load(tmp_path / "0", device="cpu").algorithm).weight, torch.eye(len(model.weight)))

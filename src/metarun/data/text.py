@@ -110,7 +110,7 @@ def encode(text: str, length: int) -> np.ndarray:
     if not (found := plain(text)):
         raise UnreadableError("an empty text")
     row = np.zeros(length, np.uint8)
-    content = np.frombuffer(found.encode(errors="replace")[:length], np.uint8)
+    content = np.frombuffer(found.encode(errors="replace")[:length].rstrip(), np.uint8)
     row[: len(content)] = content
     return row
 

@@ -27,8 +27,9 @@ class Evolution:
 
         ε ~ N(0, σ²),   L± = objective at θ ± ε,   gradient = mean over tasks and pairs of ξ (L⁺ − L⁻) / 2σ²
 
-    ξ is ε, or, ``persistent``, the sum of the ε of all meta-updates since the task began, in each of which the task goes on from the two
-    states where θ ± ε have left it: so a gradient of the whole inner loop is found, though each meta-update sees but a part.
+    ξ is ε, and of a task that goes on both begin where θ + ε has left it; or, ``persistent``, ξ is the sum of the ε of all meta-updates
+    since the task began, and each of θ ± ε goes on from its own state: so a gradient of the whole inner loop is found, though each
+    meta-update sees but a part.
 
     Args:
         sigma: σ.
@@ -86,7 +87,10 @@ class Evolution:
             total = self.accumulated(noise, before[2], start)
             slope = (losses[0] - losses[1]) / (2 * self.sigma**2 * self.pairs)
             found.append({name: slope * value for name, value in total.items()})
-            carried.append((*states, total) if start else ())
+            kept = (
+                states if self.persistent else states[:1] * 2
+            )  # states of their own would be noise: ε says nothing of how they came apart
+            carried.append((*kept, total) if start else ())
         mean = tree_map(lambda *values: torch.stack(values).mean(0), *told)
         return tree_map(lambda *parts: torch.stack(parts).sum(0), *found), mean, tuple(carried)
 

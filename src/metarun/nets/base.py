@@ -45,8 +45,8 @@ def of_both_sides(features: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 def draw(module: nn.Module, key: Tensor) -> dict[str, Tensor]:
     """Random weights for a module by parameter name, determined by a key [] int64: as torch draws those of linear layers and convolutions.
 
-    Weights and biases are uniform within ± 1 / √(inputs of an output); what is no layer's with inputs, as a norm's scale and shift,
-    begins as it is. In tensor operations, so that every task has weights of its own under torch.vmap.
+    Weights and biases are uniform within ± 1 / √(inputs of an output); single numbers, and what is no layer's with inputs, as a norm's
+    scale and shift, begin as they are. In tensor operations, so that every task has weights of its own under torch.vmap.
     """
     drawn: dict[str, Tensor] = {}
     for path, part in module.named_modules():
@@ -54,7 +54,7 @@ def draw(module: nn.Module, key: Tensor) -> dict[str, Tensor]:
         inputs = next((w[0].numel() for w in weights.values() if w.dim() > 1), 0)
         for name, w in weights.items():
             uniform = inner.uniform(key, tuple(w.shape), len(drawn)).to(w.dtype)
-            drawn[f"{path}.{name}" if path else name] = (2 * uniform - 1) / math.sqrt(inputs) if inputs else w.detach()
+            drawn[f"{path}.{name}" if path else name] = (2 * uniform - 1) / math.sqrt(inputs) if inputs and w.dim() else w.detach()
     return drawn
 
 

@@ -80,7 +80,7 @@ class TextBag(Net):
         keep: whether v is among the features; false: W v alone, for methods that take short features.
 
     Raises:
-        ValueError: examples are no texts, no features are left, or ``longest`` is below ``shortest``.
+        ValueError: examples are no rows of numbers that are long enough, no features are left, or ``longest`` is below ``shortest``.
     """
 
     def __init__(

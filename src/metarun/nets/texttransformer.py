@@ -4,6 +4,7 @@ Transformer: Vaswani et al. 2017, arXiv:1706.03762; words of n-grams: Bojanowski
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -24,7 +25,8 @@ class TextTransformer(Net):
         t_i = p_i + Σ w_b e_b over the n-grams that begin in word i, or in the space before it        (w: rarity as in ``NGrams``)
         h_1, …, h_m = layers(t_1, …, t_m),   u = Σ h_i,   f(x) = s u / ‖u‖                            (learned: e, p, s, layers)
 
-    Places behind the last word are masked.
+    Places behind the last word are masked, and words in which no n-gram begins; a text without any has features of zero. Layers normalise
+    what they read (ε = 1e-5), with GELU in the MLP, and nothing normalises their last output.
 
     Deviations: (1) the layers' last matrices are zero at the beginning, so that an untrained net is a random projection of the bag of
     n-grams, which compares texts as that bag does, and training can only leave it for something better. (2) Features have a learned
@@ -40,7 +42,7 @@ class TextTransformer(Net):
         depth: layers; 0: u is the projected bag.
 
     Raises:
-        ValueError: examples are no texts, ``longest`` is below ``shortest``, or heads do not divide the width.
+        ValueError: examples are no rows of numbers, or too short, ``longest`` is below ``shortest``, or heads do not divide the width.
     """
 
     def __init__(
@@ -72,7 +74,7 @@ class TextTransformer(Net):
         self.position = nn.Parameter(torch.randn(words, width) / math.sqrt(width))
         layers = [TransformerLayer(width=width, heads=heads, hidden=hidden) for _ in range(depth)]
         for layer in layers:
-            for last in (*layer.attention.output.parameters(), *layer.mlp[-1].parameters()):
+            for last in closing(layer):
                 nn.init.zeros_(last)
         self.stack = nn.ModuleList(layers)
         self.scale = nn.Parameter(torch.tensor(SCALE))
@@ -87,7 +89,8 @@ class TextTransformer(Net):
     def tokens(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """t [n, words, width] of texts [n, length], and which of them are there, [n, words] bool."""
         places, text = self.grams.places(x)
-        word = (text.eq(ord(" ")).cumsum(1) - 1).clamp(0, self.words - 1)
+        spaces = text.eq(ord(" ")).cumsum(1)
+        word = (spaces - 1).minimum(spaces[:, -1:] - 2).clamp(0, self.words - 1)  # the space behind the text begins no word
         weights = F.pad(self.grams.rarity, (0, 1)).to(self.embedding.dtype)[places]  # zero where there is no n-gram
         vectors = (F.embedding(places.clamp(max=self.grams.buckets - 1), self.embedding) * weights[..., None]).sum(2)
         shape = (len(x), self.words)
@@ -95,6 +98,17 @@ class TextTransformer(Net):
         there = weights.new_zeros(shape).scatter_add(1, word, weights.sum(2)) > 0
         return tokens + self.position, there
 
+    def draw(self, key: Tensor) -> dict[str, Tensor]:
+        last = {id(w) for layer in self.stack if isinstance(layer, TransformerLayer) for w in closing(layer)}
+        names = {name for name, w in self.named_parameters() if id(w) in last}
+        return {name: torch.zeros_like(w) if name in names else w for name, w in super().draw(key).items()}
+
     def observe(self, examples: Tensor) -> None:
         if self.tfidf:
             self.grams.observe(examples)
+
+
+def closing(layer: TransformerLayer) -> Iterator[nn.Parameter]:
+    """The parameters of a layer's last matrices, of attention and of the MLP."""
+    yield from layer.attention.output.parameters()
+    yield from layer.mlp[-1].parameters()

@@ -75,9 +75,9 @@ class BMAML(SeveralLearner):
         repulsion = 1 / len(y) if self.problem.kind.labelled else 2 * self.noise**2 / y.numel()
 
         def stein(w: Tensor, g: Tensor) -> Tensor:
-            flat = w.flatten(1)
+            flat = w.reshape(len(w), -1)
             away = 2 / width * (similar.sum(1, keepdim=True) * flat - similar @ flat)
-            return (repulsion * away - similar @ g.flatten(1)).view_as(w) / self.particles
+            return (repulsion * away - similar @ g.reshape(len(g), -1)).view_as(w) / self.particles
 
         return tree_map(lambda w, g: w + self.inner_lr * stein(w, g), fast, grads)
 
@@ -101,7 +101,7 @@ class BMAML(SeveralLearner):
 
 def kernel(fast: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """k between all particles [M, M], and its width h [], through which no gradient flows."""
-    rows = torch.cat([w.flatten(1) for w in fast.values()], 1)
+    rows = torch.cat([w.reshape(len(w), -1) for w in fast.values()], 1)
     products = (centred := inner.upcast(rows - rows.mean(0))) @ centred.T  # centred, so that little cancels
     squares = products.diagonal()
     distances = (squares[:, None] + squares - 2 * products).clamp(min=0)

@@ -3,7 +3,11 @@ Oh, Yoo, Kim, Yun 2021, arXiv:2008.08882."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from metarun.learners import Adapted, InnerLoop
+from metarun.nets.base import Net
+from metarun.problem import Problem
 from metarun.task import Context
 
 
@@ -23,6 +27,13 @@ class BOIL(InnerLoop):
         first_order: drop the second derivatives.
         mode: how second derivatives are computed, ``unroll`` or ``mixed`` (see ``inner.gradient``).
     """
+
+    def __init__(self, net: Net, problem: Problem, **settings: Any) -> None:
+        super().__init__(net, problem, **settings)
+        if not any(name.startswith("net.") for name in self.learner()):
+            raise ValueError(
+                "algo=boil adapts the net and leaves the head alone, and this net has no weights: choose another, or algo=anil"
+            )
 
     def begin(self, context: Context) -> Adapted:
         body = {name: weight for name, weight in self.learner().items() if name.startswith("net.")}

@@ -29,8 +29,8 @@ class WCCN(PrototypeLearner):
     is found before validation.
 
     Deviations: (1) The paper puts AᵀA into the kernel of a support vector machine; here what it makes of an image is brought to length 1,
-    and compared with a mean. (2) α is relative to the mean variance, and A is scaled so that directions without variance within classes
-    stay as they are; the paper mixes W with I instead. (3) Features are brought to length 1 and centred first. (4) The images are those
+    and compared with a mean. (2) α is relative to the mean variance; the paper mixes W with I, which is the same family, as
+    the scale of A does not matter. (3) Features are brought to length 1 and centred first. (4) The images are those
     of ``CALIBRATION_TASKS`` training episodes (see ``Trainer``), each class's mean that of its images in the episode: choose
     ``episode.train.way`` and ``query`` as large as the data allow.
 

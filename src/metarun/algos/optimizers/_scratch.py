@@ -56,10 +56,13 @@ class FromScratch(GradientLearner):
         """Random initial weights by parameter name, determined by a task's key [] int64."""
         if self.init:
             apart = key + 1  # minibatches are drawn by the key itself
+            layers = {path for path, part in self.named_modules() if any(w.dim() > 1 for w in part.parameters(recurse=False))}
             return {
-                name: self.init * inner.normal(apart, tuple(w.shape), i).to(w.dtype) for i, (name, w) in enumerate(self.learner().items())
+                name: self.init * inner.normal(apart, tuple(w.shape), i).to(w.dtype) if name.rpartition(".")[0] in layers and w.dim() else w
+                for i, (name, w) in enumerate(self.learner().items())
             }
-        return {f"{part}.{name}": w for part in ("net", "head") for name, w in draw(getattr(self, part), key + len(part)).items()}
+        drawn = {"net": self.net.draw(key + len("net")), "head": draw(self.head, key + len("head"))}
+        return {f"{part}.{name}": w for part, weights in drawn.items() for name, w in weights.items()}
 
     def places(self, context: Context, k: int | Tensor) -> Tensor | slice:
         """Which examples of the support the minibatch of step k has."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from metarun import inner
@@ -46,7 +46,8 @@ class LSTMOptimizer(LearnedOptimizer):
         hidden: units of a cell.
         layers: cells on top of each other.
         scale: of the updates: 1 for quadratics, 0.01 for nets; with ``output=gates`` the rate is the gate's.
-        preprocess: p of section 3's footnote: gradients come as the logarithm of their size over p, and their sign; 0: as they are.
+        preprocess: p of section 3's footnote: gradients come as the logarithm of their size over p, and their sign; at most 80,
+            as eᵖ is a number of float32; 0: as they are.
         output: ``update``, which is added to the weights, or ``gates``, see above.
     """
 
@@ -58,7 +59,7 @@ class LSTMOptimizer(LearnedOptimizer):
         hidden: Annotated[int, Ge(1)],
         layers: Annotated[int, Ge(1)],
         scale: Annotated[float, Gt(0)],
-        preprocess: Annotated[float, Ge(0)],
+        preprocess: Annotated[float, Ge(0), Le(80)],
         output: Literal["update", "gates"] = "update",
         **settings: Any,
     ) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, NamedTuple
 
 import torch
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from metarun import inner
@@ -57,7 +57,7 @@ class MetaLSTM(GradientLearner):
         problem: Problem,
         *,
         hidden: Annotated[int, Ge(1)],
-        preprocess: Annotated[float, Gt(0)],
+        preprocess: Annotated[float, Gt(0), Le(80)],
         batch: Annotated[int, Ge(0)],
         inner_steps: Annotated[int, Ge(0)],
         test_steps: Annotated[int, Ge(0)],

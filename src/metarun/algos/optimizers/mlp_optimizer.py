@@ -46,7 +46,8 @@ class MLPOptimizer(LearnedOptimizer):
     n, the ``nominal`` term, is partially adaptive momentum (Chen et al. 2018, arXiv:1806.06763, p = 1/4), half-way between Adam's step
     and that of SGD, and not freed of its bias, so that it warms up. Training of the rule begins near it, with weight decay as in AdamW
     and a rate that falls linearly. Nothing of the rule depends on the size of the loss, or on what the net is. K is ``horizon`` in
-    meta-training and ``test_steps`` after it; who goes on for longer does so at the last rate.
+    meta-training and ``test_steps`` after it; who goes on for longer does so at the last rate. v̂ and mean squares that something is divided
+    by have 1e-16 added, so the size of the loss counts where slopes come near 1e-8.
 
     Deviations from Celo2: (1) Neither orthogonalisation nor Adam for biases: its ``celo2-base``. (2) g/√v̂ and m̂_j/√v̂ are seen as they
     are, too: they tell noise from a slope. (3) u over its root mean square in the tensor only where ``normalise`` is set. (4) Trained by
@@ -128,7 +129,7 @@ class MLPOptimizer(LearnedOptimizer):
         ``means`` [decays, *shape], all others of the weight's shape.
         """
         age = k.double() + 1 if isinstance(k, Tensor) else k + 1
-        means, square = means.flatten(1), square.flatten() / (1 - SQUARES**age) + TINY
+        means, square = means.reshape(len(means), -1), square.flatten() / (1 - SQUARES**age) + TINY
         slopes = torch.cat([gradient.flatten()[None], means / (1 - self.decays**age)[:, None]])
         root, common = square.rsqrt(), square.mean().rsqrt()
         nominal = means[0] * (root * common).sqrt()
