@@ -21,7 +21,7 @@ from metarun.problem import Problem, Samples
 from metarun.task import Batch, Context
 
 FARTHEST = 5.0  # deviations from the mean
-SUREST = 7.0  # the least probability of a class is taken for e^−SUREST
+SUREST = 20.0  # the least probability of a class is taken for e^−SUREST
 STILL = 1e-6  # a deviation up to which a column is taken for constant, in parts of its largest number
 
 
@@ -56,7 +56,7 @@ class PFN(LimitedWay, Algorithm):
     differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
     from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of six
     penalties (30 to 0.1; on columns before the enlargement), weighted by a learned power of their evidence, 0.1 at first; what is below
-    e⁻⁷ is taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a
+    e⁻²⁰ is taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a
     learned s, 1 at first; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers end; in
     the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and no p.
 
