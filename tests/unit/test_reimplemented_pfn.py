@@ -74,7 +74,7 @@ class Reader:
         for share, (fit, classes, _) in zip(weights / weights.sum(), self.fits):
             each = torch.exp(self.asked @ fit)
             found = found.index_add(1, classes, share * each / each.sum(1, keepdim=True))
-        return found.clamp(min=math.exp(-7))
+        return found.clamp(min=math.exp(-20))
 
     def member(self, w: Weights, view: int) -> Tensor:
         """Logits [m, way]. All rows are in one table: everybody sees the labelled rows, and itself."""
