@@ -87,9 +87,8 @@ class Evolution:
             total = self.accumulated(noise, before[2], start)
             slope = (losses[0] - losses[1]) / (2 * self.sigma**2 * self.pairs)
             found.append({name: slope * value for name, value in total.items()})
-            kept = (
-                states if self.persistent else states[:1] * 2
-            )  # states of their own would be noise: ε says nothing of how they came apart
+            # Of one part alone, ε says nothing of how states came apart before: states of their own would be noise.
+            kept = states if self.persistent else states[:1] * 2
             carried.append((*kept, total) if start else ())
         mean = tree_map(lambda *values: torch.stack(values).mean(0), *told)
         return tree_map(lambda *parts: torch.stack(parts).sum(0), *found), mean, tuple(carried)

@@ -48,14 +48,21 @@ def draw(module: nn.Module, key: Tensor) -> dict[str, Tensor]:
     Weights and biases are uniform within ± 1 / √(inputs of an output); single numbers, and what is no layer's with inputs, as a norm's
     scale and shift, begin as they are. In tensor operations, so that every task has weights of its own under torch.vmap.
     """
-    drawn: dict[str, Tensor] = {}
+    inputs, drawn = inputs_of(module), {name: w.detach() for name, w in module.named_parameters()}
+    for i, (name, w) in enumerate(drawn.items()):
+        if name in inputs:
+            drawn[name] = (2 * inner.uniform(key, tuple(w.shape), i).to(w.dtype) - 1) / math.sqrt(inputs[name])
+    return drawn
+
+
+def inputs_of(module: nn.Module) -> dict[str, int]:
+    """How many inputs an output of its layer has, by the name of each parameter that is drawn anew where all are: see ``draw``."""
+    found: dict[str, int] = {}
     for path, part in module.named_modules():
         weights = dict(part.named_parameters(recurse=False))
         inputs = next((w[0].numel() for w in weights.values() if w.dim() > 1), 0)
-        for name, w in weights.items():
-            uniform = inner.uniform(key, tuple(w.shape), len(drawn)).to(w.dtype)
-            drawn[f"{path}.{name}" if path else name] = (2 * uniform - 1) / math.sqrt(inputs) if inputs and w.dim() else w.detach()
-    return drawn
+        found |= {f"{path}.{name}" if path else name: inputs for name, w in weights.items() if inputs and w.dim()}
+    return found
 
 
 class Net(nn.Module, ABC):

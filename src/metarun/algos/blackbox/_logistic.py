@@ -76,8 +76,8 @@ def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:
         shared = (pull + n * seen.sum()).log().sum() / 2  # what ``common`` adds to it
         return fit + (way - 1) / 2 * pull.log().sum() - volume + shared
 
-    penalties, steps = rows.new_tensor(PENALTIES), torch.tensor(STEPS, device=rows.device)
-    each = penalties.repeat_interleave(steps, output_size=sum(STEPS))
-    _, found = inner.loop(step, rows.new_zeros(d, way), sum(STEPS), each, read=lambda w: w)
-    weights = found[steps.cumsum(0) - 1]
+    penalties = rows.new_tensor(PENALTIES)
+    each = torch.cat([penalty.expand(n) for penalty, n in zip(penalties, STEPS)])
+    _, found = inner.loop(step, rows.new_zeros(d, way), len(each), each, read=lambda w: w)
+    weights = torch.stack([part[-1] for part in found.split(STEPS)])
     return Linear(weights[:, :-1], weights[:, -1] + there, torch.stack([evidence(*pair) for pair in zip(weights, penalties)]))

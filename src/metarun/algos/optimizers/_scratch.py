@@ -12,7 +12,7 @@ from torch.func import functional_call
 from metarun import inner
 from metarun.algorithm import Footprint
 from metarun.learners import GradientLearner
-from metarun.nets.base import Net, draw
+from metarun.nets.base import Net, draw, inputs_of
 from metarun.problem import Problem
 from metarun.runtime.private import tree_map
 from metarun.task import Batch, Context, Task
@@ -56,9 +56,9 @@ class FromScratch(GradientLearner):
         """Random initial weights by parameter name, determined by a task's key [] int64."""
         if self.init:
             apart = key + 1  # minibatches are drawn by the key itself
-            layers = {path for path, part in self.named_modules() if any(w.dim() > 1 for w in part.parameters(recurse=False))}
+            drawn_anew = inputs_of(self)
             return {
-                name: self.init * inner.normal(apart, tuple(w.shape), i).to(w.dtype) if name.rpartition(".")[0] in layers and w.dim() else w
+                name: self.init * inner.normal(apart, tuple(w.shape), i).to(w.dtype) if name in drawn_anew else w
                 for i, (name, w) in enumerate(self.learner().items())
             }
         drawn = {"net": self.net.draw(key + len("net")), "head": draw(self.head, key + len("head"))}
