@@ -85,7 +85,7 @@ OMNIGLOT = [
         why="the paper's figures are after fine-tuning on the support"),
     Row("fomaml", "omniglot_fomaml", figures("98.3", "99.2", "89.4", "97.9"), MAML, why="as of maml"),
     Row("reptile", "omniglot_reptile", figures("97.68", "99.48", "89.43", "97.12"),
-        by_way("algo.inner_lr=0.0005 algo.inner_batch=20 algo.inner_steps=10")),
+        by_way("algo.inner_batch=20 algo.inner_steps=10")),
     Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"),
         by_way("trainer.meta_batch=4"), why="one-shot training for both shots, as in the paper at 5 ways"),
     Row("mamlpp", "omniglot_mamlpp", figures("99.47", "~99.93", "97.65", "99.33"), by_way("episode.train.query=1 trainer.meta_batch=4"),

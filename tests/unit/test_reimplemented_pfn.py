@@ -47,32 +47,58 @@ def regression(rows: Tensor, y: Tensor, penalty: float) -> tuple[Tensor, Tensor,
     return w.view_as(precision), classes, -energy(w) - 0.5 * torch.logdet(torch.func.hessian(energy)(w))
 
 
+def standard(column: Tensor, asked: Tensor) -> Tensor:
+    """Known and asked numbers, less the mean of the known and in parts of their deviation; zeros where they hardly move."""
+    mean = column.sum() / len(column)
+    deviation = math.sqrt(((column - mean) ** 2).sum() / len(column))
+    moves = deviation > 1e-6 * max(map(abs, column.tolist()))
+    return (torch.cat([column, asked]) - mean) / deviation if moves else torch.zeros(len(column) + len(asked), dtype=F64)
+
+
+def bent(x: float, power: float) -> float:
+    """A number under the power transform of Yeo and Johnson."""
+    if x >= 0:
+        return math.log(x + 1) if power == 0 else ((x + 1) ** power - 1) / power
+    return -math.log(1 - x) if power == 2 else -((1 - x) ** (2 - power) - 1) / (2 - power)
+
+
+def likeliest(column: Tensor, known: int) -> Tensor:
+    """A standard column after the power that makes its known numbers likeliest as those of a normal distribution; standard again."""
+    numbers = column.tolist()
+    if not any(numbers):
+        return column
+    found = []
+    for power in (-2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 2.5, 3, 3.5, 4):
+        after = torch.tensor([bent(x, power) for x in numbers], dtype=F64)
+        normal = torch.distributions.Normal(after[:known].mean(), after[:known].std(correction=0))
+        slopes = [math.log(abs(x) + 1) * (power - 1) * (1 if x >= 0 else -1) for x in numbers[:known]]
+        found.append((normal.log_prob(after[:known]).sum() + sum(slopes), standard(after[:known], after[known:])))
+    return max(found, key=lambda pair: pair[0])[1]
+
+
 class Reader:
     """A table as the net is shown it."""
 
     def __init__(self, algorithm: PFN, context: Context, x: Tensor) -> None:
         (rows, self.y), self.key = context.support, context.key
         self.heads, self.way, self.ways = 2, len(context.classes), algorithm.most_classes
-        columns = []
-        for column, asked in zip(rows.T, x.T):
-            mean = column.sum() / len(column)
-            deviation = math.sqrt(((column - mean) ** 2).sum() / len(column))
-            if deviation <= 1e-6 * max(map(abs, column.tolist())):
-                columns.append(torch.zeros(len(column) + len(asked), dtype=F64))
-            else:
-                columns.append(((torch.cat([column, asked]) - mean) / deviation).clamp(-5, 5))
-        self.table = torch.stack(columns, 1)
-        self.size = math.sqrt(len(columns) / sum(bool(column.any()) for column in columns))
-        seen, asked = self.table.split([len(rows), len(x)])
-        self.fits = [regression(seen, self.y, penalty) for penalty in (30, 10, 3, 1, 0.3, 0.1)] if algorithm.linear else []
-        self.asked = torch.cat([asked, torch.ones(len(asked), 1, dtype=F64)], 1)
+        columns = [(plain, likeliest(plain, len(rows))) for plain in map(standard, rows.T, x.T)]
+        tables = [torch.stack([look.clamp(-5, 5) for look in looks], 1) for looks in zip(*columns)]
+        self.table = tables[1]
+        self.size = math.sqrt(len(columns) / sum(bool(plain.any()) for plain, _ in columns))
+        self.fits, self.asked = [], []  # regressions, and the queries as each has them
+        for table in tables if algorithm.linear else []:
+            seen, asked = table.split([len(rows), len(x)])
+            self.fits += [regression(seen, self.y, penalty) for penalty in (30, 10, 3, 1, 0.3, 0.1)]
+            self.asked += [torch.cat([asked, torch.ones(len(asked), 1, dtype=F64)], 1)] * 6
+        self.queries = len(x)
 
     def belief(self, w: Weights) -> Tensor:
         """What the regressions make of the queries, [m, way]: a mean weighted by powers of the evidence; a class without rows has none."""
         weights = torch.stack([torch.exp(w["surety"] * (evidence - self.fits[-1][2])) for *_, evidence in self.fits])
-        found = torch.zeros(len(self.asked), self.way, dtype=F64)
-        for share, (fit, classes, _) in zip(weights / weights.sum(), self.fits):
-            each = torch.exp(self.asked @ fit)
+        found = torch.zeros(self.queries, self.way, dtype=F64)
+        for share, (fit, classes, _), asked in zip(weights / weights.sum(), self.fits, self.asked):
+            each = torch.exp(asked @ fit)
             found = found.index_add(1, classes, share * each / each.sum(1, keepdim=True))
         return found.clamp(min=math.exp(-20))
 
@@ -80,7 +106,7 @@ class Reader:
         """Logits [m, way]. All rows are in one table: everybody sees the labelled rows, and itself."""
         key = inner.fold_in(self.key, view)
         codes = simplex(self.ways)[inner.order(key, self.ways)[: self.way]]
-        told = w["reader.unknown"].expand(len(self.asked), -1)
+        told = w["reader.unknown"].expand(self.queries, -1)
         if self.fits:
             told = told + self.belief(w) @ codes
         numbers = self.size * self.table[:, inner.order(inner.fold_in(key, 1), self.table.shape[1])]

@@ -13,8 +13,9 @@ from helpers import in_float64, random, small
 from torch import nn
 
 from metarun import inner
-from metarun.algos.blackbox._logistic import BIAS, PENALTIES, logistic
-from metarun.algos.blackbox.pfn import SUREST, standard
+from metarun.algos.blackbox._columns import POWERS, bends, columns_of
+from metarun.algos.blackbox._logistic import BIAS, PENALTIES, believed, logistic
+from metarun.algos.blackbox.pfn import SUREST
 from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
 from metarun.experiment import train
@@ -102,6 +103,41 @@ def test_what_is_no_information_changes_nothing() -> None:
     torch.testing.assert_close(after, before, rtol=1e-7, atol=1e-9)
 
 
+def test_columns_are_bent_as_scipy_does() -> None:
+    """By the power of those in question after which they are the likeliest, which is near the likeliest of all."""
+    stats = pytest.importorskip("scipy.stats")
+    rows = torch.stack([random(80, seed=1), random(80, seed=2).exp(), -random(80, seed=3).exp(), random(80, seed=4).sign()], 1)
+    columns, asked = columns_of(rows), random(9, 4, seed=5) * 2
+    plain = (rows - rows.mean(0)) / rows.std(0, correction=0)
+    each = bends(plain)
+    for power, bent in zip(POWERS, each):
+        for column, ours in zip(plain.T, bent.T):
+            np.testing.assert_allclose(ours, stats.yeojohnson(column.numpy(), power), rtol=1e-9)
+    for i, column in enumerate(plain.T.numpy()):
+        likelihoods = [stats.yeojohnson_llf(power, column) for power in POWERS]
+        assert columns.power[i] == np.argmax(likelihoods)
+        _, best = stats.yeojohnson(column)
+        assert abs(POWERS[columns.power[i]] - min(max(best, -2), 4)) < 0.5
+    assert len({*columns.power.tolist()}) > 2
+    known, queries = columns.looks(rows)[1], columns.looks(asked)[1]
+    for i, power in enumerate(columns.power):
+        column = each[power, :, i]
+        query = torch.from_numpy(stats.yeojohnson(((asked - rows.mean(0)) / rows.std(0, correction=0))[:, i].numpy(), POWERS[power]))
+        for found, raw in ((known[:, i], column), (queries[:, i], query)):
+            torch.testing.assert_close(found, ((raw - column.mean()) / column.std(correction=0)).clamp(-5, 5))
+
+
+def test_columns_however_large_are_read() -> None:
+    """Queries beyond all bounds and columns that do not move give numbers."""
+    rows = torch.cat([random(20, 3, seed=1).float() * torch.tensor([1e30, 1e-30, 1.0]), torch.full((20, 1), 7e-30)], 1)
+    columns = columns_of(rows)
+    for look in (*columns.looks(rows), *columns.looks(torch.tensor([[3e38, -3e38, 1e20, -1e30], [-3e38, 1.0, -1e20, 7e-30]]))):
+        assert look.isfinite().all()
+        assert look.abs().max() <= 5
+        assert not look[:, 3].any()
+    assert columns.size == (4 / 3) ** 0.5
+
+
 def test_logistic_regression_is_scikit_learns() -> None:
     sklearn = pytest.importorskip("sklearn.linear_model", reason="scikit-learn is not installed")
     rows, asked, y = random(30, 4, seed=1), random(7, 4, seed=2), torch.arange(30) % 3
@@ -116,9 +152,14 @@ def test_logistic_regression_is_scikit_learns() -> None:
     wide = logistic(torch.cat([rows, torch.zeros(30, 30)], 1), y, 3)  # more columns than rows
     torch.testing.assert_close(wide.weights[:, :4], linear.weights, rtol=1e-6, atol=1e-9)
     torch.testing.assert_close(wide.evidence, linear.evidence)
-    torch.testing.assert_close(linear.probabilities(asked, torch.tensor(0.0)), said.mean(0))
+    torch.testing.assert_close(linear.votes(asked), said)
+    torch.testing.assert_close(believed([linear], [asked], torch.tensor(0.0)), said.mean(0))
     share = linear.evidence.exp() / linear.evidence.exp().sum()
-    torch.testing.assert_close(linear.probabilities(asked, torch.tensor(1.0)), torch.einsum("p,pnc->nc", share, said))
+    torch.testing.assert_close(believed([linear], [asked], torch.tensor(1.0)), torch.einsum("p,pnc->nc", share, said))
+    other = logistic(rows / 3, y, 3)
+    evidence = torch.cat([linear.evidence, other.evidence])
+    both = torch.einsum("p,pnc->nc", evidence.exp() / evidence.exp().sum(), torch.cat([said, other.votes(asked / 3)]))
+    torch.testing.assert_close(believed([linear, other], [asked, asked / 3], torch.tensor(1.0)), both)
 
 
 @pytest.mark.parametrize(("n", "columns", "dtype"), [(40, 3, torch.float64), (6, 50, torch.float32), (3000, 4, torch.float32)])
@@ -165,7 +206,7 @@ def test_evidence_is_the_integral_over_all_weights(way: int) -> None:
 
 def test_logistic_regression_rules_out_a_class_without_rows() -> None:
     linear = logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3)
-    assert not linear.probabilities(random(5, 20, seed=4), torch.tensor(1.0))[:, 1].any()
+    assert not linear.votes(random(5, 20, seed=4))[..., 1].any()
 
 
 @torch.no_grad()
@@ -174,15 +215,17 @@ def test_the_logistic_regression_comes_with_a_query() -> None:
     algorithm, tasks = in_float64(small(*WORDS, "algo.views=2"), tasks=1)
     context, query, *_ = select(tasks, 0)
     state = algorithm.eval().begin(context)
-    rows, known = (standard(x, state.mean, state.inverse, state.size) for x in (query.x, context.support.x))
-    linear = logistic(known / state.size, context.support.y, 3)
-    belief = linear.probabilities(rows / state.size, algorithm.surety).clamp(min=math.exp(-SUREST)).log()
+    columns = columns_of(context.support.x)
+    asked, known = columns.looks(query.x), columns.looks(context.support.x)
+    linear = [logistic(look, context.support.y, 3) for look in known]
+    belief = believed(linear, asked, algorithm.surety).clamp(min=math.exp(-SUREST)).log()
     assert len({*belief.argmax(1).tolist()}) > 1
     algorithm.trust.fill_(1.7)
     algorithm.share.fill_(0.3)
     for said, view in zip(algorithm.predict(state, query.x).members, state.views):
         codes = algorithm.reader.unknown + belief.exp() @ view.shown.codes
-        expected = 0.3 * algorithm.reader.answer(view.shown, rows[:, view.columns], codes) + 1.7 * belief
+        rows = columns.size * asked[1][:, view.columns]
+        expected = 0.3 * algorithm.reader.answer(view.shown, rows, codes) + 1.7 * belief
         torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-12)
 
 
@@ -192,12 +235,8 @@ def test_a_view_is_the_in_context_learner_on_standard_columns() -> None:
     context, query, *_ = select(tasks, 0)
     (x, y), members = context.support, algorithm.eval().predict(algorithm.begin(context), query.x).members
     assert members.shape == (3, len(query.y), 3)
-    deviation = x.std(0, correction=0)
-    moves = deviation > 1e-6
-    standard = [
-        torch.where(moves, (rows - x.mean(0)) / deviation, 0).nan_to_num(0).clamp(-5, 5) * (6 / moves.sum().double()).sqrt()
-        for rows in (x, query.x)
-    ]
+    columns = columns_of(x)
+    standard = [columns.looks(rows)[1] * (6 / (x.std(0) > 0).sum().double()).sqrt() for rows in (x, query.x)]
     for i, said in enumerate(members):
         key = inner.fold_in(context.key, i)
         order = inner.order(inner.fold_in(key, 1), 6)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,14 +23,21 @@ class Linear(NamedTuple):
     bias: Tensor  # [P, way]
     evidence: Tensor  # [P], log-likelihood of the table under the penalty
 
-    def probabilities(self, rows: Tensor, surety: Tensor) -> Tensor:
-        """Of the classes of rows [m, columns], [m, way]: the mean over classifiers.
+    def votes(self, rows: Tensor) -> Tensor:
+        """What each makes of rows [m, columns]: probabilities [P, m, way]."""
+        return (rows @ self.weights + self.bias[:, None]).softmax(-1)
 
-        Args:
-            surety: [], how far the evidence counts: with 0 all classifiers are alike, with 1 the mean is that of Bayes.
-        """
-        each = (rows @ self.weights + self.bias[:, None]).softmax(-1)
-        return ((surety * self.evidence).softmax(0)[:, None, None] * each).sum(0)
+
+def believed(linear: Sequence[Linear], looks: Sequence[Tensor], surety: Tensor) -> Tensor:
+    """Probabilities of the classes of m rows, [m, way]: the mean over classifiers.
+
+    Args:
+        linear: of each look at the rows.
+        looks: each [m, columns].
+        surety: [], how far the evidence counts: with 0 all classifiers are alike, with 1 the mean is that of Bayes.
+    """
+    evidence, votes = torch.cat([each.evidence for each in linear]), torch.cat([each.votes(rows) for each, rows in zip(linear, looks)])
+    return ((surety * evidence).softmax(0)[:, None, None] * votes).sum(0)
 
 
 def logistic(rows: Tensor, y: Tensor, way: int) -> Linear:

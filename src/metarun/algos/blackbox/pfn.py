@@ -13,16 +13,15 @@ from torch import Tensor, nn
 from metarun import inner
 from metarun.abilities import LimitedWay
 from metarun.algorithm import Algorithm
-from metarun.algos.blackbox._logistic import Linear, logistic
+from metarun.algos.blackbox._columns import Columns, columns_of
+from metarun.algos.blackbox._logistic import Linear, believed, logistic
 from metarun.algos.blackbox.incontext import InContext, Shown
 from metarun.nets.base import Net
 from metarun.nets.pixels import Pixels
 from metarun.problem import Problem, Samples
 from metarun.task import Batch, Context
 
-FARTHEST = 5.0  # deviations from the mean
 SUREST = 20.0  # the least probability of a class is taken for e^−SUREST
-STILL = 1e-6  # a deviation up to which a column is taken for constant, in parts of its largest number
 
 
 class View(NamedTuple):
@@ -35,10 +34,8 @@ class View(NamedTuple):
 class Known(NamedTuple):
     """What is known of a table."""
 
-    mean: Tensor  # [columns], of the labelled rows
-    inverse: Tensor  # [columns], one over their deviation; 0 for what is constant
-    size: Tensor  # [], what the rest is enlarged by
-    linear: tuple[Linear, ...]  # one, or none where the Transformer reads alone
+    columns: Columns
+    linear: tuple[Linear, ...]  # of the columns as they are and bent; none where the Transformer reads alone
     views: tuple[View, ...]
 
 
@@ -48,17 +45,18 @@ class PFN(LimitedWay, Algorithm):
         q(y | x, D) = mean over views of softmax(r Transformer(rows of D with codes of their labels, x) + s log p(y | x, D))
                                                                                     (equations 1 and 3; p: deviation 4)
 
-    Columns are brought to mean 0 and variance 1 over the labelled rows; what is constant, as padding is, becomes 0, and the rest is
-    enlarged by √(columns / those left), so that rows of few columns are as large. The order of columns and which code a class has mean
-    nothing in the prior, but something to the net: answers are averaged over ``views``, each with its own, drawn from the episode's key.
+    Columns are brought to mean 0 and variance 1 over the labelled rows, bent towards a normal distribution by a power each, and brought
+    to mean 0 and variance 1 again (``Columns``); what is constant, as padding is, becomes 0, and the rest is enlarged by
+    √(columns / those left), so that rows of few columns are as large. The order of columns and which code a class has mean nothing in the
+    prior, but something to the net: answers are averaged over ``views``, each with its own, drawn from the episode's key.
 
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
-    differ by rotations of columns and a power transform. (3) What lies more than 5 deviations
-    from the mean is taken for 5. (4) A query comes with what ``logistic`` makes of it, p, the mean over logistic regressions of six
-    penalties (30 to 0.1; on columns before the enlargement), weighted by a learned power of their evidence, 0.1 at first; what is below
-    e⁻²⁰ is taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a
-    learned s, 1 at first; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers end; in
-    the minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and no p.
+    differ by rotations of columns, and every other one is bent. (3) What lies more than 5 deviations from the mean is taken for 5. (4) A
+    query comes with what logistic regressions make of it, p: the mean over those of six penalties (30 to 0.1) on columns that are bent
+    and six on columns that are not, neither enlarged, weighted by a learned power of their evidence, 0.1 at first; what is below e⁻²⁰ is
+    taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a learned
+    s, 1 at first; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers end; in the
+    minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and no p.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -93,34 +91,26 @@ class PFN(LimitedWay, Algorithm):
     def begin(self, context: Context) -> Known:
         x, y = context.support
         rows = inner.upcast(x.flatten(1))
-        deviation, mean = torch.std_mean(rows, 0, correction=0)
-        moves = deviation > STILL * rows.abs().amax(0)
-        inverse = torch.where(moves, 1 / torch.where(moves, deviation, 1.0), 0.0)
-        size = (moves.numel() / moves.sum().clamp(min=1).to(rows.dtype)).sqrt()
-        shown = standard(rows, mean, inverse, size)
+        columns = columns_of(rows)
+        plain, bent = columns.looks(rows)
         views = []
         for i in range(1 if self.training else self.views):
             key = inner.fold_in(context.key, i)
             order = inner.order(inner.fold_in(key, 1), rows.shape[1])
-            seen = Batch(shown[:, order], y)
+            seen = Batch(columns.size * bent[:, order], y)
             views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
         way = context.classes.shape[0]
-        linear = (logistic(shown / size, y, way),) if self.linear else ()
-        return Known(mean, inverse, size, linear, tuple(views))
+        linear = tuple(logistic(look, y, way) for look in (plain, bent)) if self.linear else ()
+        return Known(columns, linear, tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
-        rows = standard(inner.upcast(x.flatten(1)), state.mean, state.inverse, state.size)
-        if not state.linear:
-            return Samples(torch.stack([self.reader.predict(view.shown, rows[:, view.columns]) for view in state.views]))
-        [linear] = state.linear
-        belief = linear.probabilities(rows / state.size, self.surety).clamp(min=math.exp(-SUREST)).log()
+        looks = state.columns.looks(inner.upcast(x.flatten(1)))
+        asked = state.columns.size * looks[1]
+        if not self.linear:
+            return Samples(torch.stack([self.reader.predict(view.shown, asked[:, view.columns]) for view in state.views]))
+        belief = believed(state.linear, looks, self.surety).clamp(min=math.exp(-SUREST)).log()
         answers = []
-        for columns, shown in state.views:
+        for order, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
-            answers.append(self.share * self.reader.answer(shown, rows[:, columns], codes) + self.trust * belief)
+            answers.append(self.share * self.reader.answer(shown, asked[:, order], codes) + self.trust * belief)
         return Samples(torch.stack(answers))
-
-
-def standard(rows: Tensor, mean: Tensor, inverse: Tensor, size: Tensor) -> Tensor:
-    """Rows [n, columns] at mean 0 and variance 1, drawn in and enlarged, see ``Known``."""
-    return ((rows - mean) * inverse).clamp(-FARTHEST, FARTHEST) * size
