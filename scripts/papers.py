@@ -38,9 +38,10 @@ class Row(NamedTuple):
     preset: str  # of experiment=paper/…
     paper: dict[str, str]  # by task, as printed there in %; "~": recalled, and not seen again in a source
     trainings: dict[tuple[str, ...], str]  # by the tasks that it answers, of which the first is its own test: words beside the preset's
-    asked: str = ""  # words of all its tests
+    asked: str = ""  # words of all its tests; {shot}: that of the task
     why: str = ""  # what is known to differ from the paper, beside the budget
     said: str = ""  # what else tells the row from others
+    folder: str = ""  # of its runs, where other words than the preset's train it; "": the preset's name
 
 
 ALL, FIVE, TWENTY = ("5w1s", "5w5s", "20w1s", "20w5s"), ("5w1s", "5w5s"), ("20w1s", "20w5s")
@@ -58,6 +59,13 @@ def by_way(twenty: str) -> dict[tuple[str, ...], str]:
     return {FIVE: "", TWENTY: f"way=20 {twenty}"}
 
 
+def queried(row: Row, number: str) -> Row:
+    """The runs of a row, asked for as many queries of a class as its paper has: normalised together, few tell more of each other."""
+    many = "one query of a class" if number == "1" else "as many queries of a class as shots"
+    said = f"the runs of {row.name}, asked as by its authors: {many}"
+    return row._replace(name=f"{row.name}_queries", asked=f"query={number} trainer.test_episodes=3000", said=said)
+
+
 STEPS = "algo.inner_steps=5 algo.test_steps=5"  # the paper's, at 20 ways
 MAML = {
     FIVE: "",
@@ -71,27 +79,34 @@ MAML_FULL = {
 }
 FEW = "episode.train.query=2 episode.eval.query=5 trainer.test_episodes=300"  # where an episode costs seconds
 FILTERS = "the paper's net has 96, 192, 384 and 512 filters and joins the maps of two blocks; ours 64 in each"
+SHUFFLED = "data.split=random"
+MAMLS = [  # whose authors' programs ask few queries of a class, which are normalised together
+    (Row("maml", "omniglot_maml", figures("98.7", "99.9", "95.8", "98.9"), MAML,
+         why="60000 iterations of 32 tasks in the paper, for each task; for one-shot training at 5 shots see below"), "{shot}"),
+    (Row("fomaml", "omniglot_fomaml", figures("98.3", "99.2", "89.4", "97.9"), MAML, why="as of maml"), "{shot}"),
+    (Row("reptile", "omniglot_reptile", figures("97.68", "99.48", "89.43", "97.12"),
+         by_way("algo.inner_batch=20 algo.inner_steps=10")), "1"),
+    (Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"),
+         by_way("trainer.meta_batch=4"), why="one-shot training for both shots, as in the paper at 5 ways"), "{shot}"),
+    (Row("mamlpp", "omniglot_mamlpp", figures("99.47", "~99.93", "97.65", "99.33"), by_way("episode.train.query=1 trainer.meta_batch=4"),
+         why="the paper's figures are of five checkpoints that answer together"), "1"),
+    (Row("metacurvature", "omniglot_metacurvature", figures("99.97", "99.89", "99.12", "99.65"), by_way("trainer.meta_batch=4")), "{shot}"),
+    (Row("imaml", "omniglot_imaml", figures("99.16", "99.67", "94.46", "98.69"),
+         by_way("episode.train.query=1 trainer.meta_batch=4")), "{shot}"),
+]  # fmt: skip
 OMNIGLOT = [
     Row("protonet", "omniglot_protonet", figures("98.8", "99.7", "96.0", "98.9"), ONCE),
-    Row("maml", "omniglot_maml", figures("98.7", "99.9", "95.8", "98.9"), MAML,
-        why="60000 iterations of 32 tasks in the paper, for each task; for one-shot training at 5 shots see below"),
+    *(each for row, number in MAMLS for each in (row, queried(row, number))),
     Row("r2d2", "omniglot_r2d2", figures("~98.9", "~99.7", "~96.5", "~99"), ONCE, why=FILTERS),
     Row("metaoptnet", "omniglot_metaoptnet", {}, ONCE),
     Row("matching", "omniglot_matching", figures("98.1", "98.9", "93.8", "98.5"), ONCE,
         why="cosines are divided by 0.03, the paper's are not"),
     Row("relation", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), ONCE,
-        why="its authors keep the checkpoint that is best on test classes; development accuracy rises up to iteration 7000"),
+        why="its authors split at random, see the next row, and keep the checkpoint that is best on test classes"),
+    Row("relation_shuffled", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), {ALL: SHUFFLED}, said="split at random",
+        folder="omniglot_relation_shuffled", why="its authors keep the checkpoint that is best on test classes"),
     Row("siamese", "omniglot_siamese", figures("97.3", "98.4", "88.2", "97.0"), ONCE,
         why="the paper's figures are after fine-tuning on the support"),
-    Row("fomaml", "omniglot_fomaml", figures("98.3", "99.2", "89.4", "97.9"), MAML, why="as of maml"),
-    Row("reptile", "omniglot_reptile", figures("97.68", "99.48", "89.43", "97.12"),
-        by_way("algo.inner_batch=20 algo.inner_steps=10")),
-    Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"),
-        by_way("trainer.meta_batch=4"), why="one-shot training for both shots, as in the paper at 5 ways"),
-    Row("mamlpp", "omniglot_mamlpp", figures("99.47", "~99.93", "97.65", "99.33"), by_way("episode.train.query=1 trainer.meta_batch=4"),
-        why="the paper's figures are of five checkpoints that answer together"),
-    Row("metacurvature", "omniglot_metacurvature", figures("99.97", "99.89", "99.12", "99.65"), by_way("trainer.meta_batch=4")),
-    Row("imaml", "omniglot_imaml", figures("99.16", "99.67", "94.46", "98.69"), by_way("episode.train.query=1 trainer.meta_batch=4")),
     Row("anil", "omniglot_anil", figures("", "", "96.2", "98.0"), by_way("episode.train.query=1 trainer.meta_batch=8")),
     Row("nil", "omniglot_anil", figures("", "", "96.7", "98.0"), by_way("episode.train.query=1 trainer.meta_batch=8"),
         asked="algo.head_at_test=false", said="the runs of anil"),
@@ -100,7 +115,9 @@ OMNIGLOT = [
          ("20w1s",): f"way=20 trainer.meta_batch=4 {FEW}",
          ("20w5s",): f"way=20 shot=5 trainer.meta_batch=1 trainer.iterations=1000 {FEW}"}),
     Row("metanet", "omniglot_metanet", figures("98.95", "", "97.0", ""), {("5w1s",): "", ("20w1s",): "way=20 trainer.meta_batch=2"}),
-    Row("gnn", "omniglot_gnn", figures("99.2", "99.7", "97.4", "99.0"), by_way(f"trainer.meta_batch=1 {FEW}")),
+    Row("gnn", "omniglot_gnn", figures("99.2", "99.7", "97.4", "99.0"),
+        {FIVE: SHUFFLED, TWENTY: f"{SHUFFLED} way=20 trainer.meta_batch=1 {FEW}"},
+        said="split at random, as by its authors", folder="omniglot_gnn_shuffled"),
     Row("versa", "omniglot_versa", figures("~99.70", "~99.75", "~97.66", "98.77"), ONCE),
     Row("lrd2", "omniglot_lrd2", {}, ONCE),
     Row("cavia", "omniglot_cavia", {}, {FIVE: ""}),
@@ -108,7 +125,8 @@ OMNIGLOT = [
     Row("protomaml", "omniglot_protomaml", {}, ONCE),
     Row("baseline", "omniglot_baseline", {}, ONCE),
     Row("baselinepp", "omniglot_baselinepp", {}, ONCE),
-    Row("nearest", "omniglot", figures("~41.7", "~63.2", "~26.7", "~42.6"), {ALL: "algo=nearest"}, said="pixels, no training"),
+    Row("nearest", "omniglot", figures("~41.7", "~63.2", "~26.7", "~42.6"), {ALL: "algo=nearest"}, said="pixels, no training",
+        folder="omniglot_nearest"),
     Row("protonet_full", "full/omniglot_protonet", figures("98.8", "99.7", "96.0", "98.9"), ONCE, said="the paper's budget, a GPU's work"),
     Row("maml_full", "full/omniglot_maml", figures("98.7", "99.9", "95.8", "98.9"), MAML_FULL, said="the paper's budget, a GPU's work"),
 ]  # fmt: skip
@@ -117,7 +135,7 @@ CIFAR = [
     Row("cifar_maml", "cifar_fs_maml", {"5w1s": "58.9", "5w5s": "71.5"}, {FIVE: ""}, why="one-shot training for both shots, for time"),
     Row("cifar_r2d2", "cifar_fs_r2d2", {"5w1s": "60.0", "5w5s": "76.1"}, {FIVE: ""}),
     Row("cifar_baseline", "cifar_fs_baseline", {}, {FIVE: ""}),
-    Row("cifar_nearest", "cifar_fs", {}, {FIVE: "algo=nearest"}, said="pixels, no training"),
+    Row("cifar_nearest", "cifar_fs", {}, {FIVE: "algo=nearest"}, said="pixels, no training", folder="cifar_fs_nearest"),
 ]
 PRESENTED = [Row("mann", "omniglot_mann", {"2nd": "82.8", "5th": "94.9"}, {("2nd", "5th"): ""}, asked="protocol=presentations")]
 MEASURES = {"2nd": "presentation_2", "5th": "presentation_5"}  # of other tasks it is the accuracy
@@ -164,7 +182,7 @@ def words(row: Row, training: tuple[str, ...], seed: int = 0) -> list[str]:
 
 def place(row: Row, training: tuple[str, ...], seed: int) -> str:
     """The folder of a training; rows that differ in their tests alone share it."""
-    return f"{row.preset.replace('/', '_')}{'_nearest' if 'nearest' in row.name else ''}-{training[0]}-{seed}"
+    return f"{row.folder or row.preset.replace('/', '_')}-{training[0]}-{seed}"
 
 
 def seeds(row: Row, training: tuple[str, ...], places: Iterable[str]) -> dict[int, str]:
@@ -175,7 +193,7 @@ def seeds(row: Row, training: tuple[str, ...], places: Iterable[str]) -> dict[in
 
 def asked(row: Row, training: tuple[str, ...], task: str) -> str:
     """The words of the evaluation of a task; none: it is the run's own test."""
-    return " ".join(filter(None, [TASKS.get(task, "") if task != training[0] else "", row.asked]))
+    return " ".join(filter(None, [TASKS.get(task, "") if task != training[0] else "", row.asked.format(shot=task[-2])]))
 
 
 def kept(runs: Path) -> Records:
