@@ -91,7 +91,7 @@ class Reader:
             seen, asked = table.split([len(rows), len(x)])
             self.fits += [regression(seen, self.y, penalty) for penalty in (30, 10, 3, 1, 0.3, 0.1)]
             self.asked += [torch.cat([asked, torch.ones(len(asked), 1, dtype=F64)], 1)] * 6
-        self.queries = len(x)
+        self.queries, self.bent = len(x), tables[1]
 
     def belief(self, w: Weights) -> Tensor:
         """What the regressions make of the queries, [m, way]: a mean weighted by powers of the evidence; a class without rows has none."""
@@ -101,6 +101,20 @@ class Reader:
             each = torch.exp(asked @ fit)
             found = found.index_add(1, classes, share * each / each.sum(1, keepdim=True))
         return found.clamp(min=math.exp(-20))
+
+    def told(self, w: Weights) -> Tensor:
+        """What normal distributions of one covariance make of the queries, log-probabilities [m, way]."""
+        seen, asked = self.bent.split([len(self.y), self.queries])
+        pull, classes = torch.exp(w["log_pull"]), self.y.unique()
+        means = {int(c): seen[self.y == c].sum(0) / (self.y == c).sum() for c in classes}
+        scatter = sum(torch.outer(row - means[c], row - means[c]) for row, c in zip(seen, self.y.tolist()))
+        inverse = torch.linalg.inv((scatter + pull * torch.eye(seen.shape[1], dtype=F64)) / (len(seen) + pull))
+        heights = []
+        for c, mean in means.items():
+            distance = torch.einsum("mi,ij,mj->m", asked - mean, inverse, asked - mean)
+            heights.append((self.y == c).sum() * torch.exp(-distance / 2))
+        found = torch.zeros(self.queries, self.way, dtype=F64).index_add(1, classes, torch.stack(heights, 1))
+        return (found / found.sum(1, keepdim=True)).clamp(min=math.exp(-20)).log()
 
     def member(self, w: Weights, view: int) -> Tensor:
         """Logits [m, way]. All rows are in one table: everybody sees the labelled rows, and itself."""
@@ -116,7 +130,9 @@ class Reader:
         for i in range(2):
             tokens = layer(w, f"reader.layers.{i}", tokens, sees, self.heads)
         logits = linear(w, "reader.head", layer_norm(w, "reader.norm", tokens))[len(self.y) :] @ codes.T
-        return w["share"] * logits + w["trust"] * self.belief(w).log() if self.fits else logits
+        if not self.fits:
+            return logits
+        return w["share"] * logits + w["trust"][0] * self.belief(w).log() + w["trust"][1] * self.told(w)
 
 
 def simplex(n: int) -> Tensor:

@@ -14,6 +14,7 @@ from torch import nn
 
 from metarun import inner
 from metarun.algos.blackbox._columns import POWERS, bends, columns_of
+from metarun.algos.blackbox._discriminant import discriminant
 from metarun.algos.blackbox._logistic import BIAS, PENALTIES, believed, logistic
 from metarun.algos.blackbox.pfn import SUREST
 from metarun.data.tables import TableEpisodes, Tables
@@ -204,13 +205,37 @@ def test_evidence_is_the_integral_over_all_weights(way: int) -> None:
         assert float(evidence) == pytest.approx(float((fit + prior).flatten().logsumexp(0)) + cell, abs=0.1)
 
 
-def test_logistic_regression_rules_out_a_class_without_rows() -> None:
+@pytest.mark.parametrize(("n", "columns"), [(40, 4), (12, 30)])
+def test_a_discriminant_is_the_posterior_of_normal_distributions(n: int, columns: int) -> None:
+    """Of one covariance, that of the rows and of ``pull`` rows more, whose own is the identity."""
+    rows, asked, y = random(n, columns, seed=1), random(7, columns, seed=2), torch.arange(n) % 4 % 3
+    rows[y == 1] += 1
+    said = discriminant(rows, y, 3, torch.tensor(5.0, dtype=torch.float64)).logits(asked)
+    means = torch.stack([rows[y == c].mean(0) for c in range(3)])
+    scatter = sum(torch.outer(row - means[c], row - means[c]) for row, c in zip(rows, y))
+    normal = torch.distributions.MultivariateNormal(means, (scatter + 5 * torch.eye(columns)) / (n + 5))
+    joint = normal.log_prob(asked[:, None]) + torch.bincount(y).log()
+    torch.testing.assert_close(said, joint.log_softmax(1))
+
+
+def test_a_discriminant_is_scikit_learns() -> None:
+    sklearn = pytest.importorskip("sklearn.discriminant_analysis", reason="scikit-learn is not installed")
+    rows, asked, y = random(40, 4, seed=1), random(7, 4, seed=2), torch.arange(40) % 3
+    rows[y == 1, 0] += 1
+    theirs = sklearn.LinearDiscriminantAnalysis(solver="lsqr").fit(rows.numpy(), y.numpy()).predict_log_proba(asked.numpy())
+    said = discriminant(rows, y, 3, torch.tensor(1e-9, dtype=torch.float64)).logits(asked)
+    torch.testing.assert_close(said, torch.from_numpy(theirs), rtol=1e-6, atol=1e-6)
+
+
+def test_linear_classifiers_rule_out_a_class_without_rows() -> None:
     linear = logistic(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3)
     assert not linear.votes(random(5, 20, seed=4))[..., 1].any()
+    told = discriminant(random(4, 20, seed=3), torch.tensor([0, 0, 2, 2]), 3, torch.tensor(2.0, dtype=torch.float64))
+    assert not told.logits(random(5, 20, seed=4)).exp()[:, 1].any()
 
 
 @torch.no_grad()
-def test_the_logistic_regression_comes_with_a_query() -> None:
+def test_linear_classifiers_come_with_a_query() -> None:
     """As codes of classes by their share in its token, and added to the logits."""
     algorithm, tasks = in_float64(small(*WORDS, "algo.views=2"), tasks=1)
     context, query, *_ = select(tasks, 0)
@@ -219,13 +244,14 @@ def test_the_logistic_regression_comes_with_a_query() -> None:
     asked, known = columns.looks(query.x), columns.looks(context.support.x)
     linear = [logistic(look, context.support.y, 3) for look in known]
     belief = believed(linear, asked, algorithm.surety).clamp(min=math.exp(-SUREST)).log()
+    told = discriminant(known[1], context.support.y, 3, algorithm.log_pull.exp()).logits(asked[1]).clamp(min=-SUREST)
     assert len({*belief.argmax(1).tolist()}) > 1
-    algorithm.trust.fill_(1.7)
+    algorithm.trust.copy_(torch.tensor([1.7, 0.6], dtype=torch.float64))
     algorithm.share.fill_(0.3)
     for said, view in zip(algorithm.predict(state, query.x).members, state.views):
         codes = algorithm.reader.unknown + belief.exp() @ view.shown.codes
         rows = columns.size * asked[1][:, view.columns]
-        expected = 0.3 * algorithm.reader.answer(view.shown, rows, codes) + 1.7 * belief
+        expected = 0.3 * algorithm.reader.answer(view.shown, rows, codes) + 1.7 * belief + 0.6 * told
         torch.testing.assert_close(said, expected, rtol=1e-9, atol=1e-12)
 
 

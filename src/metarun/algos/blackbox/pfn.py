@@ -14,6 +14,7 @@ from metarun import inner
 from metarun.abilities import LimitedWay
 from metarun.algorithm import Algorithm
 from metarun.algos.blackbox._columns import Columns, columns_of
+from metarun.algos.blackbox._discriminant import Discriminant, discriminant
 from metarun.algos.blackbox._logistic import Linear, believed, logistic
 from metarun.algos.blackbox.incontext import InContext, Shown
 from metarun.nets.base import Net
@@ -35,15 +36,17 @@ class Known(NamedTuple):
     """What is known of a table."""
 
     columns: Columns
-    linear: tuple[Linear, ...]  # of the columns as they are and bent; none where the Transformer reads alone
+    linear: (
+        tuple[Linear, Linear, Discriminant] | tuple[()]
+    )  # of columns as they are, bent, and bent; none where the Transformer reads alone
     views: tuple[View, ...]
 
 
 class PFN(LimitedWay, Algorithm):
     """Prior-fitted net: the in-context learner on rows of numbers.
 
-        q(y | x, D) = mean over views of softmax(r Transformer(rows of D with codes of their labels, x) + s log p(y | x, D))
-                                                                                    (equations 1 and 3; p: deviation 4)
+        q(y | x, D) = mean over views of softmax(r Transformer(rows of D with codes of their labels, x)
+                                                 + s log p(y | x, D) + t log d(y | x, D))    (equations 1 and 3; p and d: deviation 4)
 
     Columns are brought to mean 0 and variance 1 over the labelled rows, bent towards a normal distribution by a power each, and brought
     to mean 0 and variance 1 again (``Columns``); what is constant, as padding is, becomes 0, and the rest is enlarged by
@@ -52,11 +55,13 @@ class PFN(LimitedWay, Algorithm):
 
     Deviations: (1) Label codes and the layers are those of ``InContext``. (2) The paper enlarges by columns / those left, and its views
     differ by rotations of columns, and every other one is bent. (3) What lies more than 5 deviations from the mean is taken for 5. (4) A
-    query comes with what logistic regressions make of it, p: the mean over those of six penalties (30 to 0.1) on columns that are bent
-    and six on columns that are not, neither enlarged, weighted by a learned power of their evidence, 0.1 at first; what is below e⁻²⁰ is
-    taken for that. To its token's code of the unknown those of the classes are added, times p, and to the logits log p, times a learned
-    s, 1 at first; what the Transformer says counts r times, learned, 0.01 at first. So it begins where linear classifiers end; in the
-    minutes of two cores it does not find out by itself how to separate by a plane. ``linear=false``: as the paper's, r = 1 and no p.
+    query comes with what linear classifiers make of it: p, the mean over logistic regressions of six penalties (30 to 0.1) on columns
+    that are bent and six on columns that are not, weighted by a learned power of their evidence, 0.1 at first; and d, linear
+    discriminant analysis of columns that are bent, whose covariance is drawn towards the identity by a learned number, 10 at first.
+    Neither has columns enlarged, and what is below e⁻²⁰ is taken for that. To its token's code of the unknown those of the classes are
+    added, times p, and to the logits log p and log d, times learned s and t, 1 and 0 at first; what the Transformer says counts r times,
+    learned, 0.01 at first. So it begins where linear classifiers end; in the minutes of two cores it does not find out by itself how to
+    separate by a plane. ``linear=false``: as the paper's, r = 1 and neither p nor d.
 
     Args:
         net, problem: the backbone, which is left aside, and the data's shape.
@@ -86,7 +91,8 @@ class PFN(LimitedWay, Algorithm):
         self.reader = InContext(self.net, problem, ways=ways, width=width, layers=layers, heads=heads, hidden=hidden)
         self.linear = linear
         if linear:
-            self.trust, self.surety, self.share = (nn.Parameter(torch.tensor(value)) for value in (1.0, 0.1, 0.01))
+            self.trust, self.surety, self.share = (nn.Parameter(torch.tensor(value)) for value in ((1.0, 0.0), 0.1, 0.01))
+            self.log_pull = nn.Parameter(torch.tensor(10.0).log())
 
     def begin(self, context: Context) -> Known:
         x, y = context.support
@@ -100,17 +106,21 @@ class PFN(LimitedWay, Algorithm):
             seen = Batch(columns.size * bent[:, order], y)
             views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
         way = context.classes.shape[0]
-        linear = tuple(logistic(look, y, way) for look in (plain, bent)) if self.linear else ()
-        return Known(columns, linear, tuple(views))
+        if not self.linear:
+            return Known(columns, (), tuple(views))
+        told = discriminant(bent, y, way, self.log_pull.exp())
+        return Known(columns, (logistic(plain, y, way), logistic(bent, y, way), told), tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
         looks = state.columns.looks(inner.upcast(x.flatten(1)))
         asked = state.columns.size * looks[1]
-        if not self.linear:
+        if not state.linear:
             return Samples(torch.stack([self.reader.predict(view.shown, asked[:, view.columns]) for view in state.views]))
-        belief = believed(state.linear, looks, self.surety).clamp(min=math.exp(-SUREST)).log()
+        *regressions, told = state.linear
+        belief = believed(regressions, looks, self.surety).clamp(min=math.exp(-SUREST)).log()
+        start = self.trust[0] * belief + self.trust[1] * told.logits(looks[1]).clamp(min=-SUREST)
         answers = []
         for order, shown in state.views:
             codes = self.reader.unknown + belief.exp() @ shown.codes
-            answers.append(self.share * self.reader.answer(shown, asked[:, order], codes) + self.trust * belief)
+            answers.append(self.share * self.reader.answer(shown, asked[:, order], codes) + start)
         return Samples(torch.stack(answers))
