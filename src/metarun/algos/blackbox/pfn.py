@@ -36,9 +36,8 @@ class Known(NamedTuple):
     """What is known of a table."""
 
     columns: Columns
-    linear: (
-        tuple[Linear, Linear, Discriminant] | tuple[()]
-    )  # of columns as they are, bent, and bent; none where the Transformer reads alone
+    regressions: tuple[Linear, ...]  # of columns as they are and bent; none where the Transformer reads alone
+    told: tuple[Discriminant, ...]  # of columns that are bent, one or none likewise
     views: tuple[View, ...]
 
 
@@ -105,19 +104,19 @@ class PFN(LimitedWay, Algorithm):
             order = inner.order(inner.fold_in(key, 1), rows.shape[1])
             seen = Batch(columns.size * bent[:, order], y)
             views.append(View(order, self.reader.begin(context._replace(support=seen, key=key))))
-        way = context.classes.shape[0]
         if not self.linear:
-            return Known(columns, (), tuple(views))
-        told = discriminant(bent, y, way, self.log_pull.exp())
-        return Known(columns, (logistic(plain, y, way), logistic(bent, y, way), told), tuple(views))
+            return Known(columns, (), (), tuple(views))
+        way = context.classes.shape[0]
+        regressions, told = (logistic(plain, y, way), logistic(bent, y, way)), discriminant(bent, y, way, self.log_pull.exp())
+        return Known(columns, regressions, (told,), tuple(views))
 
     def predict(self, state: Known, x: Tensor) -> Samples:
         looks = state.columns.looks(inner.upcast(x.flatten(1)))
         asked = state.columns.size * looks[1]
-        if not state.linear:
+        if not self.linear:
             return Samples(torch.stack([self.reader.predict(view.shown, asked[:, view.columns]) for view in state.views]))
-        *regressions, told = state.linear
-        belief = believed(regressions, looks, self.surety).clamp(min=math.exp(-SUREST)).log()
+        [told] = state.told
+        belief = believed(state.regressions, looks, self.surety).clamp(min=math.exp(-SUREST)).log()
         start = self.trust[0] * belief + self.trust[1] * told.logits(looks[1]).clamp(min=-SUREST)
         answers = []
         for order, shown in state.views:
