@@ -56,7 +56,7 @@ def main() -> None:
             begun = time.perf_counter()
             fitted.probabilities(np.resize(padded(models["pfn"], x), (ROWS, x.shape[1])))
             seconds = time.perf_counter() - begun
-    columns = ["AUC, pfn", "algo.linear=false", "its logistic regressions", "logistic regression", "pfn − logistic regression"]
+    columns = ["AUC, pfn", "algo.linear=false", "its linear classifiers", "logistic regression", "pfn − logistic regression"]
     text = "\n".join(table(["table", "rows x columns", "classes", *columns], rows))
     right = {name: summary["test"]["accuracy"]["mean"] for name, summary in summaries.items()}
     run, frequent = Run(read_config(options.runs / "pfn")), summaries["pfn"]["bounds"]["trivial"]["mean"]
@@ -97,10 +97,9 @@ def rival() -> Any:
 
 
 def without(folder: Path) -> Any:
-    """A run's net without its Transformer: the logistic regressions that come with a query."""
+    """A run's net without its Transformer: the linear classifiers that come with a query."""
     model = metarun.load(folder, device="cpu")
     model.algorithm.share.data.zero_()
-    model.algorithm.trust.data.fill_(1)
     return model
 
 
