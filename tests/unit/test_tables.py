@@ -13,7 +13,7 @@ from helpers import in_float64, random, small
 from torch import nn
 
 from metarun import inner
-from metarun.algos.blackbox._columns import POWERS, bends, columns_of
+from metarun.algos.blackbox._columns import POWERS, bend, columns_of
 from metarun.algos.blackbox._discriminant import discriminant
 from metarun.algos.blackbox._logistic import BIAS, PENALTIES, believed, logistic
 from metarun.algos.blackbox.pfn import SUREST
@@ -110,20 +110,20 @@ def test_columns_are_bent_as_scipy_does() -> None:
     rows = torch.stack([random(80, seed=1), random(80, seed=2).exp(), -random(80, seed=3).exp(), random(80, seed=4).sign()], 1)
     columns, asked = columns_of(rows), random(9, 4, seed=5) * 2
     plain = (rows - rows.mean(0)) / rows.std(0, correction=0)
-    each = bends(plain)
-    for power, bent in zip(POWERS, each):
+    each = {power: bend(plain, torch.tensor(power)) for power in POWERS}
+    for power, bent in each.items():
         for column, ours in zip(plain.T, bent.T):
             np.testing.assert_allclose(ours, stats.yeojohnson(column.numpy(), power), rtol=1e-9)
     for i, column in enumerate(plain.T.numpy()):
         likelihoods = [stats.yeojohnson_llf(power, column) for power in POWERS]
-        assert columns.power[i] == np.argmax(likelihoods)
+        assert columns.power[i] == POWERS[np.argmax(likelihoods)]
         _, best = stats.yeojohnson(column)
-        assert abs(POWERS[columns.power[i]] - min(max(best, -2), 4)) < 0.5
+        assert abs(float(columns.power[i]) - min(max(best, -2), 4)) < 0.5
     assert len({*columns.power.tolist()}) > 2
     known, queries = columns.looks(rows)[1], columns.looks(asked)[1]
-    for i, power in enumerate(columns.power):
-        column = each[power, :, i]
-        query = torch.from_numpy(stats.yeojohnson(((asked - rows.mean(0)) / rows.std(0, correction=0))[:, i].numpy(), POWERS[power]))
+    for i, power in enumerate(columns.power.tolist()):
+        column = each[power][:, i]
+        query = torch.from_numpy(stats.yeojohnson(((asked - rows.mean(0)) / rows.std(0, correction=0))[:, i].numpy(), power))
         for found, raw in ((known[:, i], column), (queries[:, i], query)):
             torch.testing.assert_close(found, ((raw - column.mean()) / column.std(correction=0)).clamp(-5, 5))
 

@@ -28,7 +28,7 @@ class Columns(NamedTuple):
     """How the columns of a table are read."""
 
     scale: Scale
-    power: Tensor  # [columns] int64, which of ``POWERS`` bends them
+    power: Tensor  # [columns], of ``POWERS``, by which they are bent
     bent: Scale  # once they are
 
     @property
@@ -40,7 +40,7 @@ class Columns(NamedTuple):
     def looks(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Rows [n, columns] as they are and bent, each of mean 0 and variance 1, what is constant 0, and all drawn into −5..5."""
         plain = self.scale(rows)
-        bent = self.bent(bends(plain).gather(0, self.power.expand(1, *rows.shape))[0])
+        bent = self.bent(bend(plain, self.power))
         return plain.clamp(-FARTHEST, FARTHEST), bent.clamp(-FARTHEST, FARTHEST)
 
 
@@ -50,11 +50,11 @@ def columns_of(rows: Tensor) -> Columns:
     equation 3.1)."""
     scale = scale_of(rows)
     plain = scale(rows)
-    each, powers = bends(plain), rows.new_tensor(POWERS)
-    spread = each.var(1, correction=0).clamp(min=torch.finfo(rows.dtype).tiny).log()
+    powers = rows.new_tensor(POWERS)
+    spread = bend(plain, powers[:, None, None]).var(1, correction=0).clamp(min=torch.finfo(rows.dtype).tiny).log()
     stretch = (plain.sign() * plain.abs().log1p()).mean(0)
-    power = ((powers[:, None] - 1) * stretch - spread / 2).argmax(0)
-    return Columns(scale, power, scale_of(each.gather(0, power.expand(1, *rows.shape))[0]))
+    power = powers[((powers[:, None] - 1) * stretch - spread / 2).argmax(0)]
+    return Columns(scale, power, scale_of(bend(plain, power)))
 
 
 def scale_of(rows: Tensor) -> Scale:
@@ -66,13 +66,13 @@ def scale_of(rows: Tensor) -> Scale:
     return Scale(largest, mean, torch.where(moves, 1 / torch.where(moves, deviation, 1.0), 0.0))
 
 
-def bends(x: Tensor) -> Tensor:
-    """Numbers bent by each of ``POWERS``, [powers, *x.shape] (Yeo, Johnson 2000, equation 2.1). By 1 they are not; less draws in what
-    lies above 0, and more what lies below."""
+def bend(x: Tensor, power: Tensor) -> Tensor:
+    """Numbers bent by a power that broadcasts to them (Yeo, Johnson 2000, equation 2.1). By 1 they are not; less draws in what lies above
+    0, and more what lies below."""
     size = x.abs().log1p()
-    return torch.stack([torch.where(x >= 0, _bent(size, power), -_bent(size, 2 - power)) for power in POWERS])
+    return torch.where(x >= 0, _bent(size, power), -_bent(size, 2 - power))
 
 
-def _bent(size: Tensor, power: float) -> Tensor:
+def _bent(size: Tensor, power: Tensor) -> Tensor:
     """((1 + x)^power − 1) / power of log (1 + x)."""
-    return torch.expm1(power * size) / power if power else size
+    return torch.where(power == 0, size, torch.expm1(power * size) / torch.where(power == 0, 1.0, power))
