@@ -66,6 +66,13 @@ def queried(row: Row, number: str) -> Row:
     return row._replace(name=f"{row.name}_queries", asked=f"query={number} trainer.test_episodes=3000", said=said)
 
 
+def shuffled(row: Row, tasks: tuple[str, ...], why: str = "") -> Row:
+    """A row trained for these tasks with characters of the training and the test shuffled."""
+    return row._replace(
+        name=f"{row.name}_shuffled", trainings={tasks: SHUFFLED}, said="split at random", folder=f"{row.preset}_shuffled", why=why
+    )
+
+
 STEPS = "algo.inner_steps=5 algo.test_steps=5"  # the paper's, at 20 ways
 MAML = {
     FIVE: "",
@@ -92,21 +99,21 @@ MAMLS = [  # whose authors' programs ask few queries of a class, which are norma
     (Row("imaml", "omniglot_imaml", figures("99.16", "99.67", "94.46", "98.69"),
          by_way("episode.train.query=1 trainer.meta_batch=4")), "{shot}"),
 ]  # fmt: skip
+METASGD = Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"), by_way("trainer.meta_batch=4"),
+              why="one-shot training for both shots, as in the paper at 5 ways")  # fmt: skip
+RELATION = Row("relation", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), ONCE,
+               why="its authors split at random, see the next row, and keep the checkpoint that is best on test classes")  # fmt: skip
 OMNIGLOT = [
     Row("protonet", "omniglot_protonet", figures("98.8", "99.7", "96.0", "98.9"), ONCE),
     *(each for row, number in MAMLS for each in (row, queried(row, number))),
-    Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"), by_way("trainer.meta_batch=4"),
-        why="one-shot training for both shots, as in the paper at 5 ways"),
-    Row("metasgd_shuffled", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"), {FIVE: SHUFFLED}, said="split at random",
-        folder="omniglot_metasgd_shuffled"),
+    METASGD,
+    shuffled(METASGD, FIVE),
     Row("r2d2", "omniglot_r2d2", figures("~98.9", "~99.7", "~96.5", "~99"), ONCE, why=FILTERS),
     Row("metaoptnet", "omniglot_metaoptnet", {}, ONCE),
     Row("matching", "omniglot_matching", figures("98.1", "98.9", "93.8", "98.5"), ONCE,
         why="cosines are divided by 0.03, the paper's are not"),
-    Row("relation", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), ONCE,
-        why="its authors split at random, see the next row, and keep the checkpoint that is best on test classes"),
-    Row("relation_shuffled", "omniglot_relation", figures("99.6", "99.8", "97.6", "99.1"), {ALL: SHUFFLED}, said="split at random",
-        folder="omniglot_relation_shuffled", why="its authors keep the checkpoint that is best on test classes"),
+    RELATION,
+    shuffled(RELATION, ALL, why="its authors keep the checkpoint that is best on test classes"),
     Row("siamese", "omniglot_siamese", figures("97.3", "98.4", "88.2", "97.0"), ONCE,
         why="the paper's figures are after fine-tuning on the support"),
     Row("anil", "omniglot_anil", figures("", "", "96.2", "98.0"), by_way("episode.train.query=1 trainer.meta_batch=8")),
