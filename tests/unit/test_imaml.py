@@ -97,6 +97,14 @@ def test_damping_shortens_the_meta_gradient() -> None:
     assert actual.norm() < meta_gradient(plain, tasks, engine()).norm()
 
 
+def test_an_inner_loop_that_is_not_held_ends_at_the_supports_own_minimum_and_the_system_stays() -> None:
+    algorithm, tasks = quadratic(inner_proximal=0.0, inner_steps=2000, proximal=12.0, damping=1.0)
+    hessian, b = normal_equations(tasks.context.support)
+    target = query_gradient(tasks, torch.linalg.solve(hessian, b))
+    expected = torch.linalg.solve(2 * torch.eye(4, dtype=F64) + hessian / 12, target)
+    torch.testing.assert_close(meta_gradient(algorithm, tasks, engine()), expected, rtol=1e-6, atol=1e-8)
+
+
 def test_memory_does_not_depend_on_the_inner_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     algorithm, tasks = in_float64(small("algo=imaml", "net=mlp"), tasks=1)
     step = algorithm.step

@@ -31,13 +31,15 @@ class IMAML(StepLearner):
     Deviations, all from the authors' code and towards the paper: (1) The proximal term acts in every inner step and at test, too;
     the code applies it once at the end, and not at test. (2) The system is the equation's, plus ``damping`` · v; the code has damping
     1 and divides the Hessian by λ + 10. Where the Hessian proves indefinite, the conjugate gradient ends. (3) Defaults: λ = 0.5 and 10
-    steps of 0.4, where the authors have 2 and 16 of 0.1: with few iterations the learner must come further from its start.
+    steps of 0.4, where the authors have 2 and 16 of 0.1: with few iterations the learner must come further from its start. What the
+    code computes, but for its one proximal step, is ``inner_proximal=0 proximal=12 damping=1``.
 
     Args:
         net, problem: the backbone and the data's shape.
         inner_lr: step size of the inner loop, on the mean support loss; stable if inner_lr · λ < 1.
         inner_steps, test_steps: inner steps in meta-training, and in validation and test; they should come near φ*.
         proximal: λ, how strongly φ is held at θ.
+        inner_proximal: λ of the inner loop alone, which then ends at no minimum of equation 3; null for ``proximal``.
         cg_steps: steps of conjugate gradient.
         damping: added to the system's diagonal.
     """
@@ -50,17 +52,19 @@ class IMAML(StepLearner):
         proximal: Annotated[float, Gt(0)],
         cg_steps: Annotated[int, Ge(1)],
         damping: Annotated[float, Ge(0)],
+        inner_proximal: Annotated[float, Ge(0)] | None = None,
         **settings: Any,
     ) -> None:
         super().__init__(net, problem, **settings)
         self.proximal, self.cg_steps, self.damping = proximal, cg_steps, damping
+        self.inner_proximal = proximal if inner_proximal is None else inner_proximal
 
     def begin(self, context: Context) -> Adapted:
         return Adapted(inner.constant(self.learner()), context.support.x)
 
     def step(self, state: Adapted, context: Context, k: int) -> Adapted:
         grads = self.support_gradient(state.fast, context, "none")
-        pulls = {name: grads[name] + self.proximal * (state.fast[name] - theta.detach()) for name, theta in self.learner().items()}
+        pulls = {name: grads[name] + self.inner_proximal * (state.fast[name] - theta.detach()) for name, theta in self.learner().items()}
         return state._replace(fast=inner.sgd(state.fast, pulls, self.inner_lr))
 
     @torch.no_grad()
