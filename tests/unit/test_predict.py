@@ -90,6 +90,8 @@ def test_regression_answers_as_the_engine_does(runs):
         fitted.probabilities(task.query.x)
     with pytest.raises(UserError, match=r"targets have shape \[4, 1\], but 5 inputs with 1 numbers each need \[5, 1\]"):
         model.adapt(task.context.support.x, [0.0, 1.0, 2.0, 3.0])
+    with pytest.raises(UserError, match=r"target 3 of 5, counted from 0, has a number that is not finite"):
+        model.adapt(task.context.support.x, [0.0, 1.0, 2.0, float("nan"), 3.0])
     with pytest.raises(UserError, match="not pictures: give numbers instead of files"):
         model.adapt(["a.png", "b.png"], [0.0, 1.0])
 
@@ -393,3 +395,5 @@ def test_numbers_that_are_not_finite_are_named(tmp_path):
     for asked in (lambda: model.adapt(rows, [0, 1, 0, 1]), lambda: fitted.probabilities(rows)):
         with pytest.raises(UserError, match=r"input 2 of 4, counted from 0, has a number that is not finite"):
             asked()
+    with pytest.raises(UserError, match=r"label 1 of 4, counted from 0, is missing \(NaN\): leave out what has no label"):
+        model.adapt(torch.rand(4, 30), [0.0, float("nan"), 0.0, 1.0])

@@ -168,6 +168,8 @@ def test_a_trained_run_learns_new_classes_from_their_attributes(algo: str, tmp_p
     torch.testing.assert_close(again, fitted.probabilities(images), rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match=rf"attributes have shape \[4, 5\], but algo={algo} takes one vector per class, \[n, 16\]"):
         model.adapt(np.zeros((4, 5)), ["a", "b", "c", "d"])
+    with pytest.raises(UserError, match=r"attribute vector 1 of 2, counted from 0, has a number that is not finite"):
+        model.adapt(np.stack([np.zeros(16), np.full(16, np.inf)]), ["a", "b"])
 
 
 def test_pictures_show_queries_alone(tmp_path: Path) -> None:

@@ -203,10 +203,7 @@ class Model:
             raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
         if self.reader or len(shape) == 3:
             x = _unit_range(x)
-        if not (finite := x.isfinite().flatten(1).all(1)).all():
-            raise UserError(
-                f"input {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or infinite)"
-            )
+        _check_finite(x, "input")
         return (self.scaling(x.double()) if self.scaling else x).float().to(self.device)
 
     def _attributes(self, vectors: Any) -> Tensor:
@@ -214,6 +211,7 @@ class Model:
         x, length = _tensor(vectors, "attributes"), self.algorithm.problem.attributes
         if x.dim() != 2 or x.shape[1] != length:
             raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
+        _check_finite(x, "attribute vector")
         return x.float().to(self.device)
 
     def _as_pictures(self, images: Any) -> list[Image.Image]:
@@ -269,6 +267,7 @@ class Model:
         y = y.unsqueeze(-1) if outputs == 1 and y.dim() == 1 else y
         if y.shape != (n, outputs):
             raise UserError(f"the targets have shape {list(y.shape)}, but {n} inputs with {outputs} numbers each need [{n}, {outputs}]")
+        _check_finite(y, "target")
         return self.target_scaling(y) if self.target_scaling else y
 
     def _labels(self, labels: Any, n: int) -> tuple[list[Any], Tensor]:
@@ -278,6 +277,8 @@ class Model:
             raise UserError(f"there are {n} examples but {len(names)} labels: give one label per example")
         if not all(isinstance(name, Hashable) for name in names):
             raise UserError("labels must be hashable, such as strings or numbers: one per example, not a list of lists")
+        if missing := [i for i, name in enumerate(names) if isinstance(name, float) and name != name]:
+            raise UserError(f"label {missing[0]} of {n}, counted from 0, is missing (NaN): leave out what has no label")
         try:
             classes = sorted(set(names))
         except TypeError:  # of several types
@@ -494,6 +495,12 @@ def _tensor(values: Any, what: str) -> Tensor:
         return torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"the {what} are not an array of numbers: {' '.join(str(error).split())}") from None
+
+
+def _check_finite(x: Tensor, what: str) -> None:
+    """Refuse rows of numbers [n, ...] of which one has NaN or an infinite one."""
+    if not (finite := x.isfinite().flatten(1).all(1)).all():
+        raise UserError(f"{what} {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or infinite)")
 
 
 def _unit_range(x: Tensor) -> Tensor:
