@@ -350,8 +350,18 @@ def by_class(scores: Tensor, member: Tensor) -> Tensor:
     """Scores [n, m] of n queries with m examples, sorted by the class of the example: [n, way, m], −∞ where it is of another class.
 
     A maximum or a log-sum-exp over the last axis makes class scores of them. ``member`` [m, way] is the ``one_hot`` of the examples.
+    A class without examples has ``below`` everywhere.
     """
-    return torch.where(member.T, scores[:, None, :], -torch.inf)
+    others = torch.where(member.any(0)[:, None], -torch.inf, below(scores)[:, :, None])
+    return torch.where(member.T, scores[:, None, :], others)
+
+
+def below(scores: Tensor) -> Tensor:
+    """Less than all scores [n, m] of a query, [n, 1]: for a class without examples, which comes last, but is not infinitely wrong.
+
+    The log-sum-exp of m of them is below the lowest score, too.
+    """
+    return scores.detach().amin(1, keepdim=True) - math.log(scores.shape[1] + 1)
 
 
 def balanced(logits: Tensor, rounds: int = 30) -> Tensor:

@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from helpers import bandits, engine
+from helpers import bandits, engine, small
 
+from metarun import inner
 from metarun.adaptation import adapt
+from metarun.algos.control import _policies
 from metarun.algos.control._lives import Counts
 from metarun.algos.control.gittins import indices
 from metarun.algos.control.thompson import TRIES, gamma
@@ -111,11 +113,38 @@ def test_a_pull_is_that_of_the_largest_index_of_what_is_known():
             pulls[arm] += 1
 
 
-def test_among_equals_chance_decides():
-    run = Run(bandits("greedy", "shot=0", "query=300"))
+@pytest.mark.parametrize("algo", ["greedy", "ucb1"])
+def test_among_equals_chance_decides(algo):
+    run = Run(bandits(algo, "shot=0", "query=600"))
     task = select(run.episodes("test").batch([0]), 0)
     first = run.algorithm.predict(run.algorithm.begin(task.context), task.query.x).actions[:, 0]
-    assert (torch.bincount(first, minlength=3) > 70).all()
+    assert (torch.bincount(first, minlength=3) - 200).abs().max() < 4 * math.sqrt(600 * 2 / 9)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(("data=bandits", f"algo={algo}") for algo in ("random", *RULES, "rl2")),
+        *(
+            (f"data={data}", f"algo={algo}")
+            for data in ("cartpole", "gridnav", "tabular_mdp", "navigation2d")
+            for algo in ("random", "rl2")
+        ),
+        ("data=cartpole", "algo=maml_rl"),
+    ],
+)
+def test_chance_of_the_world_is_not_that_of_who_acts_in_it(words, monkeypatch):
+    """Numbers of one stream of an episode's key are the same numbers."""
+    run = Run(small(*words, "net=mlp", "way=1", "shot=1", "query=2"))
+    keys, drawn, uniform = torch.arange(2), [], inner.uniform
+    monkeypatch.setattr(inner, "uniform", lambda key, shape, stream=0: drawn.append(stream) or uniform(key, shape, stream))
+    context, simulator = select(run.episodes("test").batch([0]), 0).context, run.problem.simulator
+    simulator.reset(context.extras, keys)
+    simulator.noise(keys)
+    world, drawn[:] = {*drawn}, []
+    run.algorithm.noise(keys) if hasattr(run.algorithm, "noise") else _policies.noise(run.problem, keys)
+    assert drawn
+    assert not world & {*drawn}
 
 
 def test_they_get_what_is_known():

@@ -51,6 +51,16 @@ def test_leaving_out_in_closed_form_is_leaving_out():
         assert found[i].item() == pytest.approx(by_loops(features[i], features[rest], y[rest], 4), rel=1e-10)
 
 
+def test_leaving_out_one_of_the_only_two_of_a_class_leaves_classes_of_one():
+    features, y = support((2, 1, 1))
+    found = left_out(features, y, 3)
+    assert found[2:].isnan().all()
+    for i in (0, 1):
+        rest = torch.arange(4) != i
+        assert found[i].item() == belonging(features[i : i + 1], features[rest], y[rest], 3).item()
+    assert found[0] != found[1]
+
+
 def test_scores_do_not_hang_on_scale_place_or_order():
     features, y = support()
     x = random(9, 6, seed=5)

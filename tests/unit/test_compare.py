@@ -196,13 +196,24 @@ def test_a_lone_group_is_not_called_the_best(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("metric", "higher"), [("accuracy", True), ("mse", False), ("loss", False), ("query_loss", False), ("return", True)]
+    ("metric", "higher"),
+    [
+        ("accuracy", True),
+        ("mse", False),
+        ("loss", False),
+        ("query_loss", False),
+        ("return", True),
+        ("forgetting", False),
+        ("weight_corrupt", False),
+        ("weight_clean", True),
+    ],
 )
 def test_which_way_is_better(metric, higher):
     run = FinishedRun(Path(), {}, {})
     assert run.higher_is_better(metric) is higher
     said = FinishedRun(Path(), {}, {"metric": metric, "higher_is_better": not higher})
     assert said.higher_is_better(metric) is not higher, "a summary knows its own score"
+    assert said.higher_is_better("rival_adam") is not higher, "and rivals have the same"
 
 
 def test_group_by_averages_over_everything_else(tmp_path):
@@ -279,6 +290,9 @@ def test_what_cannot_be_paired_says_why(tmp_path):
     a = make_run(tmp_path / "a")
     assert "seed 0 against 1" in _unpaired(a, make_run(tmp_path / "seed", seed=1))
     assert "shot 1 against 5" in _unpaired(a, make_run(tmp_path / "shot", shot=5))
+    moved = make_run(tmp_path / "moved", shot=5)
+    edit(moved, episodes_sha256=read(a).summary["episodes_sha256"])  # which does not tell where the support ends
+    assert "shot 1 against 5" in _unpaired(a, moved)
     assert "accuracy, the other by mse" in _unpaired(a, make_run(tmp_path / "mse", metric="mse"))
     (make_run(tmp_path / "none", "cnp") / "test_scores.npy").unlink()
     assert "no test_scores.npy" in _unpaired(a, tmp_path / "none")

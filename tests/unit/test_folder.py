@@ -14,6 +14,7 @@ from PIL import Image
 
 from metarun import experiment
 from metarun.data import folder as module
+from metarun.data.division import divide
 from metarun.data.folder import Folder, decode
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec
@@ -81,6 +82,13 @@ def test_a_fraction_of_zero_or_one(root):
     assert list(make(root, val_fraction=0.0).splits) == ["train", "test"]
     assert list(make(root, val_fraction=0.0, test_fraction=1.0).splits) == ["test"]
     assert make(root, val_fraction=0.001).splits["val"].classes == 1
+
+
+@pytest.mark.parametrize(("n", "val", "test"), [(2, 1, 1), (3, 2, 1), (5, 2, 3)])
+def test_nothing_is_left_for_a_training_that_has_no_share(n, val, test):
+    found = divide("abcde"[:n], "letters", 0.5, 0.5, 0, 0)
+    assert {split: len(names) for split, names in found.items()} == {"val": val, "test": test}
+    assert sorted(found["val"] + found["test"]) == [*"abcde"[:n]]
 
 
 def test_given_splits(tmp_path):

@@ -142,6 +142,14 @@ def test_training_has_few_tasks_and_few_points_of_each() -> None:
         data.episodes("train", EpisodeSpec(way=1, shot=2, query=5), 0)
 
 
+def test_noise_is_as_large_for_a_wave_upside_down() -> None:
+    """Its deviation is noise + relative_noise |amplitude|."""
+    for sign in (1.0, -1.0):
+        settings = SETTINGS | {"amplitude": [sign, sign], "noise": 0.1, "relative_noise": 0.1}
+        episodes = FewWaves(0, **settings).episodes("test", EpisodeSpec(way=1, shot=1, query=500), 0)
+        assert episodes.bounds(20)["oracle"].mean() == pytest.approx(0.2**2, rel=0.05)
+
+
 def test_waves_are_drawn_as_the_settings_say() -> None:
     data = FewWaves(0, **SETTINGS)
     slope, amplitude, frequency, phase, offset = data.parameters(np.arange(20_000, dtype=np.uint64)).T

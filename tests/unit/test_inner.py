@@ -299,3 +299,12 @@ def test_scores_by_class_keep_their_place_and_are_minus_infinity_elsewhere() -> 
     for c in range(3):
         assert torch.equal(sorted_scores[:, c, y == c], scores[:, y == c])
         assert bool((sorted_scores[:, c, y != c] == -torch.inf).all())
+
+
+def test_a_class_without_examples_comes_last_and_is_not_impossible() -> None:
+    scores, y = random(4, 5), torch.tensor([2, 0, 2, 3, 0])
+    sorted_scores = inner.by_class(scores, inner.one_hot(y, 4))
+    for of_classes in (sorted_scores.amax(-1), sorted_scores.logsumexp(-1)):
+        assert bool(of_classes.isfinite().all())
+        assert bool((of_classes[:, 1] < scores.amin(1)).all())
+    assert torch.equal(sorted_scores[:, [0, 2, 3]], inner.by_class(scores, inner.one_hot(y, 4)[:, [0, 2, 3]]))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from helpers import double, engine, small
@@ -89,6 +90,7 @@ def test_what_is_asked_is_in_the_summary(tmp_path: Path) -> None:
         (["protocol=episodes"], ["episodes"], "accuracy", True),
         (["protocol=verification"], ["verification"], "auc", True),
         (["protocol=[verification,episodes]"], ["verification", "episodes"], "auc", True),
+        (["protocol=[calibration,episodes]"], ["calibration", "episodes"], "nll", False),
     ):
         folder = tmp_path / "-".join(names)
         folder.mkdir()
@@ -98,7 +100,10 @@ def test_what_is_asked_is_in_the_summary(tmp_path: Path) -> None:
         for name in {"accuracy", *MEASURES} & set(again["test"]):
             assert again["test"][name] == both["test"][name]
         assert ("auc" in again["test"]) == ("verification" in names)
-        assert (folder / "test_scores.npy").exists() == ("episodes" in names)
+        # Kept for comparisons pair by pair is what runs are compared by, or nothing.
+        assert (folder / "test_scores.npy").exists() == (metric != "auc")
+        if metric != "auc":
+            assert np.load(folder / "test_scores.npy").mean() == pytest.approx(again["test"][metric]["mean"])
 
 
 def test_validation_asks_once_an_episode_whatever_the_curve() -> None:

@@ -131,6 +131,7 @@ def test_episodes_of_one_class_at_a_time_are_means_over_classes() -> None:
     scores, curve = Retrieval().summarise(None, arrays)  # type: ignore[arg-type]
     assert curve == []
     assert (scores["map"]["mean"], scores["map"]["n"]) == (pytest.approx(0.3), 2)
+    assert Retrieval().per_episode(arrays).tolist() == [0.2, 0.4], "as many as the summary says"
     assert scores["class_map"]["mean"] == pytest.approx(0.75)
     assert scores["class_hit_at_5"]["mean"] == 1
     assert scores["map_chance"]["mean"] == pytest.approx(chance(4, 2))

@@ -152,6 +152,11 @@ def test_spliced_words_have_the_beginning_of_one_and_the_end_of_another_by_one_s
     assert (data.images[24:36, ..., :8] == first[..., :8]).all()
     assert (data.images[24:36, ..., 8:] == second[..., 8:]).all()
     assert (data.images[36:, ..., :8] == second[..., :8]).all()
+    for i, file in enumerate(sorted(tmp_path.glob("*.wav"))):  # every speaker in both folders
+        (tmp_path / f"part{i % 2}").mkdir(exist_ok=True)
+        file.rename(tmp_path / f"part{i % 2}" / file.name)
+    apart = Speech(0, root=root, **SETTINGS | {"pieces": 2}).splits["train"]
+    assert (apart.names, apart.counts.tolist()) == (data.names, [12] * 4)
 
 
 def test_classes_of_folders(tmp_path):

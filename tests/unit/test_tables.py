@@ -21,6 +21,7 @@ from metarun.data.tables import TableEpisodes, Tables
 from metarun.errors import UserError
 from metarun.experiment import train
 from metarun.problem import EpisodeSpec
+from metarun.run import Run
 from metarun.task import Batch, select
 
 SPEC = EpisodeSpec(way=3, shot=8, query=4)
@@ -84,6 +85,8 @@ def test_bad_settings_are_refused(request: pytest.FixtureRequest) -> None:
         make(spec=EpisodeSpec(way=6, shot=2, query=2))
     with pytest.raises(UserError, match=r"did you mean 'test'"):
         make("tests")
+    with pytest.raises(UserError, match=r"data.layers"):  # more would draw from the streams of others
+        Run(small("data=tables", "algo=pfn", "net=mlp", "data.layers=11"))
 
 
 @torch.no_grad()

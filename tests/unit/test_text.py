@@ -68,6 +68,15 @@ def test_a_text_is_there_once_nearest_to_the_test(tmp_path):
     assert [decode(row.numpy()) for row in data.splits["test"].images] == ["one", "seven"]
 
 
+def test_texts_that_are_the_same_once_cut_are_there_once(tmp_path):
+    rows = [("a", "a long text, one"), ("a", "a long text, two"), ("a", "three"), ("a", "four"), ("b", "five"), ("b", "six"),
+            ("c", "a long text, all"), ("c", "seven")]  # fmt: skip
+    (tmp_path / "said.jsonl").write_text("\n".join(json.dumps({"label": label, "text": said}) for label, said in rows))
+    data = text(tmp_path / "said.jsonl", length=8)
+    assert [decode(row.numpy()) for row in data.splits["train"].images] == ["three", "four"]
+    assert [decode(row.numpy()) for row in data.splits["test"].images] == ["a long t", "seven"]
+
+
 def test_what_is_too_long_is_cut_and_no_half_letter_is_shown():
     assert decode(encode("ab" * 40, 8)) == "abababab"
     assert decode(encode("abcdefgß ff", 8)) == "abcdefgs"  # casefold

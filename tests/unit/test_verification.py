@@ -42,6 +42,7 @@ def test_by_hand_with_a_tie() -> None:
     assert curve.auc == pytest.approx((3 + 2.5) / 6)
     assert curve.eer == pytest.approx(1 / 5)  # on the tie's slope, where far = 1 - tar
     assert curve.tar_at(np.array([0.0, 0.3, 1 / 3, 1.0])).tolist() == [0.5, 0.5, 1, 1]
+    assert curve.far_at(np.array([0.0, 0.5, 0.6, 1.0])).tolist() == pytest.approx([0, 0, 1 / 3, 1 / 3])
 
 
 def test_auc_counts_the_pairs_in_order_and_ties_by_half() -> None:

@@ -4,7 +4,7 @@ Episode difficulty cancels, so that a difference shows which two separate confid
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,25 +49,25 @@ def pair(first: list[FinishedRun], second: list[FinishedRun]) -> Paired:
     if {run.metric for run in first + second} != {metric}:
         raise UnpairedError(f"one is scored by {metric}, the other by {second[0].metric}")
     a, b = _scores(first), _scores(second)
-    common = [sha for sha in a if sha in b]
+    common = [episodes for episodes in a if episodes in b]
     if not common:
         raise UnpairedError(_why(first[0], second[0]))
     try:
-        difference = np.concatenate([_mean(a[sha]) - _mean(b[sha]) for sha in common])
+        difference = np.concatenate([_mean(a[episodes]) - _mean(b[episodes]) for episodes in common])
     except DamagedError as error:
         raise UnpairedError(str(error)) from None
     n = len(difference)
     return Paired(float(difference.mean()), float(1.96 * difference.std() / math.sqrt(n)), n, metric, first[0].higher_is_better(metric))
 
 
-def _scores(runs: list[FinishedRun]) -> dict[str, list[FinishedRun]]:
-    """Runs by the hash of their test episodes."""
-    found: dict[str, list[FinishedRun]] = {}
+def _scores(runs: list[FinishedRun]) -> dict[tuple[Any, ...], list[FinishedRun]]:
+    """Runs by their test episodes: the hash of these, and where in them the support ends, which it does not tell."""
+    found: dict[tuple[Any, ...], list[FinishedRun]] = {}
     for run in runs:
         sha = run.summary.get("episodes_sha256")
         if not isinstance(sha, str):
             raise UnpairedError(f"{shown(run.folder)} has no test result")
-        found.setdefault(sha, []).append(run)
+        found.setdefault((sha, run.values.get("shot"), run.values.get("query")), []).append(run)
     return found
 
 

@@ -29,7 +29,11 @@ REQUIRED: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 FROM_SUMMARY = {"algo": "algo.name", "data": "data.name", "way": "way", "shot": "shot", "query": "query", "seed": "seed"}
 EPISODES = "episodes"  # the protocol of runs that do not say how they were tested
-LOWER_IS_BETTER = {"loss", "mse", "sse", "rmse", "mae", "nll", "joint_nll", "error", "ece", "brier", "perplexity", "eer", "aurc", "fpr"}
+LOWER_IS_BETTER = {  # words of a score's name
+    *("loss", "mse", "sse", "rmse", "mae", "nll", "joint_nll", "error", "ece", "brier", "perplexity", "eer", "aurc", "fpr"),
+    *("forgetting", "corrupt"),
+}
+RIVAL = "rival_"  # how names of scores begin that are others' in the run's own
 LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of episodes, a million points
 
 
@@ -68,9 +72,9 @@ class FinishedRun:
         return said if isinstance(said, list) else []
 
     def higher_is_better(self, metric: str) -> bool:
-        """What the summary says of its own score; of any other, by its name: true but for losses and errors."""
+        """What the summary says of its own score, and so of its rivals'; of any other, by its name: true but for losses and errors."""
         said = self.summary.get("higher_is_better")
-        if metric == self.summary.get("metric") and isinstance(said, bool):
+        if isinstance(said, bool) and (metric == self.summary.get("metric") or metric.startswith(RIVAL)):
             return said
         return not LOWER_IS_BETTER & set(metric.lower().split("_"))
 

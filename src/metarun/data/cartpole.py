@@ -38,7 +38,7 @@ class Pole:
     horizon: int
 
     def reset(self, params: dict[str, Tensor], keys: Tensor) -> Tensor:
-        start = torch.vmap(lambda key: START * (2 * inner.uniform(key, (4,)) - 1))(keys)
+        start = torch.vmap(lambda key: START * (2 * inner.uniform(key, (4,), 1) - 1))(keys)
         return torch.cat([start, torch.ones_like(start[:, :1])], 1).to(params["length"].dtype)
 
     def noise(self, keys: Tensor) -> Tensor:

@@ -34,7 +34,10 @@ def divide(names: Sequence[str], what: str, val_fraction: float, test_fraction: 
     n = len(names)
     sizes = {split: max(1, round(share * n)) for split, share in (("val", val_fraction), ("test", test_fraction)) if share > 0}
     left = n - sum(sizes.values())
-    if left < (rest > 1e-9):
+    if rest <= 1e-9:  # nothing is for training: what rounding left over, or took twice, is of the last one
+        sizes[[*sizes][-1]] += left
+        left = 0
+    if left < (rest > 1e-9) or min(sizes.values(), default=1) < 1:
         raise UserError(f"{n} {what} are too few for the splits train, {', '.join(sizes)}; add some or set the fraction of one to 0")
     order = np.argsort(draws(episode_keys(split_seed, "folder", [0]), CLASSES, (n,))[0])
     turned = iter(names[i] for i in np.roll(order, -fold * sizes.get("test", sizes.get("val", 0))))

@@ -138,7 +138,8 @@ class Episodes(ABC):
         return None
 
     def sha256(self, n: int, block: int = 256) -> str:
-        """SHA-256 over the content and the identity of episodes 0..n-1: equal hashes mean that two runs may be compared pair by pair."""
+        """SHA-256 over the content and the identity of episodes 0..n-1: runs with equal ones, and as many support and query examples,
+        may be compared pair by pair."""
         digest = hashlib.sha256(self.content())
         for first in range(0, n, block):
             digest.update(self.identity(range(first, min(first + block, n))))

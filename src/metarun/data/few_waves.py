@@ -49,7 +49,7 @@ class FewWavesEpisodes(Episodes):
         low, high = data.domain
         x = low + (high - low) * draws(waves, POINTS, (held,))
         clean = slope * x + amplitude * np.sin(frequency * x - phase) + offset
-        y = clean + (data.noise + data.relative_noise * amplitude) * normal_draws(waves, NOISE, (held,))
+        y = clean + (data.noise + data.relative_noise * np.abs(amplitude)) * normal_draws(waves, NOISE, (held,))
         if self.split == "train":
             order = draws(keys, ORDER, (held,)).argsort(1)[:, :n]
             x, y, clean = (np.take_along_axis(values, order, 1) for values in (x, y, clean))

@@ -172,14 +172,17 @@ def _split(images: np.ndarray, classes: dict[str, list[int]]) -> Split:
 
 def _spliced(images: np.ndarray, takes: list[Take], classes: dict[str, list[int]], pieces: int) -> Split:
     """A class for every sequence of ``pieces`` words, the words themselves first: of each word its part at that place."""
-    voices = {
-        name: {speaker: list(rows) for speaker, rows in groupby(rows, lambda row: takes[row].speaker)} for name, rows in classes.items()
-    }
+
+    def speaker(row: int) -> str:
+        return takes[row].speaker
+
+    # Sorted: files of one speaker may lie in several folders.
+    voices = {name: {who: [*own] for who, own in groupby(sorted(rows, key=speaker), speaker)} for name, rows in classes.items()}
     edges = np.linspace(0, images.shape[-1], pieces + 1).round().astype(np.int64)
     found: dict[str, np.ndarray] = {}
     for words in sorted(product(classes, repeat=pieces), key=lambda words: len(set(words)) > 1):
-        speakers = [speaker for speaker in voices[words[0]] if all(speaker in voices[word] for word in words)]
-        rows = [row for speaker in speakers for row in zip(*(voices[word][speaker] for word in words))]
+        speakers = [who for who in voices[words[0]] if all(who in voices[word] for word in words)]
+        rows = [row for who in speakers for row in zip(*(voices[word][who] for word in words))]
         if len(rows) >= 2:
             parts = [images[of][..., a:b] for of, (a, b) in zip(np.array(rows).T, pairwise(edges))]
             found["+".join(words) if len(set(words)) > 1 else words[0]] = np.concatenate(parts, -1)

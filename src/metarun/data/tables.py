@@ -159,7 +159,7 @@ class Tables(Dataset):
     Args:
         seed: the run's; unused, since every episode is a function of the seed handed to ``episodes``.
         columns: the most that a table has; those of one with fewer are zeros beyond.
-        layers: the most of a net.
+        layers: the most of a net, 10 or fewer.
         units: of a layer.
         clusters: part of the tables whose classes come first.
 
@@ -175,7 +175,7 @@ class Tables(Dataset):
         seed: int,
         *,
         columns: Annotated[int, Ge(2)],
-        layers: Annotated[int, Ge(1)],
+        layers: Annotated[int, Ge(1), Le(KEPT - WEIGHTS)],
         units: Annotated[int, Ge(2)],
         clusters: Annotated[float, Ge(0), Le(1)] = 0.0,
     ) -> None:

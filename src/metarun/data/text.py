@@ -64,10 +64,10 @@ class Text(ImageDataset):
             )
         edges = {"test": test_classes, "val": val_classes, "train": len(names) - val_classes - test_classes}
         splits: dict[str, Split] = {}
-        seen: set[str] = set()
+        seen: dict[bytes, str] = {}  # by what is left of a text, so that no two are the same in the end
         for split, many in edges.items():
             chosen = [names.pop() for _ in range(many)][::-1]
-            kept = {name: _new(classes[name], seen) for name in chosen}
+            kept = {name: _new(classes[name], length, seen) for name in chosen}
             if few := sorted(name for name, texts in kept.items() if len(texts) < min_texts):
                 log.warning("%d classes of the %s split have fewer than data.min_texts=%d texts and are left out, such as %s",
                             len(few), split, min_texts, few[0])  # fmt: skip
@@ -78,7 +78,7 @@ class Text(ImageDataset):
             raise UserError(f"no class of training has data.min_texts={min_texts} texts; lower it, or add texts")
         if copies := sum(map(len, classes.values())) - len(seen):
             log.info("%d texts are there more than once and are kept once", copies)
-        if long := sum(len(text.encode()) > length for text in seen):
+        if long := sum(len(text.encode()) > length for text in seen.values()):
             log.info("%d of %d texts are longer than data.length=%d bytes and are cut off", long, len(seen), length)
         self.note = (corpus or "").lower()
         super().__init__({split: splits[split] for split in ("train", "val", "test") if split in splits})
@@ -131,11 +131,12 @@ def _file(path: Path) -> str:
         raise UnreadableError(f"no text in UTF-8 ({error})") from None
 
 
-def _new(texts: list[str], seen: set[str]) -> list[str]:
-    """The texts, plain, that are not among ``seen``, which they are added to."""
-    found = [text for text in dict.fromkeys(map(plain, texts)) if text not in seen]
-    seen.update(found)
-    return found
+def _new(texts: list[str], length: int, seen: dict[bytes, str]) -> list[str]:
+    """The texts, plain, whose first ``length`` bytes are not among ``seen``, which they are added to."""
+    before = len(seen)
+    for text in map(plain, texts):
+        seen.setdefault(encode(text, length).tobytes(), text)
+    return [*seen.values()][before:]
 
 
 def _split(classes: dict[str, list[str]], length: int) -> Split:

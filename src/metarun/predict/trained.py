@@ -500,7 +500,7 @@ def _tensor(values: Any, what: str) -> Tensor:
 def _check_finite(x: Tensor, what: str) -> None:
     """Refuse rows of numbers [n, ...] of which one has NaN or an infinite one."""
     if not (finite := x.isfinite().flatten(1).all(1)).all():
-        raise UserError(f"{what} {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or infinite)")
+        raise UserError(f"{what} {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or inf)")
 
 
 def _unit_range(x: Tensor) -> Tensor:

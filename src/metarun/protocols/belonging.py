@@ -45,8 +45,11 @@ def left_out(support: Tensor, y: Tensor, way: int) -> Tensor:
     itself = torch.arange(way, device=y.device) == y[:, None]
     distances = torch.where(itself, (away * (own / rest).square() * rest / (rest + 1))[:, None], distances)
     scatter = _scatter(support, means, y) - away * own / rest
-    variance = scatter / others if others > 0 else _variance(_scatter(support, means, y), counts, means)
-    found = -distances.min(-1).values / variance
+    found = -distances.min(-1).values / (scatter / others)
+    if others <= 0:  # no class is left with two examples: the spread is that between the means of what is left
+        for i in (own > 1).nonzero()[:, 0].tolist():
+            kept = torch.arange(len(y), device=y.device) != i
+            found[i] = belonging(support[i : i + 1], support[kept], y[kept], way)[0]
     return torch.where(own > 1, found, torch.nan)
 
 

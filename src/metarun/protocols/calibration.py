@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ class Calibration(AfterAdaptation):
         if "logits" not in arrays:
             return {}, []
         logits, y = arrays["logits"], arrays["labels"].astype(int)
-        found = {"nll": statistics(nll(logits, y).mean(-1)), "brier": statistics(brier(logits, y).mean(-1))}
+        found = {"nll": statistics(cast(np.ndarray, self.per_episode(arrays))), "brier": statistics(brier(logits, y).mean(-1))}
         found |= pooled(of_pool, OF_POOL, logits, y)
         if self.fits:
             found |= pooled(fitted_temperature, ["temperature"], logits, y)
@@ -203,6 +203,12 @@ class Calibration(AfterAdaptation):
             found |= {AFTER_SCALING[0]: statistics(nll(cooled, y).mean(-1))}
             found |= pooled(lambda logits, y: of_pool(logits, y)[:1], AFTER_SCALING[1:], cooled, y)
         return found, []
+
+    def per_episode(self, arrays: Arrays) -> np.ndarray | None:
+        """−log probability, [n]."""
+        if "surprise" in arrays:
+            return arrays["surprise"]
+        return nll(arrays["logits"], arrays["labels"].astype(int)).mean(-1) if "logits" in arrays else None
 
     def figure(self, arrays: Arrays, title: str) -> tuple[str, Figure] | None:
         """The reliability diagram; of classification with the accuracy of the surest answers beside. None where an answer is none."""

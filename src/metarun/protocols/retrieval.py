@@ -113,7 +113,9 @@ class Retrieval(Protocol):
         return dict(zip((*OF_IMAGES, *OF_CLASSES), map(statistics, values))), []
 
     def per_episode(self, arrays: Arrays) -> np.ndarray:
-        return arrays["ap"].mean(1)
+        """Of the only episode, where there is but one, a score for every class."""
+        ap = arrays["ap"]
+        return ap[0] if len(ap) == 1 else ap.mean(1)
 
     def pictures(self, arrays: Arrays, title: str, episodes: Episodes) -> Iterator[tuple[str, Figure]]:
         """The ``TOP`` images of every class of the first episode; none where examples are no images."""

@@ -75,7 +75,7 @@ class Unknown(Protocol):
         measured = (
             [curve.auc for curve in belongs],
             [curve.auc for curve in softmax],
-            [float(np.interp(ACCEPTED, curve.tar, curve.far)) for curve in belongs],
+            [float(curve.far_at(ACCEPTED)) for curve in belongs],
         )
         return {name: statistics(np.array(values)) for name, values in zip(MEASURES, measured)}, []
 

@@ -61,6 +61,10 @@ class ROC(NamedTuple):
         """The highest true-accept rate of a threshold whose false-accept rate is at most ``far`` (0..1)."""
         return self.tar[np.searchsorted(self.far, far, side="right") - 1]
 
+    def far_at(self, tar: float | np.ndarray) -> np.ndarray:
+        """The lowest false-accept rate of a threshold whose true-accept rate is at least ``tar`` (0..1)."""
+        return self.far[np.searchsorted(self.tar, tar)]
+
 
 def roc(same: np.ndarray, different: np.ndarray) -> ROC:
     """The curve of the scores of same and of different pairs, arrays of any shape without NaN.

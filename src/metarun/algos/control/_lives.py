@@ -16,8 +16,6 @@ from metarun.problem import Past, Problem, Trajectories
 from metarun.runtime.private import tree_map
 from metarun.task import Context
 
-TIES = 1e-6  # by how much chance moves an index, so that it decides among equals
-
 
 class Life(NamedTuple):
     """An actor between two episodes of its environment."""
@@ -110,7 +108,8 @@ class IndexRule(Living):
         pulled = inner.one_hot(past.action, self.problem.outputs).to(past.reward.dtype)
         counts = Counts(past.memory.pulls + pulled, past.memory.wins + pulled * past.reward[:, None])
         ties, chance = noise
-        return (self.index(counts, chance) + TIES * ties).argmax(-1), counts
+        index = self.index(counts, chance)
+        return torch.where(index == index.amax(-1, keepdim=True), ties, -1.0).argmax(-1), counts
 
     @abstractmethod
     def index(self, counts: Counts, chance: Any) -> Tensor:

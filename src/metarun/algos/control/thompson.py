@@ -21,7 +21,7 @@ class Thompson(IndexRule):
 
     def chance(self, key: Tensor) -> tuple[Tensor, Tensor]:
         shape = (*self.shape, 2, TRIES)
-        return inner.normal(key, shape, 1), inner.uniform(key, shape, 2)
+        return inner.normal(key, shape, 10), inner.uniform(key, shape, 11)
 
     def index(self, counts: Counts, chance: tuple[Tensor, Tensor]) -> Tensor:
         after = torch.stack([counts.wins, counts.pulls - counts.wins], -1) + 1

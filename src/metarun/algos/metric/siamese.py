@@ -72,8 +72,9 @@ class Siamese(Algorithm):
     @staticmethod
     def by_class(scores: Tensor, member: Tensor) -> Tensor:
         """Scores [n, way * shot] averaged over the examples of a class, [n, way]; ``member`` [way * shot, way] says which those are."""
-        share = member / member.sum(0)
-        return scores @ share.to(scores.dtype)
+        number = member.sum(0)
+        share = member / number.clamp(min=1)
+        return torch.where(number > 0, scores @ share.to(scores.dtype), inner.below(scores))
 
     def objective(self, states: Sequence[Examples], task: Task, progress: float) -> tuple[Tensor, Metrics]:
         scores, same = self.scores(states[-1], task.query.x), task.query.y[:, None] == task.context.support.y
