@@ -63,7 +63,7 @@ def _train(values: dict[str, Any], folder: Path, world: World, state: dict[str, 
     run, train_episodes, val_episodes, test_episodes = world.together(build)
     values = run.values
     splits = {"train": train_episodes.plain, "val": val_episodes, "test": test_episodes}
-    noted = "" if world.rank else inputs.note(values, splits)
+    noted = "" if world.rank else inputs.note(values, run.data, splits)
     log.debug(provenance.line(__version__))
     log.info("%s on %s, data %s, run folder %s", values["algo"]["name"], run.device, values["data"]["name"], relative(folder))
     if not world.rank and not state:
@@ -158,9 +158,12 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
 
     def build() -> tuple[Run, Episodes]:
         run = Run(values, state, world)
+        inputs.refuse_other_columns(run_folder, run.data)
         return run, run.episodes(split)
 
     run, episodes = world.together(build)
+    if not world.rank:
+        inputs.warn_of_other_data(run_folder, values, split, episodes.content())
     values = run.values
     progress = Progress.of(state["progress"])
     started = time.monotonic()

@@ -79,6 +79,14 @@ def test_eval_leaves_the_run_alone(metarun, run_folder):
     assert {path: after[path] for path in before} == before
 
 
+def test_a_folder_may_be_called_like_an_option(metarun, run_folder):
+    """As a sweep calls its own."""
+    folder = run_folder.parent / "optim.lr=0.1"
+    shutil.copytree(run_folder, folder)
+    assert metarun("eval", str(folder), "trainer.test_episodes=2").status == 0
+    assert metarun("show", str(folder), "--out", str(folder / "shown.png")).status == 0
+
+
 def test_check_trains_and_writes_nothing(metarun, tmp_path):
     result = metarun("check", *TINY, "--json")
     assert result.status == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from helpers import small
 
 import metarun
 from metarun import experiment
+from metarun.config import inputs
 from metarun.data.csv_classes import CsvClasses
 from metarun.data.csv_regression import CsvRegression
 from metarun.errors import UserError
@@ -189,6 +191,10 @@ def test_a_run_on_classes_answers_raw_rows(flowers, tmp_path):
     labels = [name for name in "abc" for _ in range(4)]
     fitted = model.adapt(rows[[0, 4, 8]], list("abc"))
     assert fitted.predict(rows) == labels
+    fitted.export(tmp_path / "flowers.pt2")
+    program = torch.export.load(tmp_path / "flowers.pt2", extra_files=(extra := {"metarun.json": ""})).module()
+    torch.testing.assert_close(program(torch.from_numpy(rows).float()), fitted.probabilities(rows))
+    assert json.loads(extra["metarun.json"])["inputs"] == [*model.form.inputs]
     torch.testing.assert_close(model.inputs(rows), classes(flowers, ignore=["remark"]).scaling(torch.from_numpy(rows)).float())
 
 
@@ -206,5 +212,49 @@ def test_a_run_on_tasks_answers_in_the_units_of_the_table(waves, tmp_path):
     assert fitted.deviations(x[25:]).shape == (15, 2)
     program = tmp_path / "program.pt2"
     fitted.export(program)
-    answered = torch.export.load(program).module()(model.inputs(x[25:]))
+    answered = torch.export.load(program).module()(torch.from_numpy(x[25:]).float())
     torch.testing.assert_close(answered, fitted.predict(x[25:]), rtol=1e-3, atol=1e-2)
+
+
+def test_a_trained_learner_keeps_the_columns_of_its_table(waves, tmp_path, caplog):
+    words = ["data=csv_regression", f"data.root={waves}", "net=mlp", "algo=alpaca", "way=1", "shot=5", "query=5"]
+    experiment.train(small(*words, "trainer.iterations=2"), tmp_path / "run")
+    x, y = np.random.default_rng(1).normal(size=(2, 20, 2))
+    before = metarun.load(tmp_path / "run", device="cpu").adapt(x, y).predict(x)
+    text = waves.read_text()
+    heading, *lines = text.splitlines()
+    columns = heading.split(",")
+    a, b = (columns.index(name) for name in sorted(name for name in columns if name.startswith("x")))
+
+    def written(exchange, power):
+        rows = [heading.split(","), *(line.split(",") for line in lines)]
+        for i, row in enumerate(rows):
+            if exchange:
+                row[a], row[b] = row[b], row[a]
+            if i:
+                row[a] = str(float(row[a]) ** power)
+        waves.write_text("\n".join(map(",".join, rows)))
+
+    written(exchange=False, power=3)
+    assert torch.equal(metarun.load(tmp_path / "run", device="cpu").adapt(x, y).predict(x), before)
+    with caplog.at_level("WARNING"):
+        metarun.evaluate(tmp_path / "run")
+    assert "the data of test have changed since this run began" in caplog.text
+    written(exchange=True, power=1)
+    assert torch.equal(metarun.load(tmp_path / "run", device="cpu").adapt(x, y).predict(x), before)
+    with pytest.raises(UserError, match=r"the table has the columns x2, x1, and the run was trained with x1, x2: give it"):
+        metarun.evaluate(tmp_path / "run")
+    waves.unlink()
+    assert torch.equal(metarun.load(tmp_path / "run", device="cpu").adapt(x, y).predict(x), before)
+    waves.write_text(text)
+    for damage in ('{"table": {"inputs": ["x1", "x2"]}}', "[" * 10_000, '{"table": {"inputs": [1, 2], "targets": ["y1", "y2"]}}'):
+        inputs.path(tmp_path / "run").write_text(damage)  # as of an earlier version: the table is needed
+        assert torch.equal(metarun.load(tmp_path / "run", device="cpu").adapt(x, y).predict(x), before)
+
+
+def test_a_column_without_a_name_is_refused(tmp_path):
+    """What a program has written before every line, such as its number, tells the classes of a sorted table."""
+    (tmp_path / "t.csv").write_text(",a,b,label\n" + "".join(f"{i},{i % 3},{i % 2},{'pqr'[i // 4]}\n" for i in range(12)))
+    with pytest.raises(UserError, match=r"t.csv has a column without a name, as of line numbers .*: name it, or remove it"):
+        classes(tmp_path / "t.csv")
+    assert classes(tmp_path / "t.csv", ignore=[""]).form.inputs == ("a", "b")

@@ -76,7 +76,7 @@ def test_a_note_that_is_missing_or_damaged_stops_nothing(cut: Path, caplog: pyte
     for content in (b"[" * 100_000, b"{}", b"7", b"\xff", b'{"config": {"optim": 1}, "data": []}'):
         kept.write_bytes(content)
         caplog.clear()
-        inputs.warn_of_changes(cut, inputs.note({}, {}))
+        inputs.warn_of_changes(cut, inputs.note({}, Patterns(0), {}))
         assert "inputs.json cannot be read" in caplog.text
     kept.unlink()
     assert resume(cut, caplog) == []

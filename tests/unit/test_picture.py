@@ -79,6 +79,17 @@ def test_an_unreadable_file_has_a_reason(tmp_path):
             handwriting(tmp_path / name, 28)
 
 
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA", "CMYK"])
+def test_a_tiff_that_lies_on_its_side_is_turned(tmp_path, mode):
+    """Pillow maps a file of one's name into memory, where it mistakes height for width."""
+    grey = np.add.outer(6 * np.arange(20), np.arange(12)).astype(np.uint8)
+    tag = Image.Exif()
+    tag[0x112] = 6  # turned by 90 degrees
+    Image.fromarray(grey).transpose(Image.Transpose.ROTATE_90).convert(mode).save(tmp_path / "o.tif", exif=tag)
+    with upright(tmp_path / "o.tif", 20) as image:
+        assert np.abs(np.asarray(image.convert("L")).astype(int) - grey).max() <= 3
+
+
 def test_what_would_run_a_program_is_not_opened(tmp_path):
     """EPS is PostScript, which Pillow hands to Ghostscript, whatever the file's name says."""
     letter().convert("RGB").save(tmp_path / "letter.eps")

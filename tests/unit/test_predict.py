@@ -157,8 +157,18 @@ def test_pictures_and_arrays_are_prepared_as_files_are(runs, tmp_path):
     assert torch.equal(model.inputs([pictures[0], tmp_path / "1.png", str(tmp_path / "2.png")]), wanted)
     grey = np.stack([np.asarray(picture.convert("L").resize((33, 33))) for picture in pictures])
     assert torch.equal(model.inputs(grey), model.inputs([Image.fromarray(image) for image in grey]))
+    assert torch.equal(model.inputs(path for path in sorted(tmp_path.glob("*.png"))), wanted)
+    assert torch.equal(model.inputs(np.array([str(path) for path in sorted(tmp_path.glob("*.png"))])), wanted)
+    assert torch.equal(model.inputs([np.asarray(pictures[0]), tmp_path / "1.png", pictures[2]]), wanted)
+    ink = [np.pad(np.zeros((8, 8), np.uint8), (side - 8) // 2, constant_values=255) for side in (16, 20)]  # on white paper
+    for some in ([ink[0]], ink):  # of a list each is a picture, also where it has the size of an input by chance
+        assert torch.equal(model.inputs(some), model.inputs([Image.fromarray(image) for image in some]))
     fitted = model.adapt(pictures, ["a", "b", "b"])
     assert len(fitted.predict([pictures[2]])) == 1
+    with pytest.raises(UserError, match="this is one picture: give a list of pictures"):
+        model.inputs(np.asarray(pictures[0]))
+    with pytest.raises(UserError, match="one of them is a list, others are files"):
+        model.inputs([tmp_path / "1.png", [1.0]])
     with pytest.raises(UserError, match="this is one picture: give a list of pictures"):
         model.inputs(pictures[0])
     with pytest.raises(UserError, match="one of the pictures cannot be used: 32 bits a channel"):
@@ -186,9 +196,11 @@ def test_any_number_of_classes_and_of_shots_in_any_order(runs):
     [
         ([10, 9, 10, 9], [9, 10]),
         (torch.tensor([3, 1, 3, 1]), [1, 3]),
+        ([*torch.tensor([3, 1, 3, 1])], [1, 3]),
+        ([np.int64(3), 1, torch.tensor(3), np.float32(1)], [1, 3]),
         (np.array(["y", "x", "y", "x"]), ["x", "y"]),
         ([("q", 1), ("p", 2), ("q", 1), ("p", 2)], [("p", 2), ("q", 1)]),
-        ([None, 7, "b", 12], [None, 12, 7, "b"]),  # not comparable: by type, then text
+        ([("a",), 7, "b", 12], [12, 7, "b", ("a",)]),  # not comparable: by type, then text
     ],
 )
 def test_labels_are_kept_as_class_names_in_sorted_order(runs, labels, classes):
@@ -266,12 +278,38 @@ ONES = torch.ones(4, 16, 16)
         (ONES, "aab", "4 examples but 3 labels"),
         (ONES, "aaaa", "all 4 examples are of the class 'a'"),
         (ONES, [["a"], ["a"], ["b"], ["b"]], "labels must be hashable"),
+        (ONES, ["a", None, "b", "b"], r"label 1 of 4, counted from 0, is missing \(None\)"),
+        (ONES, ["a", "b", np.float32("nan"), "b"], r"label 2 of 4, counted from 0, is missing \(nan\)"),
+        (ONES, ["a", "b", np.datetime64("NaT"), "b"], r"label 2 of 4, counted from 0, is missing"),
+        (None, "aabb", "this is one NoneType: give a list of files"),
+        (3, "aabb", "this is one int: give a list of files"),
+        ({"a": ONES}, "aabb", "this is one dict: give a list of files"),
     ],
 )
 def test_what_is_refused(runs, images, labels, message):
     with pytest.raises(UserError, match=message) as caught:
         load(runs("protonet-layer")).adapt(images, list(labels))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("labels", "what"), [(3, "int"), (None, "NoneType"), ("aabb", "str"), (dict(enumerate("aabb")), "dict")])
+def test_labels_are_a_list(runs, labels, what):
+    with pytest.raises(UserError, match=f"the labels are one {what}: give a list with one label per example"):
+        load(runs("protonet-layer")).adapt(ONES, labels)
+
+
+def test_numbers_that_are_none(runs):
+    model, x = load(runs("maml")), torch.rand(6, 16, 16)
+    with pytest.raises(UserError, match="steps='2' is no whole number: give 0 or more"):
+        model.adapt(x, list("aabbcc"), steps="2")
+    fitted = load(runs("protonet-layer")).adapt(x, ["a", "a", "unknown", "unknown", "c", "c"])
+    with pytest.raises(UserError, match=r"one of the classes is 'unknown'.*do not reject"):
+        fitted.predict(x, reject=0.3)
+    fitted = load(runs("protonet-layer")).adapt(x, list("aabbcc"))
+    with pytest.raises(UserError, match=r"reject='0\.3' is out of range"):
+        fitted.predict(x, reject="0.3")
+    with pytest.raises(UserError, match="None is no folder"):
+        metarun.load(None)
 
 
 def test_a_method_with_one_output_per_class_says_so(runs):
@@ -395,5 +433,5 @@ def test_numbers_that_are_not_finite_are_named(tmp_path):
     for asked in (lambda: model.adapt(rows, [0, 1, 0, 1]), lambda: fitted.probabilities(rows)):
         with pytest.raises(UserError, match=r"input 2 of 4, counted from 0, has a number that is not finite"):
             asked()
-    with pytest.raises(UserError, match=r"label 1 of 4, counted from 0, is missing \(NaN\): leave out what has no label"):
+    with pytest.raises(UserError, match=r"label 1 of 4, counted from 0, is missing \(nan\): leave out what has no label"):
         model.adapt(torch.rand(4, 30), [0.0, float("nan"), 0.0, 1.0])

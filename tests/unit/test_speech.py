@@ -152,11 +152,20 @@ def test_spliced_words_have_the_beginning_of_one_and_the_end_of_another_by_one_s
     assert (data.images[24:36, ..., :8] == first[..., :8]).all()
     assert (data.images[24:36, ..., 8:] == second[..., 8:]).all()
     assert (data.images[36:, ..., :8] == second[..., :8]).all()
-    for i, file in enumerate(sorted(tmp_path.glob("*.wav"))):  # every speaker in both folders
-        (tmp_path / f"part{i % 2}").mkdir(exist_ok=True)
-        file.rename(tmp_path / f"part{i % 2}" / file.name)
+    for i, file in enumerate(sorted(tmp_path.glob("*.wav"))):  # every speaker in both parts
+        folder = tmp_path / f"part{i % 2}" / file.name.partition("_")[0]
+        folder.mkdir(exist_ok=True, parents=True)
+        file.rename(folder / file.name)
     apart = Speech(0, root=root, **SETTINGS | {"pieces": 2}).splits["train"]
     assert (apart.names, apart.counts.tolist()) == (data.names, [12] * 4)
+
+
+def test_folders_and_files_that_name_other_classes_are_refused(tmp_path):
+    for i, day in enumerate(("mon", "tue", "wed")):
+        for take in range(3):
+            write(tmp_path / f"class{take}" / f"{day}_ann_{take}.wav", tone(300 + 100 * i + 10 * take, 0.1))
+    with pytest.raises(UserError, match=r"is the class of class0/mon_ann_0.wav its folder's name, or the word in its own\? For folders"):
+        Speech(0, root=str(tmp_path), **SETTINGS)
 
 
 def test_classes_of_folders(tmp_path):

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from metarun.errors import UserError, nearest
@@ -154,13 +155,18 @@ def counted(text: str) -> int | None:
     return int(text) if text.isdecimal() and len(text) < 20 and int(text) < 2**63 else None
 
 
+def is_folder(word: str) -> bool:
+    """Whether a word names a folder, not KEY=VALUE; one that is there may be called anything."""
+    return "=" not in word or Path(word).expanduser().is_dir()
+
+
 def run_folder(words: Sequence[str], command: str) -> str:
     """The run's folder that the first word names.
 
     Raises:
         UserError: there is none.
     """
-    if not words or "=" in words[0]:
+    if not words or not is_folder(words[0]):
         raise UserError(f"name the run's folder: metarun {command} RUN, for example outputs/2026-01-31/12-00-00_maml-omniglot-5w1s")
     return words[0]
 

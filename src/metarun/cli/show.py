@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from metarun.cli.parser import Parser, counted, overrides
+from metarun.cli.parser import Parser, counted, is_folder, overrides
 from metarun.errors import UserError
 from metarun.storage.foreign import refuse_links
 
@@ -70,7 +70,7 @@ def _configuration(words: list[str]) -> tuple[Path | None, dict[str, Any]]:
     """The RUN's folder, if the first word is one, and what is to be drawn."""
     from metarun.config import compose
 
-    if words and "=" not in words[0] and not words[0].startswith("~"):
+    if words and is_folder(words[0]) and not words[0].startswith("~"):
         from metarun.config.stored import read_config
 
         return Path(words[0]), compose.override(read_config(Path(words[0])), words[1:])

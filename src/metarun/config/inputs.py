@@ -1,5 +1,5 @@
-"""What a run's numbers come from, noted beside its checkpoints when it begins: the configuration, and a digest of the data of each split.
-A run that goes on with something else says so, since its numbers would be of both."""
+"""What a run's numbers come from, noted beside its checkpoints when it begins: the configuration, a digest of the data of each split, and
+of a table its columns. A run that goes on with something else says so, since its numbers would be of both."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 
 from metarun.config import legacy
 from metarun.config.nested import leaves
+from metarun.data.base import Dataset
+from metarun.data.columns import Columns
 from metarun.data.episodes import Episodes
 
 log = logging.getLogger(__name__)
@@ -18,6 +20,7 @@ log = logging.getLogger(__name__)
 # Where things are and how they are shown: no number hangs on it.
 INDIFFERENT = ("data.root", "data.download", "device", "name", "logger.")
 LARGEST = 4_000_000  # bytes of a note; no configuration comes near it
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError)
 
 
 def path(folder: Path) -> Path:
@@ -25,26 +28,59 @@ def path(folder: Path) -> Path:
     return folder / "checkpoints" / "inputs.json"
 
 
-def note(values: dict[str, Any], episodes: Mapping[str, Episodes | None]) -> str:
-    """The note, JSON: a resolved configuration, and ``Episodes.content`` by split."""
+def note(values: dict[str, Any], data: Dataset, episodes: Mapping[str, Episodes | None]) -> str:
+    """The note, JSON: a resolved configuration, ``Episodes.content`` by split, and the columns of a table."""
     digests = {split: found.content().hex() for split, found in episodes.items() if found}
-    return json.dumps({"config": values, "data": digests}, indent=1) + "\n"
+    table = Columns.of(data)
+    return json.dumps({"config": values, "data": digests, "table": table.plain() if table else None}, indent=1) + "\n"
+
+
+def columns(folder: Path) -> Columns | None:
+    """Those of the table that the run in ``folder`` was trained on; None: it was not, or by an earlier version, or nobody can tell."""
+    try:
+        return Columns.parsed(found) if (found := _kept(folder).get("table")) else None
+    except UNREADABLE:
+        return None
 
 
 def warn_of_changes(folder: Path, now: str) -> None:
     """Say what differs between the ``note`` of today and the one that the run began with; a run of an earlier version has none."""
-    kept = path(folder)
     try:
-        if kept.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
-        changed = list(_changes(json.loads(kept.read_text(encoding="utf-8")), json.loads(now)))
+        changed = list(_changes(_kept(folder), json.loads(now)))
     except FileNotFoundError:
         return
-    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        log.warning("%s cannot be read (%s): whether data or configuration have changed is not known", kept, " ".join(str(error).split()))
+    except UNREADABLE as error:
+        why = " ".join(str(error).split())
+        log.warning("%s cannot be read (%s): whether data or configuration have changed is not known", path(folder), why)
         return
     if changed:
         log.warning("since this run began something has changed, and its numbers will be of both: %s", "; ".join(changed))
+
+
+def refuse_other_columns(folder: Path, data: Dataset) -> None:
+    """Refuse, with a UserError, a table whose columns are not those that the run in ``folder`` was trained with."""
+    if data.form and (before := columns(folder)):
+        before.refuse_others(data.form)
+
+
+def warn_of_other_data(folder: Path, values: dict[str, Any], split: str, content: bytes) -> None:
+    """Say that the data of a split are others than the run in ``folder`` began with, where their configuration is the same."""
+    try:
+        kept = _kept(folder)
+        same, before = kept["config"]["data"] == values["data"], kept["data"].get(split)
+    except UNREADABLE:
+        return
+    if same and before not in (None, content.hex()):
+        log.warning("the data of %s have changed since this run began: its earlier results are of others", split)
+
+
+def _kept(folder: Path) -> dict[str, Any]:
+    """The note of the run in ``folder``; raises one of ``UNREADABLE`` where there is none that can be read."""
+    kept = path(folder)
+    if kept.stat().st_size > LARGEST:
+        raise ValueError("it is too large")
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from metarun.data.base import ImageDataset, Scaling, TableForm
 from metarun.data.division import Share
 from metarun.data.episodes import Split
 from metarun.data.leakage import refuse_shared
-from metarun.data.numbers import chosen, gather, in_splits
+from metarun.data.numbers import chosen, gather, in_splits, refuse_unnamed
 from metarun.errors import UserError
 
 
@@ -49,6 +49,7 @@ class CsvClasses(ImageDataset):
         def pick(columns: list[str]) -> list[str]:
             dropped = chosen("ignore", columns, ignore)
             left = [column for column in columns if column not in dropped]
+            refuse_unnamed(f"data.root={root}", left)
             if not left:
                 raise UserError(f"data.root={root} has no column of numbers beside {label}")
             return left

@@ -29,6 +29,12 @@ class Table(NamedTuple):
     groups: dict[str, np.ndarray]  # [rows, columns] float64, by name in order of name
 
 
+def refuse_unnamed(where: str, columns: Sequence[str]) -> None:
+    """Refuse, with a UserError, a column of numbers without a name, which would tell the order of the lines."""
+    if "" in columns:
+        raise UserError(f"{where} has a column without a name, as of line numbers that a program has written: name it, or remove it")
+
+
 def gather(root: str | None, data: str, key: str, pick: Pick) -> tuple[dict[str, Table] | None, Table | None]:
     """The tables of splits, or else the one that is not divided.
 

@@ -186,10 +186,14 @@ def upright(file: Source, size: int) -> Iterator[Image.Image]:
         raise UnreadableError(f"damaged ({' '.join(str(error).split())[:80] or type(error).__name__})") from None
 
 
-def _opened(file: Source, formats: list[str]) -> Image.Image:
+@contextmanager
+def _opened(file: Source, formats: list[str]) -> Iterator[Image.Image]:
     if isinstance(file, Image.Image):
-        return file.copy()  # the user's own stays as it is
-    return Image.open(io.BytesIO(file) if isinstance(file, bytes) else file, formats=formats)
+        yield file.copy()  # the user's own stays as it is
+    else:
+        # A file that Pillow opens by its name it may map into memory, and turns some of these TIFFs into nonsense.
+        with io.BytesIO(file) if isinstance(file, bytes) else file.open("rb") as stream, Image.open(stream, formats=formats) as image:
+            yield image
 
 
 def _refuse_huge(pixels: int) -> None:

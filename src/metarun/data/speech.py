@@ -150,7 +150,15 @@ def _takes(names: list[str]) -> list[Take]:
     """By the files' names, or by their folders where not all are named so."""
     found = [NAMED.fullmatch(Path(name).name) for name in names]
     if all(found):
-        return [Take(match[1], match[2], int(match[3])) for match in found if match]
+        takes = [Take(match[1], match[2], int(match[3])) for match in found if match]
+        folders = [Path(name).parent.name for name in names]
+        told = [name for name, folder, take in zip(names, folders, takes) if folder not in (take.word, take.speaker)]
+        if told and len({Path(name).parent for name in names}) > 1:
+            raise UserError(
+                f"is the class of {told[0]} its folder's name, or the word in its own? For folders, name the files otherwise, as 1.wav; "
+                "for words, put all files into one folder"
+            )
+        return takes
     if loose := [name for name in names if "/" not in name]:
         raise UserError(f"{loose[0]} is in no class folder, and not named WORD_SPEAKER_TAKE.wav; {FORMS}")
     counts: dict[str, int] = {}

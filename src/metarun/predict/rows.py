@@ -12,7 +12,7 @@ import numpy as np
 
 from metarun.data.base import TableForm
 from metarun.data.leakage import digest
-from metarun.data.numbers import number
+from metarun.data.numbers import number, refuse_unnamed
 from metarun.data.records import ENDINGS, records
 from metarun.errors import UserError, nearest
 from metarun.predict import report
@@ -117,6 +117,7 @@ def _read_both(model: Model, form: TableForm, options: Options, targets: Sequenc
         if target not in first:
             raise UserError(f"{options.support} has no column {target}{nearest(target, first)}: name the one to be told by --target COLUMN")
     inputs = form.inputs or tuple(column for column in first if column not in targets)
+    refuse_unnamed(options.support, inputs)
     if not inputs:
         raise UserError(f"{options.support} has no column of numbers beside {' and '.join(targets)}")
     if len(inputs) > width:

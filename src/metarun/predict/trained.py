@@ -5,26 +5,29 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from metarun.abilities import LimitedWay
 from metarun.adaptation import adapt
 from metarun.algorithm import Algorithm, State
-from metarun.config import schema
+from metarun.config import inputs, schema
 from metarun.config.stored import read_config
 from metarun.data.base import Dataset, Scaling, TableForm
 from metarun.data.episodes import episode_keys, task_keys
-from metarun.data.picture import Reader, UnreadableError
+from metarun.data.picture import Reader
 from metarun.errors import RunError, UserError, nearest
 from metarun.kernels import select as kernels
-from metarun.problem import Gaussian, Problem, Samples, best_guess, spread
+from metarun.predict import given
+from metarun.predict.given import Images
+from metarun.problem import Gaussian, Problem, Regression, Samples, best_guess, spread
 from metarun.protocols.belonging import UNKNOWN, belonging, left_out, threshold
 from metarun.protocols.calibration import temperature_in
 from metarun.run import build_algorithm, pick_device
@@ -33,12 +36,11 @@ from metarun.storage.checkpoint import load as load_checkpoint
 from metarun.storage.files import replace_file
 from metarun.task import Batch, Context
 
-Images = Tensor | np.ndarray | Sequence[str | Path] | Sequence[Image.Image] | Sequence[np.ndarray] | Sequence[float]
 CHUNK = 256  # queries that pass the net at a time, unless they have to see each other
 LEFT_OUT = 50  # examples that a learner without features adapts without, one after the other, to calibrate a threshold
 
 
-def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: str = "auto") -> Model:
+def load(run: str | PathLike[str], checkpoint: Literal["best", "last"] = "best", device: str = "auto") -> Model:
     """The trained meta-learner of a run's folder. The data it was trained on are not needed.
 
     Args:
@@ -50,6 +52,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
         UserError: no such run, checkpoint or device, or a run without examples of anybody's to predict.
         RunError: the checkpoint is damaged.
     """
+    if not isinstance(run, (str, PathLike)):
+        raise UserError(f"{run!r} is no folder: name the run's, as in metarun.load('outputs/RUN')")
     folder = Path(run).expanduser()
     values = read_config(folder) | {"device": device}
     valid = schema.validate(values)
@@ -62,8 +66,14 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     trained = load_checkpoint(folder / "checkpoints" / f"{checkpoint}.pt")
     data, seed = valid.data, valid.root.seed
     reader: Reader | None = data.target.reader(**data.values)
-    built: Dataset | None = None if reader else data.build(seed)
-    shape, kind = (built.input_shape, built.kind) if built else (reader.shape if reader else (), kind)
+    columns = None if reader else inputs.columns(folder)
+    built: Dataset | None = None if reader or columns else data.build(seed)
+    if built:
+        shape, kind = built.input_shape, built.kind
+    elif columns:
+        shape, kind = (len(columns.names),), replace(kind, size=len(columns.form.targets)) if isinstance(kind, Regression) else kind
+    else:
+        shape = reader.shape if reader else ()
     problem = Problem(kind, shape, train=valid.train, eval=valid.eval, **trained["problem"])
     with torch.random.fork_rng(devices=[]):  # a library leaves its caller's random numbers alone
         algorithm = build_algorithm(valid, problem, trained)
@@ -73,8 +83,8 @@ def load(run: str | Path, checkpoint: Literal["best", "last"] = "best", device: 
     choice = valid.engine.values.get("kernels", "auto")
     temperature = temperature_in(trained["progress"].get("best", {}))
     model = Model(algorithm, values["algo"]["name"], values["data"]["name"], reader, key, choice, temperature)
-    if built:
-        model.scaling, model.target_scaling, model.form = built.scaling, built.target_scaling, built.form
+    if table := columns or built:
+        model.scaling, model.target_scaling, model.form = table.scaling, table.target_scaling, table.form
     return model
 
 
@@ -160,13 +170,20 @@ class Model:
         Raises:
             UserError: shapes, values or labels that do not fit, or more or fewer classes than the method can tell apart.
         """
-        self._check_steps(steps)
-        x = self._attributes(images) if self.algorithm.reads == "attributes" else self.inputs(images)
+        if steps is not None:
+            steps = given.whole(steps)
+            if type(self.algorithm).step is Algorithm.step:
+                raise UserError(f"algo={self.algo} takes no inner steps: leave steps out")
+        problem = self.algorithm.problem
+        named = self.algorithm.reads == "attributes"
+        x = given.attributes(images, problem.attributes, self.algo).to(self.device) if named else self.inputs(images)
         classes: list[Any] = []
-        if not self.algorithm.problem.kind.labelled:
-            y = self._targets(labels, len(x))
+        if not problem.kind.labelled:
+            y = given.targets(labels, len(x), problem.outputs)
+            y = self.target_scaling(y) if self.target_scaling else y
         else:
-            classes, y = self._labels(labels, len(x))
+            classes, y = given.labels(labels, len(x))
+            self._check_way(classes, len(x))
             order = y.argsort(stable=True)  # learners are promised a support that is grouped by class
             x, y = x[order], y[order]
         ids = torch.zeros(max(1, len(classes)), dtype=torch.int64, device=self.device)  # new classes have no global ones
@@ -185,104 +202,10 @@ class Model:
         Raises:
             UserError: files that cannot be read, shapes or values that do not fit.
         """
-        if isinstance(images, (str, Path)):
-            kind = "text" if self.reader and self.reader.wording else "file"
-            raise UserError(f"'{images}' is one {kind}: give a list of {kind}s")
-        if isinstance(images, Image.Image):
-            raise UserError("this is one picture: give a list of pictures")
-        if not isinstance(images, (Tensor, np.ndarray)) and any(isinstance(image, (str, Path, Image.Image)) for image in images):
-            images = self._read(cast(Sequence[str | Path | Image.Image], images))
-        elif pictures := self._as_pictures(images):
-            images = self._read(pictures)
-        x, shape = _tensor(images, "images"), self.algorithm.problem.input_shape
-        if shape[0] == 1 and x.shape[1:] == shape[1:]:
-            x = x.unsqueeze(1)
-        if x.dim() == 0 or x.shape[1:] != shape or len(x) == 0:
-            wanted = ", ".join(map(str, ("n", *shape)))
-            mend = "; resize them, or give files instead" if self.reader else ""
-            raise UserError(f"the inputs have shape {list(x.shape)}, but this run (data={self.data}) takes [{wanted}], n >= 1{mend}")
-        if self.reader or len(shape) == 3:
-            x = _unit_range(x)
-        _check_finite(x, "input")
+        x = given.examples(images, self.algorithm.problem.input_shape, self.reader, self.data)
         return (self.scaling(x.double()) if self.scaling else x).float().to(self.device)
 
-    def _attributes(self, vectors: Any) -> Tensor:
-        """[n, attributes] float32 on the model's device."""
-        x, length = _tensor(vectors, "attributes"), self.algorithm.problem.attributes
-        if x.dim() != 2 or x.shape[1] != length:
-            raise UserError(f"the attributes have shape {list(x.shape)}, but algo={self.algo} takes one vector per class, [n, {length}]")
-        _check_finite(x, "attribute vector")
-        return x.float().to(self.device)
-
-    def _as_pictures(self, images: Any) -> list[Image.Image]:
-        """Arrays as cameras and libraries give them, [height, width] or [height, width, 3 or 4] uint8 of any size, as pictures.
-
-        None where one is something else, or has the shape of an input already, or the run is not on pictures.
-        """
-        shape = self.algorithm.problem.input_shape
-        ready = (shape, shape[1:] if shape[0] == 1 else shape)
-        if self.reader is None or self.reader.endings is not None or isinstance(images, Tensor):
-            return []
-
-        def pictured(image: Any) -> bool:
-            plain = isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.shape not in ready
-            return plain and (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4)))
-
-        return [Image.fromarray(image) for image in images] if all(map(pictured, images)) else []
-
-    def _read(self, these: Sequence[str | Path | Image.Image]) -> np.ndarray:
-        if self.reader is None:
-            raise UserError(f"this run was trained on data={self.data}, which are not pictures: give numbers instead of files")
-        return np.stack([self._one(self.reader, this) for this in these])
-
-    @staticmethod
-    def _one(reader: Reader, this: str | Path | Image.Image) -> np.ndarray:
-        if isinstance(this, Image.Image):
-            if reader.endings is not None:
-                raise UserError(f"this run was trained on {reader.noun}s: give their files instead of pictures")
-            try:
-                return reader.read(this)
-            except UnreadableError as reason:
-                raise UserError(f"one of the pictures cannot be used: {reason}") from None
-        if reader.wording and isinstance(this, str):
-            try:
-                return reader.wording.encode(this)
-            except UnreadableError as reason:
-                raise UserError(f"one of the texts is not readable: {reason}") from None
-        path = Path(str(this))
-        try:
-            return reader.read(path)
-        except UnreadableError as reason:
-            raise UserError(f"{path} is not a readable {reader.noun}: {reason}" if path.exists() else f"{path} does not exist") from None
-
-    def _check_steps(self, steps: int | None) -> None:
-        if steps is not None and steps < 0:
-            raise UserError(f"steps={steps} is out of range: 0 or more")
-        if steps is not None and type(self.algorithm).step is Algorithm.step:
-            raise UserError(f"algo={self.algo} takes no inner steps: leave steps out")
-
-    def _targets(self, targets: Any, n: int) -> Tensor:
-        """[n, outputs] float32."""
-        y, outputs = _tensor(targets, "targets").float(), self.algorithm.problem.outputs
-        y = y.unsqueeze(-1) if outputs == 1 and y.dim() == 1 else y
-        if y.shape != (n, outputs):
-            raise UserError(f"the targets have shape {list(y.shape)}, but {n} inputs with {outputs} numbers each need [{n}, {outputs}]")
-        _check_finite(y, "target")
-        return self.target_scaling(y) if self.target_scaling else y
-
-    def _labels(self, labels: Any, n: int) -> tuple[list[Any], Tensor]:
-        """The classes in sorted order, and every label as an index into them, [n] int64."""
-        names = labels.tolist() if isinstance(labels, (Tensor, np.ndarray)) else list(labels)
-        if len(names) != n:
-            raise UserError(f"there are {n} examples but {len(names)} labels: give one label per example")
-        if not all(isinstance(name, Hashable) for name in names):
-            raise UserError("labels must be hashable, such as strings or numbers: one per example, not a list of lists")
-        if missing := [i for i, name in enumerate(names) if isinstance(name, float) and name != name]:
-            raise UserError(f"label {missing[0]} of {n}, counted from 0, is missing (NaN): leave out what has no label")
-        try:
-            classes = sorted(set(names))
-        except TypeError:  # of several types
-            classes = sorted(set(names), key=lambda name: (type(name).__name__, str(name)))
+    def _check_way(self, classes: list[Any], n: int) -> None:
         if len(classes) < 2:
             raise UserError(f"all {n} examples are of the class {classes[0]!r}: telling classes apart needs two at least")
         trained = self.algorithm.problem.outputs
@@ -297,8 +220,6 @@ class Model:
                 f"algo={self.algo} of this run tells {most} classes apart at most, but the support has {len(classes)}: leave some out, or "
                 "use a method for any number, such as algo=protonet"
             )
-        index = {name: i for i, name in enumerate(classes)}
-        return classes, torch.tensor([index[name] for name in names])
 
 
 class Fitted:
@@ -364,12 +285,15 @@ class Fitted:
         1 / (examples + 1). Methods that have no features adapt anew without each example, of at most ``LEFT_OUT``.
 
         Raises:
-            UserError: ``rate`` is not between 0 and 1, or no class has two examples; regression.
+            UserError: ``rate`` is not between 0 and 1, a class is ``UNKNOWN``, or no class has two examples; regression.
         """
         if not self.classes or self.model.algorithm.reads == "attributes":
             raise UserError("there are no examples of classes here, so nothing to tell what belongs to none of them")
-        if not 0 < rate < 1:
-            raise UserError(f"reject={rate:g} is out of range: it is the share of pictures of the classes that may be lost, as 0.05")
+        if UNKNOWN in self.classes:
+            raise UserError(
+                f"one of the classes is '{UNKNOWN}', which is the answer to what is rejected: call it otherwise, or do not reject"
+            )
+        rate = given.share(rate)
         x, y = self.context.support
         if self.model.algorithm.encodes:
             scores = left_out(self._features(x), y.cpu(), len(self.classes))
@@ -431,9 +355,9 @@ class Fitted:
     def export(self, path: str | Path) -> None:
         """Write the adapted learner as a program of its own, which needs torch but not metarun: ``torch.export.load(path).module()(x)``.
 
-        It maps x [n, *input_shape] float32 on the CPU, any n >= 1 (pictures 0..1, prepared as ``Model.inputs`` does), to probabilities
-        [n, way], or to predictions [n, outputs]. The extra file ``metarun.json`` in it names classes, input shape and norm: with
-        ``net.norm=batch`` the program, too, normalises its queries together.
+        It maps x [n, *input_shape] float32 on the CPU, any n >= 1 (pictures 0..1, prepared as ``Model.inputs`` does; rows of a table as
+        they are), to probabilities [n, way], or to predictions [n, outputs]. The extra file ``metarun.json`` in it names classes, input
+        shape, the columns of a table in order, and norm: with ``net.norm=batch`` the program, too, normalises its queries together.
 
         Raises:
             UserError: the path does not end in .pt2, or is a folder.
@@ -448,7 +372,7 @@ class Fitted:
             "input_shape": problem.input_shape,
             "transductive": self.transductive,
             "norm": net.norm,
-        }
+        } | (self.model.form._asdict() if self.model.form else {})
         batch = torch.export.Dim("n", min=1, max=2**20)
         program = torch.export.export(Network(self), (torch.rand(3, *problem.input_shape),), dynamic_shapes=({0: batch},), strict=False)
         extra = {"metarun.json": json.dumps(facts, default=str)}
@@ -481,35 +405,12 @@ class Network(nn.Module):
             parameter.data = parameter.data.contiguous()
         state = tree_map(lambda leaf: leaf.cpu().contiguous() if isinstance(leaf, Tensor) else leaf, fitted.state)
         self.answer = lambda x: best_guess(algorithm.predict(state, x))
-        self.classify, self.temperature, self.scaling = bool(fitted.classes), fitted.model.temperature, fitted.model.target_scaling
+        self.classify, self.temperature = bool(fitted.classes), fitted.model.temperature
+        self.scaling, self.target_scaling = fitted.model.scaling, fitted.model.target_scaling
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.scaling:
+            x = self.scaling(x.double()).to(x)
         if self.classify:
             return (self.answer(x) / self.temperature).softmax(-1)
-        return self.scaling.back(self.answer(x)) if self.scaling else self.answer(x)
-
-
-def _tensor(values: Any, what: str) -> Tensor:
-    """Numbers of any kind as a tensor."""
-    try:
-        return torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the {what} are not an array of numbers: {' '.join(str(error).split())}") from None
-
-
-def _check_finite(x: Tensor, what: str) -> None:
-    """Refuse rows of numbers [n, ...] of which one has NaN or an infinite one."""
-    if not (finite := x.isfinite().flatten(1).all(1)).all():
-        raise UserError(f"{what} {int(finite.int().argmin())} of {len(x)}, counted from 0, has a number that is not finite (NaN or inf)")
-
-
-def _unit_range(x: Tensor) -> Tensor:
-    """Images as floats in 0..1."""
-    if x.dtype == torch.uint8:
-        return x.float() / 255
-    if not x.is_floating_point():
-        raise UserError(f"the images are {str(x.dtype).removeprefix('torch.')}: give uint8 in 0..255 or floats in 0..1")
-    low, high = float(x.min()), float(x.max())
-    if not (low >= 0 and high <= 1):  # written so that NaN is refused as well
-        raise UserError(f"the images have values from {low:g} to {high:g}: give floats in 0..1, or uint8 in 0..255")
-    return x
+        return self.target_scaling.back(self.answer(x)) if self.target_scaling else self.answer(x)
