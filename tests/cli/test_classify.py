@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -187,6 +189,46 @@ def test_a_picture_of_the_support_among_the_queries_is_told(pictures, caplog):
     result = classify("--query", "support/arch", "query/ring")
     assert result["in_support"] == 4
     assert "4 of 7 pictures to be classified are in the support as well" in caplog.text
+
+
+def test_copies_within_a_class_count_once(pictures, caplog):
+    """Each left out, they once gave an expected accuracy of 1 on noise: a copy of every picture was still there."""
+    for i in range(3):
+        paint(pictures / "noise" / str(i) / "0.png", "noise", i)
+        for j in range(1, 5):
+            shutil.copy(pictures / "noise" / str(i) / "0.png", pictures / "noise" / str(i) / f"{j}.png")
+    result = classify("--support", "noise", "--query", "query", "--reject", "0")
+    assert result["shots"] == dict.fromkeys("012", 1)
+    assert result["expected"]["accuracy"] is None
+    assert "12 pictures are twice in a class, such as noise/0/0.png and noise/0/1.png: each counts once" in caplog.messages
+
+
+def test_one_picture_in_two_classes_is_named(pictures, caplog):
+    lines = [f"support/{kind}/{i}.png,{kind}" for kind in CLASSES for i in range(4)]
+    (pictures / "labels.csv").write_text("\n".join(["filename,label", *lines, "support/arch/0.png,ring", "support/arch/1.png,arch"]))
+    result = classify("--support", "labels.csv", "--query", "query")
+    assert result["shots"] == dict.fromkeys(CLASSES, 4) | {"ring": 5}
+    assert [message for message in caplog.messages if "1 picture is" in message] == [
+        "1 picture is twice in a class, such as support/arch/1.png and support/arch/1.png: each counts once",
+        "1 picture is in two classes of labels.csv, such as support/arch/0.png (arch) and support/arch/0.png (ring): remove the wrong one",
+    ]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_classes_in_either_unicode_form(pictures, forms):
+    for place, form in zip(("support", "query"), forms, strict=True):
+        (pictures / place / "arch").rename(pictures / place / unicodedata.normalize(form, "café"))
+    result = classify("--query", "query", "--reject", "0")
+    name = unicodedata.normalize(forms[0], "café")
+    assert result["of_no_class"] == {}
+    assert result["confusion"]["truths"] == sorted([name, *CLASSES[1:]])
+    assert np.sum(result["confusion"]["counts"]) == 12
+
+
+def test_classes_of_nearly_the_same_name_are_named(pictures, caplog):
+    (pictures / "support" / "cross").rename(pictures / "support" / "Arch")
+    assert "Arch" in classify("--query", "query")["classes"]
+    assert "the classes 'Arch' and 'arch' of support differ in capitals only: merge them unless they are two" in caplog.messages
 
 
 @pytest.mark.parametrize("block", [1, 5])

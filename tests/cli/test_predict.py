@@ -123,6 +123,16 @@ def test_without_out_it_is_kept_in_the_run(trained, pictures):
     assert len(after) == len(before) + 8  # table, sheet, confusion as table and picture
 
 
+def test_copies_within_a_class_count_once(trained, pictures, caplog):
+    wanted = predict(trained, pictures, "--out", pictures / "one.json")
+    shutil.copy(pictures / "support" / "dot" / "0.png", pictures / "support" / "dot" / "3.png")
+    assert predict(trained, pictures, "--out", pictures / "two.json")["shots"] == wanted["shots"]
+    assert (pictures / "one.json").read_bytes() == (pictures / "two.json").read_bytes()
+    assert caplog.messages == [
+        f"1 picture is twice in a class, such as {pictures}/support/dot/0.png and {pictures}/support/dot/3.png: each counts once"
+    ]
+
+
 def test_json_with_unknown_truths(trained, pictures):
     paint(pictures / "query" / "loose.png", "bar")
     paint(pictures / "query" / "other" / "ring.png", "dot")

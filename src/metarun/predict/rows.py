@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metarun.data.base import TableForm
-from metarun.data.leakage import digest
+from metarun.data.leakage import digest, refuse_shared
 from metarun.data.numbers import number
 from metarun.data.records import ENDINGS, records
 from metarun.errors import UserError, nearest
@@ -55,6 +55,7 @@ def _classify(
     model: Model, options: Options, targets: Sequence[str], support: Rows, query: Rows, copies: Sequence[tuple[str, str]], table: Path
 ) -> dict[str, Any]:
     labels = [label for (label,) in support.said]
+    refuse_shared({options.support: Counter(labels)})
     fitted = model.adapt(support.x, labels, options.steps)
     least = limit(options, fitted)
     probabilities, scores = fitted.probabilities(query.x), fitted.belonging(query.x) if least else None
