@@ -16,6 +16,7 @@ from metarun.data import picture
 from metarun.errors import UserError
 from metarun.nets.package import Package
 from metarun.predict import backbones
+from metarun.predict import classify as program
 from metarun.predict import queries as work
 
 CLASSES = ["arch", "cross", "ring", "zigzag"]
@@ -229,6 +230,74 @@ def test_classes_of_nearly_the_same_name_are_named(pictures, caplog):
     (pictures / "support" / "cross").rename(pictures / "support" / "Arch")
     assert "Arch" in classify("--query", "query")["classes"]
     assert "the classes 'Arch' and 'arch' of support differ in capitals only: merge them unless they are two" in caplog.messages
+
+
+def test_two_calls_at_once_share_no_folder(pictures, monkeypatch):
+    of, others = backbones.of, []
+
+    def meanwhile(*words):
+        monkeypatch.setattr(backbones, "of", of)
+        others.append(classify("--query", "query/ring"))
+        return of(*words)
+
+    monkeypatch.setattr(backbones, "of", meanwhile)
+    result = classify("--query", "query/arch")
+    assert [one["predictions"] for one in (result, *others)] == [f"outputs/classify/{n}/predictions.csv" for n in (0, 1)]
+    assert [row["file"] for row in rows_of(result["predictions"])] == [f"{i}.png" for i in range(3)]
+
+
+def test_a_call_that_fails_leaves_no_folder_but_answers_that_it_has(pictures, monkeypatch):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        classify("--query", "nowhere")
+    assert not (pictures / "outputs").exists()
+    monkeypatch.setattr(program, "draw", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        classify("--query", "query")
+    assert len(rows_of("outputs/classify/0/predictions.csv")) == 12
+
+
+def test_nothing_of_an_earlier_call_stays_beside_the_answers(pictures):
+    for query, sheet, left in (
+        ("query", (), ["confusion.csv", "confusion.png", "predictions.csv", "sheet.png"]),
+        ("query/arch/0.png", (), ["predictions.csv", "sheet.png"]),
+        ("query", ("--sheet", "mine.png"), ["confusion.csv", "confusion.png", "predictions.csv"]),
+    ):
+        classify("--query", query, "--out", "out", *sheet)
+        assert sorted(path.name for path in (pictures / "out").iterdir()) == left
+    (pictures / "confusion.csv").touch()
+    classify("--query", "query", "--out", "predictions.csv")  # a file, beside which nothing is ours
+    assert (pictures / "confusion.csv").read_bytes() == b""
+    assert not (pictures / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--query", "query", "--out", "query"], r"query/sheet\.png would lie in query and be one of its pictures in the next call: name"),
+        (["--query", "query/arch", "query", "--out", "query/deep/er"], r"query/deep/er/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "support"], r"support/sheet\.png would lie in support and"),
+        (["--query", "query", "--out", "link"], r"link/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "query", "--sheet", "mine.png"], r"query/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "a.csv", "--sheet", "query/new.png"], r"query/new\.png would lie in query and"),
+        (["--query", "."], r"outputs/classify/0/sheet\.png would lie in \. and"),
+        (["--query", "loose/sheet.png", "--out", "loose"], r"loose/sheet\.png would be written over, but is one of the files to be read"),
+        (["--query", "named", "--out", "a.csv", "--sheet", "loose/sheet.png"], r"loose/sheet\.png would be written over"),
+        (["--query", "named", "--out", "named/labels.csv"], r"named/labels\.csv would be written over"),
+        (["--query", "query", "--support", "named/labels.csv", "--out", "named/labels.csv"], r"named/labels\.csv would be written over"),
+    ],
+)
+def test_answers_spare_what_is_asked_about(pictures, words, complaint):
+    paint(pictures / "loose" / "sheet.png", "ring", 55)
+    (pictures / "named").mkdir()
+    (pictures / "named" / "labels.csv").write_text("filename,label\n../loose/sheet.png,ring\n../query/arch/0.png,arch")
+    (pictures / "link").symlink_to("query")
+    before = {path: path.read_bytes() for path in pictures.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=complaint) as caught:
+        classify(*words)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(pictures / "cache", ignore_errors=True)
+    assert {path: path.read_bytes() for path in pictures.rglob("*") if path.is_file()} == before
+    assert not (pictures / "outputs").exists()
 
 
 @pytest.mark.parametrize("block", [1, 5])

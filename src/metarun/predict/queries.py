@@ -88,6 +88,11 @@ def asked(places: Sequence[str], reader: Reader) -> tuple[list[File], dict[str, 
     return listed([sources.query(Path(place), reader) for place in places])
 
 
+def paths(support: Sequence[Picture], queries: Sequence[File]) -> list[Path]:
+    """The files of both."""
+    return [*(picture.path for picture in support), *(path for _, path, _ in queries)]
+
+
 def listed(places: Sequence[Found]) -> tuple[list[File], dict[str, str]]:
     """All files in order, and why others are passed over."""
 
