@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shutil
 import struct
+import unicodedata
 import zlib
 
 import numpy as np
@@ -14,6 +16,7 @@ from metarun.data import picture
 from metarun.errors import UserError
 from metarun.nets.package import Package
 from metarun.predict import backbones
+from metarun.predict import classify as program
 from metarun.predict import queries as work
 
 CLASSES = ["arch", "cross", "ring", "zigzag"]
@@ -187,6 +190,114 @@ def test_a_picture_of_the_support_among_the_queries_is_told(pictures, caplog):
     result = classify("--query", "support/arch", "query/ring")
     assert result["in_support"] == 4
     assert "4 of 7 pictures to be classified are in the support as well" in caplog.text
+
+
+def test_copies_within_a_class_count_once(pictures, caplog):
+    """Each left out, they once gave an expected accuracy of 1 on noise: a copy of every picture was still there."""
+    for i in range(3):
+        paint(pictures / "noise" / str(i) / "0.png", "noise", i)
+        for j in range(1, 5):
+            shutil.copy(pictures / "noise" / str(i) / "0.png", pictures / "noise" / str(i) / f"{j}.png")
+    result = classify("--support", "noise", "--query", "query", "--reject", "0")
+    assert result["shots"] == dict.fromkeys("012", 1)
+    assert result["expected"]["accuracy"] is None
+    assert "12 pictures are twice in a class, such as noise/0/0.png and noise/0/1.png: each counts once" in caplog.messages
+
+
+def test_one_picture_in_two_classes_is_named(pictures, caplog):
+    lines = [f"support/{kind}/{i}.png,{kind}" for kind in CLASSES for i in range(4)]
+    (pictures / "labels.csv").write_text("\n".join(["filename,label", *lines, "support/arch/0.png,ring", "support/arch/1.png,arch"]))
+    result = classify("--support", "labels.csv", "--query", "query")
+    assert result["shots"] == dict.fromkeys(CLASSES, 4) | {"ring": 5}
+    assert [message for message in caplog.messages if "1 picture is" in message] == [
+        "1 picture is twice in a class, such as support/arch/1.png and support/arch/1.png: each counts once",
+        "1 picture is in two classes of labels.csv, such as support/arch/0.png (arch) and support/arch/0.png (ring): remove the wrong one",
+    ]
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_of_classes_in_either_unicode_form(pictures, forms):
+    for place, form in zip(("support", "query"), forms, strict=True):
+        (pictures / place / "arch").rename(pictures / place / unicodedata.normalize(form, "café"))
+    result = classify("--query", "query", "--reject", "0")
+    name = unicodedata.normalize(forms[0], "café")
+    assert result["of_no_class"] == {}
+    assert result["confusion"]["truths"] == sorted([name, *CLASSES[1:]])
+    assert np.sum(result["confusion"]["counts"]) == 12
+
+
+def test_classes_of_nearly_the_same_name_are_named(pictures, caplog):
+    (pictures / "support" / "cross").rename(pictures / "support" / "Arch")
+    assert "Arch" in classify("--query", "query")["classes"]
+    assert "the classes 'Arch' and 'arch' of support differ in capitals only: merge them unless they are two" in caplog.messages
+
+
+def test_two_calls_at_once_share_no_folder(pictures, monkeypatch):
+    of, others = backbones.of, []
+
+    def meanwhile(*words):
+        monkeypatch.setattr(backbones, "of", of)
+        others.append(classify("--query", "query/ring"))
+        return of(*words)
+
+    monkeypatch.setattr(backbones, "of", meanwhile)
+    result = classify("--query", "query/arch")
+    assert [one["predictions"] for one in (result, *others)] == [f"outputs/classify/{n}/predictions.csv" for n in (0, 1)]
+    assert [row["file"] for row in rows_of(result["predictions"])] == [f"{i}.png" for i in range(3)]
+
+
+def test_a_call_that_fails_leaves_no_folder_but_answers_that_it_has(pictures, monkeypatch):
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        classify("--query", "nowhere")
+    assert not (pictures / "outputs").exists()
+    monkeypatch.setattr(program, "draw", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        classify("--query", "query")
+    assert len(rows_of("outputs/classify/0/predictions.csv")) == 12
+
+
+def test_nothing_of_an_earlier_call_stays_beside_the_answers(pictures):
+    for query, sheet, left in (
+        ("query", (), ["confusion.csv", "confusion.png", "predictions.csv", "sheet.png"]),
+        ("query/arch/0.png", (), ["predictions.csv", "sheet.png"]),
+        ("query", ("--sheet", "mine.png"), ["confusion.csv", "confusion.png", "predictions.csv"]),
+    ):
+        classify("--query", query, "--out", "out", *sheet)
+        assert sorted(path.name for path in (pictures / "out").iterdir()) == left
+    (pictures / "confusion.csv").touch()
+    classify("--query", "query", "--out", "predictions.csv")  # a file, beside which nothing is ours
+    assert (pictures / "confusion.csv").read_bytes() == b""
+    assert not (pictures / "confusion.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--query", "query", "--out", "query"], r"query/sheet\.png would lie in query and be one of its pictures in the next call: name"),
+        (["--query", "query/arch", "query", "--out", "query/deep/er"], r"query/deep/er/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "support"], r"support/sheet\.png would lie in support and"),
+        (["--query", "query", "--out", "link"], r"link/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "query", "--sheet", "mine.png"], r"query/sheet\.png would lie in query and"),
+        (["--query", "query", "--out", "a.csv", "--sheet", "query/new.png"], r"query/new\.png would lie in query and"),
+        (["--query", "."], r"outputs/classify/0/sheet\.png would lie in \. and"),
+        (["--query", "loose/sheet.png", "--out", "loose"], r"loose/sheet\.png would be written over, but is one of the files to be read"),
+        (["--query", "named", "--out", "a.csv", "--sheet", "loose/sheet.png"], r"loose/sheet\.png would be written over"),
+        (["--query", "named", "--out", "named/labels.csv"], r"named/labels\.csv would be written over"),
+        (["--query", "query", "--support", "named/labels.csv", "--out", "named/labels.csv"], r"named/labels\.csv would be written over"),
+    ],
+)
+def test_answers_spare_what_is_asked_about(pictures, words, complaint):
+    paint(pictures / "loose" / "sheet.png", "ring", 55)
+    (pictures / "named").mkdir()
+    (pictures / "named" / "labels.csv").write_text("filename,label\n../loose/sheet.png,ring\n../query/arch/0.png,arch")
+    (pictures / "link").symlink_to("query")
+    before = {path: path.read_bytes() for path in pictures.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match=complaint) as caught:
+        classify(*words)
+    assert "\n" not in str(caught.value)
+    shutil.rmtree(pictures / "cache", ignore_errors=True)
+    assert {path: path.read_bytes() for path in pictures.rglob("*") if path.is_file()} == before
+    assert not (pictures / "outputs").exists()
 
 
 @pytest.mark.parametrize("block", [1, 5])

@@ -123,6 +123,30 @@ def test_without_out_it_is_kept_in_the_run(trained, pictures):
     assert len(after) == len(before) + 8  # table, sheet, confusion as table and picture
 
 
+def test_a_call_that_fails_leaves_no_folder(trained, pictures):
+    with pytest.raises(UserError, match="does not exist"):
+        call([str(trained / "protonet"), "--support", str(pictures / "support"), "--query", str(pictures / "nowhere")])
+    assert not (trained / "protonet" / "predict").exists()
+
+
+def test_copies_within_a_class_count_once(trained, pictures, caplog):
+    wanted = predict(trained, pictures, "--out", pictures / "one.json")
+    shutil.copy(pictures / "support" / "dot" / "0.png", pictures / "support" / "dot" / "3.png")
+    assert predict(trained, pictures, "--out", pictures / "two.json")["shots"] == wanted["shots"]
+    assert (pictures / "one.json").read_bytes() == (pictures / "two.json").read_bytes()
+    assert caplog.messages == [
+        f"1 picture is twice in a class, such as {pictures}/support/dot/0.png and {pictures}/support/dot/3.png: each counts once"
+    ]
+
+
+def test_answers_do_not_lie_among_the_queries(trained, pictures):
+    before = files_of(pictures)
+    for words in (["--out", pictures / "query"], ["--out", pictures / "a.csv", "--sheet", pictures / "query" / "bar" / "0.png"]):
+        with pytest.raises(UserError, match=r"\.png would lie in .*query and be one of its pictures in the next call: name another place"):
+            predict(trained, pictures, *words)
+    assert files_of(pictures) == before
+
+
 def test_json_with_unknown_truths(trained, pictures):
     paint(pictures / "query" / "loose.png", "bar")
     paint(pictures / "query" / "other" / "ring.png", "dot")

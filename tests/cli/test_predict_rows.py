@@ -112,6 +112,27 @@ def test_rows_are_classified_as_from_python(trained: Path, tables: Path, capsys:
     assert (Path("out/confusion.csv").is_file(), Path("out/sheet.png").exists()) == (True, False)
 
 
+@pytest.mark.parametrize("out", ["query.csv", "support.csv", "more.csv"])
+def test_tables_that_are_read_are_not_written_over(trained: Path, tables: Path, out: str) -> None:
+    (tables / "more.csv").hardlink_to(tables / "query.csv")
+    before = Path(out).read_bytes()
+    with pytest.raises(UserError, match=f"^{out} would be written over, but is one of the files to be read: name another place by --out"):
+        call(trained / "nearest", "support.csv", "--query", "query.csv", "--out", out)
+    assert Path(out).read_bytes() == before
+
+
+def test_labels_in_either_unicode_form_and_nearly_the_same(
+    trained: Path, tables: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, label in {"support.csv": "fre\u0302ne", "query.csv": "fr\u00eane"}.items():
+        Path(name).write_text(Path(name).read_text().replace("ash", label))
+    assert call(trained / "nearest", "support.csv", "--query", "query.csv", "--out", "out")["of_no_class"] == {}
+    assert "accuracy     1.0000 on the 9 rows whose class is known" in capsys.readouterr().out
+    Path("support.csv").write_text(Path("support.csv").read_text().replace("fir", "Oak"))
+    call(trained / "nearest", "support.csv", "--query", "query.csv", "--out", "out")
+    assert "the classes 'Oak' and 'oak' of support.csv differ in capitals only: merge them unless they are two" in caplog.messages
+
+
 def _numbers(path: str) -> tuple[np.ndarray, list[str]]:
     rows = read(path)
     return np.array([[float(row["height"]), float(row["girth"])] for row in rows]), [row["kind"] for row in rows]

@@ -377,7 +377,7 @@ def test_copies_within_a_split_are_counted_and_named(root, caplog):
     assert caplog.messages == [
         "6 pictures are twice in a class, such as c0/0.png and c0/copy0.png: support and query of an episode may be the same; "
         "remove one of each pair",
-        "1 picture is in two classes of a split, such as c0/0.png and c2/wrong.png: remove the wrong one",
+        "1 picture is in two classes of a split, such as c0/0.png (c0) and c2/wrong.png (c2): remove the wrong one",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,13 @@ def test_two_tables_for_the_same(root):
 def test_labels_may_be_numbers_and_keep_their_words(root):
     write(root / "labels.csv", [("0_0.png", " 7 "), ("0_1.png", "7"), ("1_0.png", "a, b".replace(",", ";"))])
     assert list(labelled(root / "labels.csv")) == ["7", "a; b"]
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_files_are_found_in_either_unicode_form(root: Path, form: str) -> None:
+    """An archive from a Mac has them in one, and a table written elsewhere in the other."""
+    path = root / unicodedata.normalize(form, "café.png")
+    (root / "0_0.png").rename(path)
+    other = unicodedata.normalize("NFD" if form == "NFC" else "NFC", "café.png")
+    write(root / "labels.csv", [(other, "c0")])
+    assert labelled(root / "labels.csv") == {"c0": [path]}

@@ -100,9 +100,9 @@ class Folder(ImageDataset):
         if dropped := [name for split in splits for name in readable[split].keys() - splits[split].keys()]:
             rows = np.array([name not in dropped for part in readable.values() for name, paths in part.items() for _ in paths])
             images, notes["digests"] = images[rows], [mark for mark, row in zip(notes["digests"], rows) if row]
-        origins = (
+        origins = [
             Origin(split, name, _name(base, path)) for split, classes in splits.items() for name, paths in classes.items() for path in paths
-        )
+        ]
         refuse_copies(origins, notes["digests"])
 
         named = [name for classes in (given or {"": whole}).values() for name in classes]  # those that are left out, too

@@ -4,6 +4,7 @@ Says which file is of which class, and opens none of them but the tables."""
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,7 +103,9 @@ def labelled(table: Path) -> Classes:
         if not isinstance(record, dict):
             raise UserError(f"{where} has no filename and label; write it as {FORM}")
         name, label = _cell(record, FILE, table, where), _cell(record, LABEL, table, where)
-        path = next((place / name for place in places if os.path.isfile(place / name)), None)  # false for a name that is too long, too
+        spellings = (name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))  # archives from a Mac spell é in two characters
+        paths = (place / spelt for spelt in spellings for place in places)
+        path = next((path for path in paths if os.path.isfile(path)), None)  # false for a name that is too long, too
         if path is None:
             there = [file.name for place in places if place.is_dir() for file in place.iterdir()]
             raise UserError(f"{where} names {name}, which is not there{nearest(Path(name).name, there)}; names count from {table.parent}")

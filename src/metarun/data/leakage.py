@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -28,28 +28,27 @@ def digest(image: np.ndarray) -> str:
     return hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).hexdigest()
 
 
-def refuse_copies(origins: Iterable[Origin], digests: Iterable[str]) -> None:
+def refuse_copies(origins: Sequence[Origin], digests: Sequence[str]) -> None:
     """Compare all pictures with each other by ``digest``; copies within a split are counted and named in a warning.
 
     Raises:
         UserError: one picture is in two splits.
     """
-    first: dict[str, Origin] = {}
-    pairs = [(first.setdefault(found, origin), origin) for origin, found in zip(origins, digests, strict=True)]
-    pairs = [(one, other) for one, other in pairs if one is not other]
-    if across := [pair for pair in pairs if pair[0].split != pair[1].split]:
+    if across := [pair for pair in _pairs(origins, digests) if pair[0].split != pair[1].split]:
         raise UserError(
             f"{_count(across)} in two splits, such as {_such_as(across)}: learners would be tested on what they were trained on; remove "
             "one of each pair"
         )
-    twice = [pair for pair in pairs if pair[0].label == pair[1].label]
-    if twice:
-        log.warning(
-            "%s twice in a class, such as %s: support and query of an episode may be the same; remove one of each pair",
-            _count(twice), _such_as(twice),
-        )  # fmt: skip
-    if confused := [pair for pair in pairs if pair[0].label != pair[1].label]:
-        log.warning("%s in two classes of a split, such as %s: remove the wrong one", _count(confused), _such_as(confused))
+    warn_of_copies(origins, digests, "a split", "support and query of an episode may be the same; remove one of each pair")
+
+
+def warn_of_copies(origins: Sequence[Origin], digests: Sequence[str], where: str, twice: str, noun: str = "picture") -> None:
+    """Count and name the pictures that are there twice, of one split; ``twice`` says what comes of those within a class."""
+    if pairs := _pairs(origins, [(origin.label, found) for origin, found in zip(origins, digests, strict=True)]):
+        log.warning("%s twice in a class, such as %s: %s", _count(pairs, noun), _such_as(pairs), twice)
+    if pairs := [pair for pair in _pairs(origins, digests) if pair[0].label != pair[1].label]:
+        one, other = (f"{origin.file} ({origin.label})" for origin in pairs[0])
+        log.warning("%s in two classes of %s, such as %s and %s: remove the wrong one", _count(pairs, noun), where, one, other)
 
 
 def refuse_shared(splits: Mapping[str, Iterable[str]], what: str = "class") -> None:
@@ -75,8 +74,15 @@ def refuse_shared(splits: Mapping[str, Iterable[str]], what: str = "class") -> N
             log.warning("the %s '%s' and '%s' of %s differ in capitals only: merge them unless they are two", several, other, name, split)
 
 
-def _count(pairs: list[tuple[Origin, Origin]]) -> str:
-    return "1 picture is" if len(pairs) == 1 else f"{len(pairs)} pictures are"
+def _pairs(origins: Iterable[Origin], keys: Iterable[Hashable]) -> list[tuple[Origin, Origin]]:
+    """The first one of every key, with each that comes after it."""
+    first: dict[Hashable, Origin] = {}
+    pairs = [(first.setdefault(key, origin), origin) for origin, key in zip(origins, keys, strict=True)]
+    return [(one, other) for one, other in pairs if one is not other]
+
+
+def _count(pairs: list[tuple[Origin, Origin]], noun: str = "picture") -> str:
+    return f"1 {noun} is" if len(pairs) == 1 else f"{len(pairs)} {noun}s are"
 
 
 def _such_as(pairs: list[tuple[Origin, Origin]]) -> str:

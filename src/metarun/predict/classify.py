@@ -19,9 +19,10 @@ from metarun.predict import backbones, report
 from metarun.predict.backbones import Backbone
 from metarun.predict.classifier import ONE_EACH, Classifier, directions, learn
 from metarun.predict.contact_sheet import draw
+from metarun.predict.destination import Destination, Format, destination
 from metarun.predict.expectation import Expected
-from metarun.predict.queries import BLOCK, answered, asked, labelled, none_readable
-from metarun.predict.report import Format, Outcome, targets, warn_of
+from metarun.predict.queries import BLOCK, answered, asked, labelled, none_readable, paths
+from metarun.predict.report import Outcome, warn_of
 from metarun.protocols.belonging import UNKNOWN
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,13 @@ def classify(options: Options) -> dict[str, Any]:
     Raises:
         UserError, RunError: whatever is wrong with folders or pictures; see also ``backbones``.
     """
-    table, sheet = targets(options.out, options.format, options.sheet, KEPT)
-    for place in (options.support, *options.query):
+    given = (options.support, *options.query)
+    with destination(options.out, options.format, options.sheet, KEPT, given) as to:
+        return _classify(options, given, to)
+
+
+def _classify(options: Options, given: Sequence[str], to: Destination) -> dict[str, Any]:
+    for place in given:
         if not Path(place).exists():
             raise UserError(f"{place} does not exist: --support takes a folder with one folder of pictures per class, --query any pictures")
     backbone = backbones.of(options.words, options.run, options.checkpoint)
@@ -69,6 +75,7 @@ def classify(options: Options) -> dict[str, Any]:
         return learned.answer(directions(backbone.features(images)))
 
     files, passed = asked(options.query, reader)
+    to.spare(paths(support, files))
     done = answered(files, reader, support, learned.classes, ask, limit and limit[0])
     passed |= done.passed
     tell(log, broken | passed)
@@ -77,16 +84,18 @@ def classify(options: Options) -> dict[str, Any]:
     outcome = Outcome(done.answers, learned.classes, f"{reader.noun}s")
     warn_of(done.copies, len(done.answers), outcome.noun)
     told, result = _found(options, backbone, learned, limit, shots, outcome, len(passed))
-    told |= {"predictions": str(table), "sheet": str(sheet or "")} | outcome.save(table, "metarun classify: answers by truth")
-    if sheet:
+    told |= {"predictions": str(to.table), "sheet": str(to.sheet or "")} | outcome.save(to, "metarun classify: answers by truth")
+    if to.sheet:
         lines = [
             f"classes: {told['classes']}; features: {backbone.name}",
             *(f"{key} {told[key]}" for key in ("head", "expected", "accuracy") if told[key]),
         ]
-        draw(sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording, named=True)
+        draw(
+            to.sheet, lines, [(picture.folder, picture.image) for picture in support], done.answers, reader.noun, reader.wording, named=True
+        )
     report.tell(told, outcome.confusion)
     skipped = [*broken, *passed]
-    return result | {"in_support": len(done.copies), "skipped": skipped, "predictions": str(table), "sheet": sheet and str(sheet)}
+    return result | {"in_support": len(done.copies), "skipped": skipped, "predictions": str(to.table), "sheet": to.sheet and str(to.sheet)}
 
 
 def _found(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from metarun.predict.report import Format
+from metarun.predict.destination import Format
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ from typing import Any
 
 from metarun.errors import UserError
 from metarun.predict import files, rows
+from metarun.predict.destination import destination
 from metarun.predict.options import Options
-from metarun.predict.report import targets
 from metarun.predict.trained import load
 from metarun.storage.foreign import refuse_links
 
@@ -19,13 +19,12 @@ def predict(options: Options) -> dict[str, Any]:
     Raises:
         UserError, RunError: whatever is wrong with the support or the queries; see also ``trained.load`` and ``Model.adapt``.
     """
-    table, sheet = targets(options.out, options.format, options.sheet, Path(options.run) / "predict")
     model = load(options.run, options.checkpoint)
     refuse_links(Path(options.run))  # the table goes there
-    if model.form:
-        if options.sheet:
-            raise UserError(f"--sheet draws pictures, and {options.run} (data={model.data}) reads rows of numbers: leave it out")
-        return rows.predict(model, model.form, options, table)
-    if options.target:
+    if model.form and options.sheet:
+        raise UserError(f"--sheet draws pictures, and {options.run} (data={model.data}) reads rows of numbers: leave it out")
+    if options.target and not model.form:
         raise UserError(f"--target names a column of a table, and {options.run} (data={model.data}) reads none: leave it out")
-    return files.predict(model, options, table, sheet)
+    kept, given = Path(options.run) / "predict", (options.support, *options.query)
+    with destination(options.out, options.format, options.sheet, kept, given) as to:
+        return rows.predict(model, model.form, options, to) if model.form else files.predict(model, options, to)

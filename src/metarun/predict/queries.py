@@ -3,6 +3,7 @@ The latter are read and answered a block at a time, so that memory does not grow
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from metarun.data.leakage import digest
+from metarun.data.leakage import Origin, digest, refuse_shared, warn_of_copies
 from metarun.data.picture import Found, Reader, UnreadableError, reasons, suffixes
 from metarun.errors import UserError
 from metarun.predict import sources
@@ -50,12 +51,15 @@ class Done:
 def labelled(place: str, reader: Reader) -> tuple[list[Picture], dict[str, int], dict[str, str]]:
     """The readable pictures of the support, how many each class has, and why other files are passed over.
 
+    Copies of a picture within a class count once: they teach nothing, and what is left out to judge a head would be known by its copy.
+
     Raises:
         UserError: a class has none; see also ``sources.support``.
     """
     folders = sources.support(Path(place), reader)
     files, broken = listed([folders])
-    pictures = [picture for block in _blocks(reader, files, BLOCK) for picture in _readable(block, broken)]
+    refuse_shared({place: folders.classes})
+    pictures = _once(place, reader.noun, [picture for block in _blocks(reader, files, BLOCK) for picture in _readable(block, broken)])
     shots = dict.fromkeys(folders.classes, 0) | Counter(picture.folder for picture in pictures)
     for name, count in shots.items():
         if not count:
@@ -65,6 +69,16 @@ def labelled(place: str, reader: Reader) -> tuple[list[Picture], dict[str, int],
     return pictures, shots, broken
 
 
+def _once(place: str, noun: str, pictures: Sequence[Picture]) -> list[Picture]:
+    """Without copies within a class, which are named, as are those in two classes."""
+    marks = [digest(picture.image) for picture in pictures]
+    warn_of_copies([Origin(place, picture.folder, str(picture.path)) for picture in pictures], marks, place, "each counts once", noun)
+    kept: dict[tuple[str, str], Picture] = {}
+    for picture, mark in zip(pictures, marks, strict=True):
+        kept.setdefault((picture.folder, mark), picture)
+    return list(kept.values())
+
+
 def asked(places: Sequence[str], reader: Reader) -> tuple[list[File], dict[str, str]]:
     """The files of queries, and why others are passed over; none is opened.
 
@@ -72,6 +86,11 @@ def asked(places: Sequence[str], reader: Reader) -> tuple[list[File], dict[str, 
         UserError: see ``sources.query``.
     """
     return listed([sources.query(Path(place), reader) for place in places])
+
+
+def paths(support: Sequence[Picture], queries: Sequence[File]) -> list[Path]:
+    """The files of both."""
+    return [*(picture.path for picture in support), *(path for _, path, _ in queries)]
 
 
 def listed(places: Sequence[Found]) -> tuple[list[File], dict[str, str]]:
@@ -139,23 +158,25 @@ def told(
     """Answers to n queries.
 
     Args:
-        queries: the name of each, and what it is said to be; "": nothing.
+        queries: the name of each, and what it is said to be, in any Unicode form; "": nothing.
         probabilities, scores: as of ``Ask``; ``least`` as of ``answered``.
         images: one for each.
     """
-    known, rows = set(classes), probabilities.tolist()
+    forms = {unicodedata.normalize("NFC", name): name for name in classes} | {name: name for name in classes}
+    rows = probabilities.tolist()
+    truths = [forms.get(said, forms.get(unicodedata.normalize("NFC", said))) for _, said in queries]
     belongings: list[float | None] = [None] * len(rows) if scores is None else scores.tolist()
     return [
         Answer(
             name,
             image,
             dict(zip(classes, row)),
-            said if said in known else None,
-            said if said and said not in known else None,
+            truth,
+            said if said and truth is None else None,
             score,
             least is not None and score is not None and score < least,
         )
-        for (name, said), image, row, score in zip(queries, images, rows, belongings, strict=True)
+        for (name, said), truth, image, row, score in zip(queries, truths, images, rows, belongings, strict=True)
     ]
 
 

@@ -11,45 +11,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from rich.console import Console
 
-from metarun.errors import UserError, nearest
+from metarun.errors import nearest
 from metarun.predict.confusion import Confusion, said
 from metarun.predict.contact_sheet import Answer
+from metarun.predict.destination import Destination
 from metarun.protocols.verification import roc
-from metarun.storage.files import replace_file
 
 log = logging.getLogger(__name__)
 LINE = "line"  # what a row of a table goes by
 STRAYS = 8  # names of no class, of which a line tells
-Format = Literal["csv", "json"]
-
-
-def targets(out: str | None, format: Format | None, sheet: str | None, kept: Path) -> tuple[Path, Path | None]:
-    """Where the table and the sheet go; no sheet beside a table that was asked for as a file.
-
-    Args:
-        out, format, sheet: as the options of these names say.
-        kept: the folder that gets a folder for every call without ``out``.
-    """
-    drawn = Path(sheet) if sheet else None
-    if drawn and drawn.suffix != ".png":
-        raise UserError(f"--sheet {drawn} is not possible: give a file that ends in .png")
-    if out is None:
-        place = kept / str(1 + max((int(path.name) for path in kept.glob("*") if path.name.isdigit()), default=-1))
-    else:
-        place = Path(out)
-        if place.suffix in (".csv", ".json") and not place.is_dir():
-            if format and place.suffix != f".{format}":
-                raise UserError(f"--out {out} and --format {format} contradict each other: leave one out")
-            return place, drawn
-        if place.suffix or place.is_file():
-            raise UserError(f"--out {out} is not possible: give a folder, or a file that ends in .csv or .json")
-    return place / f"predictions.{format or 'csv'}", drawn or place / "sheet.png"
 
 
 @dataclass(frozen=True)
@@ -109,13 +83,13 @@ class Outcome:
         others = np.array([score(answer) for answer in self.answers if answer.stray is not None])
         return roc(known, others).auc if len(known) and len(others) else None
 
-    def save(self, table: Path, title: str) -> dict[str, str]:
-        """Write the table, and confusion beside it where that is a folder, which has room for more than was asked for; what lies where."""
-        write(table, self._csv() if table.suffix == ".csv" else self._json())
-        if not self.confusion or not table.name.startswith("predictions."):
+    def save(self, to: Destination, title: str) -> dict[str, str]:
+        """Write the table, and confusion beside it where there is room; what lies where."""
+        to.write(self._csv() if to.table.suffix == ".csv" else self._json())
+        if not self.confusion or not to.folder:
             return {}
-        self.confusion.save(table.parent, title)
-        return {"confusion": str(table.with_name("confusion.csv"))}
+        self.confusion.save(to.folder, title)
+        return {"confusion": str(to.folder / "confusion.csv")}
 
     def _csv(self) -> str:
         """One line per query: its name, answer, probability of the likeliest class, then that of every class; ``truth`` where any is known,
@@ -162,11 +136,6 @@ def as_csv(lines: Sequence[Sequence[str]]) -> str:
 def as_json(records: Sequence[object]) -> str:
     """A list of objects."""
     return json.dumps(records, indent=1, ensure_ascii=False)
-
-
-def write(table: Path, text: str) -> None:
-    """A table, with names of files as they are in the file system."""
-    replace_file(table, lambda handle: handle.write(text.encode(errors="surrogateescape")))
 
 
 def tell(told: dict[str, str], confusion: Confusion | None = None) -> None:

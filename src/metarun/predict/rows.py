@@ -11,16 +11,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from metarun.data.base import TableForm
-from metarun.data.leakage import digest
+from metarun.data.leakage import digest, refuse_shared
 from metarun.data.numbers import number, refuse_unnamed
 from metarun.data.records import ENDINGS, records
 from metarun.errors import UserError, nearest
 from metarun.predict import report
 from metarun.predict.conclusion import conclude, limit
+from metarun.predict.destination import Destination
 from metarun.predict.estimates import Estimates
 from metarun.predict.options import Options
 from metarun.predict.queries import NOTHING, told
-from metarun.predict.report import LINE, Outcome, warn_of, write
+from metarun.predict.report import LINE, Outcome, warn_of
 from metarun.predict.trained import Model
 
 
@@ -33,8 +34,8 @@ class Rows(NamedTuple):
     said: list[tuple[str, ...]]  # what stands in the columns that are to be told; "": nothing
 
 
-def predict(model: Model, form: TableForm, options: Options, table: Path) -> dict[str, Any]:
-    """As ``prediction.predict``; answers go to ``table``.
+def predict(model: Model, form: TableForm, options: Options, to: Destination) -> dict[str, Any]:
+    """As ``prediction.predict``; answers go to ``to``.
 
     Raises:
         UserError: a file or a column is missing, a cell is no number, or there are more columns or classes than the run takes.
@@ -48,13 +49,14 @@ def predict(model: Model, form: TableForm, options: Options, table: Path) -> dic
     known = {digest(row): place for row, place in zip(support.x, support.places)}
     copies = [(known[mark], place) for row, place in zip(query.x, query.places) if (mark := digest(row)) in known]
     answer = _classify if model.algorithm.problem.kind.labelled else _estimate
-    return answer(model, options, targets, support, query, copies, table)
+    return answer(model, options, targets, support, query, copies, to)
 
 
 def _classify(
-    model: Model, options: Options, targets: Sequence[str], support: Rows, query: Rows, copies: Sequence[tuple[str, str]], table: Path
+    model: Model, options: Options, targets: Sequence[str], support: Rows, query: Rows, copies: Sequence[tuple[str, str]], to: Destination
 ) -> dict[str, Any]:
     labels = [label for (label,) in support.said]
+    refuse_shared({options.support: Counter(labels)})
     fitted = model.adapt(support.x, labels, options.steps)
     least = limit(options, fitted)
     probabilities, scores = fitted.probabilities(query.x), fitted.belonging(query.x) if least else None
@@ -64,13 +66,13 @@ def _classify(
     if options.export:
         fitted.export(options.export)
     words, result = conclude(options, fitted, least, dict(Counter(labels)), outcome, copies)
-    words |= {"predictions": str(table)} | outcome.save(table, f"{model.algo}: answers by truth")
+    words |= {"predictions": str(to.table)} | outcome.save(to, f"{model.algo}: answers by truth")
     report.tell(words, outcome.confusion)
-    return result | {"rows": len(answers), "predictions": str(table)}
+    return result | {"rows": len(answers), "predictions": str(to.table)}
 
 
 def _estimate(
-    model: Model, options: Options, targets: Sequence[str], support: Rows, query: Rows, copies: Sequence[tuple[str, str]], table: Path
+    model: Model, options: Options, targets: Sequence[str], support: Rows, query: Rows, copies: Sequence[tuple[str, str]], to: Destination
 ) -> dict[str, Any]:
     if options.reject is not None:
         raise UserError(f"--reject is for classes, and {options.run} (data={model.data}) tells numbers: leave it out")
@@ -82,7 +84,7 @@ def _estimate(
     )
     if options.export:
         fitted.export(options.export)
-    write(table, made.csv() if table.suffix == ".csv" else made.json())
+    to.write(made.csv() if to.table.suffix == ".csv" else made.json())
     warn_of(copies, len(query.names), "rows")
     rmse, trivial, inside = made.rmse(made.found), made.rmse(made.trivial), made.inside()
     words = {
@@ -94,13 +96,13 @@ def _estimate(
         },
         "intervals": _intervals(model, deviations is not None, inside),
         "norm": "batch (transductive): rows are normalised together, so an answer depends on the others" if fitted.transductive else "",
-        "predictions": str(table),
+        "predictions": str(to.table),
         "export": options.export or "",
     }
     report.tell(words)
     result = {"run": options.run, "targets": list(targets), "support": len(y), "rows": len(query.names), "in_support": len(copies)}
     result |= {"transductive": fitted.transductive, "rmse": rmse, "rmse_of_mean": trivial, "inside": inside}
-    return result | {"predictions": str(table), "export": options.export}
+    return result | {"predictions": str(to.table), "export": options.export}
 
 
 def _intervals(model: Model, there: bool, inside: float | None) -> str:

@@ -45,7 +45,14 @@ def query(place: Path, reader: Reader) -> Found:
     return search(place, reader.endings)
 
 
+def table_of(place: Path) -> Path | None:
+    """The table of labels that is given, itself or as ``labels`` in a folder; None where there is none."""
+    if place.is_dir():
+        return tables(place).get(WHOLE)
+    return place if place.is_file() and place.suffix.lower() in ENDINGS else None
+
+
 def _by_table(place: Path) -> Found | None:
-    """What a table names, given itself or as ``labels`` in a folder; None where there is none."""
-    table = place if place.is_file() and place.suffix.lower() in ENDINGS else tables(place).get(WHOLE) if place.is_dir() else None
+    """What a table names; None where there is none."""
+    table = table_of(place)
     return Found(table.parent, dict(labelled(table)), {}) if table else None

@@ -65,8 +65,9 @@ def _claim(names: Iterable[Path], made: list[Path], mend: str) -> Path:
 
 
 def worth_keeping(path: Path) -> bool:
-    """A checkpoint, or numbers of a run that failed, or runs of a sweep."""
-    return any((path / "checkpoints").glob("*.pt")) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
+    """A checkpoint, or numbers of a run that failed, or runs of a sweep, or answers of a prediction."""
+    results = (*(path / "checkpoints").glob("*.pt"), *path.glob("predictions.*"))
+    return bool(results) or any(file.stat().st_size for file in path.rglob("metrics.jsonl"))
 
 
 @contextmanager
