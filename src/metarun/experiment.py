@@ -159,6 +159,7 @@ def evaluate(values: dict[str, Any], run_folder: Path, name: str, folder: Path, 
     def build() -> tuple[Run, Episodes]:
         run = Run(values, state, world)
         inputs.refuse_other_columns(run_folder, run.data)
+        inputs.refuse_known_classes(run_folder, values, run.data, split)
         return run, run.episodes(split)
 
     run, episodes = world.together(build)

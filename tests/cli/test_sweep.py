@@ -19,7 +19,7 @@ from helpers import metrics_of
 from metarun.cli import main
 from metarun.errors import UserError
 from metarun.storage.run_folder import held
-from metarun.sweeps import launch
+from metarun.sweeps import job, launch
 from metarun.sweeps.job import reports
 from metarun.sweeps.launch import check
 
@@ -192,7 +192,14 @@ def test_a_changed_configuration_is_not_taken_for_the_same_run(metarun, top):
     assert result.status == 1
     (failure,) = result.json["failed"]
     assert failure["run"] == "1_maml-glyphs-3w1s"
-    assert "another configuration" in failure["reason"]
+    assert "another configuration (trainer.iterations is 4 there, 3 here)" in failure["reason"]
+
+
+def test_a_run_without_a_score_has_run():
+    """Its adaptation diverged, or its score is not measured on development tasks."""
+    summary = {"metric": "mse", "val": {"loss": {"mean": 1.0}}, "test": {"mse": {"mean": None}}}
+    assert job._results(summary) == "mse test nan"
+    assert job._results(summary | {"val": {"mse": {"mean": 0.5}}}) == "mse val 0.5000, test nan"
 
 
 def test_a_search_space_is_taken_from_conf_and_words_go_before_it(metarun):

@@ -97,9 +97,9 @@ def test_adaptation_curve(ask, outputs):
 def test_custom_charts_have_bands_that_exist(ask, outputs):
     layout = ask("plugin/custom_scalars/layout")
     charts = {chart["title"]: chart for category in layout["category"] for chart in category["chart"]}
-    assert {"development accuracy", "loss", "test accuracy over inner steps"} == charts.keys()
+    assert {"development accuracy", "loss", "test accuracy as learning goes on"} == charts.keys()
     tags = ask("plugin/scalars/tags")["straight/tb"].keys()
-    for title in ("development accuracy", "test accuracy over inner steps"):
+    for title in ("development accuracy", "test accuracy as learning goes on"):
         (series,) = charts[title]["margin"]["series"]
         assert set(series.values()) <= tags
     for pattern in charts["loss"]["multiline"]["tag"]:

@@ -15,7 +15,7 @@ from metarun.comparison import plots
 from metarun.comparison.groups import differences, group
 from metarun.comparison.paired import UnpairedError, pair
 from metarun.comparison.runs import DamagedError, FinishedRun, collect, read
-from metarun.comparison.tables import duration, markdown, number, table
+from metarun.comparison.tables import duration, latex, markdown, number, records, table
 from metarun.comparison.view import view
 from metarun.errors import UserError
 
@@ -123,6 +123,58 @@ def test_mean_std_over_seeds_and_ci_over_episodes(tmp_path):
     assert statistic.ci95 == pytest.approx(np.mean([1.96 * score.std() / 10 for score in scores]), abs=1e-6)
     assert (statistic.runs, statistic.episodes) == (3, 300)
     assert only.seeds == [0, 1, 2]
+
+
+def test_a_seed_that_diverged_leaves_its_group_without_a_score(tmp_path):
+    """Averaged over the others, a method that diverges would look better than it is."""
+    runs = [make_run(tmp_path / f"a{seed}", "maml", seed=seed, score=0.9) for seed in range(3)]
+    edit(runs[1], test={"accuracy": {"mean": None, "ci95": None, "n": 100}, "curve": []})
+    steady = [make_run(tmp_path / f"b{seed}", "cnp", seed=seed, score=0.5) for seed in range(3)]
+    shape = look(load(*runs, *steady))
+    maml, cnp = sorted(shape.groups, key=lambda member: member.key["algo"], reverse=True)
+    assert np.isnan(maml.statistic("test").mean)
+    assert maml.statistic("val").runs == 3
+    assert (cnp.statistic("test").runs, shape.is_best(maml, "test"), shape.groups[-1]) == (3, False, maml)
+    assert "| nan | – |" in markdown(shape)
+    assert [row["test_mean"] for row in records(shape)][-1] is None
+    edit(runs[1], val={"accuracy": {"mean": None, "ci95": None, "n": 100}})
+    assert read(runs[1]).metric == "accuracy", "a run without a score is a run"
+    assert plots.pictures(look(load(*runs, *steady)))
+
+
+def test_evaluations_of_one_training_are_no_seeds(tmp_path):
+    run = make_run(tmp_path / "run", "maml")
+    (run / "checkpoints").mkdir(exist_ok=True)
+    looks = [make_run(run / "eval" / str(i), "maml", seed=i + 1) for i in range(2)]
+    shape = look(load(run, *looks))
+    assert (shape.spread, [len(member.runs) for member in shape.groups]) == ("evaluations", [3])
+    assert "± std over evaluations" in markdown(shape)
+    again = make_run(run / "eval" / "5", "maml")  # of the run's own configuration, with another checkpoint
+    assert [member.folder for member in look(load(run, *looks, again)).runs if member.values["seed"] == 0] == [run]
+
+
+def test_methods_of_different_seeds_are_runs(tmp_path):
+    runs = load(make_run(tmp_path / "a", "maml", seed=0), make_run(tmp_path / "b", "cnp", seed=1))
+    shape = look(runs, by=["way"])
+    assert (shape.spread, len(shape.groups)) == ("runs", 1)
+    runs[0].values["net.sizes"], runs[1].values["net.sizes"] = "[40, 40]", "[20]"
+    assert "\n{}[40, 40] & " in latex(look(runs, by=["net.sizes"])), "booktabs takes a bracket for a length"
+
+
+def test_the_adaptation_curve_is_of_the_same_runs_at_every_step(tmp_path):
+    def curve(run, means):
+        points = [{"step": step, "mean": mean, "ci95": 0.1} for step, mean in enumerate(means)]
+        summary = json.loads((run / "summary.json").read_text())
+        edit(run, test=summary["test"] | {"curve": points})
+
+    a, b = (make_run(tmp_path / name, "maml", seed=i) for i, name in enumerate("ab"))
+    curve(a, [0.2, 0.4])
+    curve(b, [0.2, 0.6, 0.9])
+    (member,) = look(load(a, b)).groups
+    assert [(step, pytest.approx(mean)) for step, mean, _ in plots._adaptation(member)] == [(0, 0.2), (1, 0.5)]
+    curve(b, [0.2, None, 0.9])
+    (member,) = look(load(a, b)).groups
+    assert np.isnan(plots._adaptation(member)[1][1])
 
 
 def test_one_seed_has_no_std(tmp_path):

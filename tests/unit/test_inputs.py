@@ -115,3 +115,26 @@ def test_check_refuses_what_training_refuses(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(Patterns, "__init__", no_val)
     with pytest.raises(UserError, match="these data have no val split, only train, test"):
         experiment.check(small("algo=protonet"))
+
+
+def test_a_run_is_not_tested_on_classes_of_its_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("METARUN_CACHE", str(tmp_path / "cache"))
+    pixels = np.random.default_rng(0)
+    for i in range(12):
+        for j in range(4):
+            path = tmp_path / "pictures" / f"class{i:02}" / f"{j}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.integers(0, 256, (16, 16), dtype=np.uint8)).save(path)
+    words = ["algo=nearest", "data=folder", f"data.root={tmp_path}/pictures", "data.size=16", "way=2", "shot=1", "query=1"]
+    words += ["data.val_fraction=0.25", "data.test_fraction=0.25"]
+    experiment.train(small(*words), tmp_path / "run")
+    for more in (["data.fold=1"], ["data.fold=2"]):
+        with pytest.raises(UserError, match=r"of the 3 classes of test are classes that this run was trained on, such as class\d\d"):
+            experiment.evaluate(small(*words, *more), tmp_path / "run", "best", tmp_path)
+    (tmp_path / "pictures").rename(tmp_path / "moved")  # and under other names
+    for i, folder in enumerate(sorted((tmp_path / "moved").iterdir())):
+        folder.rename(folder.with_name(f"other{i:02}"))
+    moved = [word.replace("/pictures", "/moved") for word in words]
+    with pytest.raises(UserError, match=r"classes of test are classes that this run was trained on, such as other\d"):
+        experiment.evaluate(small(*moved, "data.fold=1"), tmp_path / "run", "best", tmp_path)
+    assert experiment.evaluate(small(*moved), tmp_path / "run", "best", tmp_path)["test"], "its own test has none of them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,8 @@ TECHNICAL = ("device", "engine.")  # results are the same to rounding: these tel
 
 
 class Statistic(NamedTuple):
-    """A group's number: mean over its runs, sample std over its runs (None for one), mean of the runs' ci95 over episodes."""
+    """A group's number: mean over its runs, sample std over its runs (None for one), mean of the runs' ci95 over episodes; NaN of one of
+    which a run has none."""
 
     mean: float
     std: float | None
@@ -53,6 +55,11 @@ class Group:
         return sorted({run.values["seed"] for run in self.runs})
 
     @property
+    def trainings(self) -> int:
+        """How many trained learners its runs are of."""
+        return len({run.training for run in self.runs})
+
+    @property
     def divisions(self) -> int:
         """How many divisions of the classes into splits there are."""
         return len({tuple(run.values.get(name) for name in DIVISION) for run in self.runs})
@@ -67,8 +74,12 @@ class Group:
         return mean if self.runs[0].higher_is_better(metric or self.metric) else -mean
 
     def statistic(self, split: str, metric: str | None = None) -> Statistic | None:
-        """Mean, std over runs and ci95 over episodes; None when no run has the metric."""
-        found = [run.statistics[split][metric or self.metric] for run in self.runs if (metric or self.metric) in run.statistics[split]]
+        """Mean, std over runs and ci95 over episodes; NaN where a run that measured it diverged; None when no run has the metric."""
+        name = metric or self.metric
+        measured = [run for run in self.runs if name in run.measured[split]]
+        found = [run.statistics[split][name] for run in measured if name in run.statistics[split]]
+        if len(found) < len(measured):
+            return Statistic(math.nan, None, math.nan, len(measured), 0)
         if not found:
             return None
         means = np.array([value["mean"] for value in found])
@@ -82,7 +93,8 @@ def latest(runs: list[FinishedRun]) -> list[FinishedRun]:
     if len(runs) == 2:
         return runs  # named one by one, as a run and its evaluation with another checkpoint
     newest: dict[tuple[Any, ...], FinishedRun] = {}
-    for run in sorted(runs, key=lambda run: (run.folder / "summary.json").stat().st_mtime):
+    # A run comes after its own evaluations, which have another checkpoint or less of what it has.
+    for run in sorted(runs, key=lambda run: (run.training == run.folder.resolve(), (run.folder / "summary.json").stat().st_mtime)):
         newest[_repetition(run)] = run
     kept = {id(run) for run in newest.values()}
     return [run for run in runs if id(run) in kept]
@@ -234,6 +246,6 @@ def best(groups: Iterable[Group], split: str, metric: str | None) -> dict[tuple[
     blocks: dict[tuple[str, ...], list[tuple[float, Group]]] = {}
     for candidate in groups:
         statistic = candidate.statistic(split, metric)
-        if statistic:
+        if statistic and math.isfinite(statistic.mean):
             blocks.setdefault(candidate.block, []).append((candidate.merit(statistic.mean, metric), candidate))
     return {block: max(rivals, key=lambda rival: rival[0])[1] for block, rivals in blocks.items() if len(rivals) > 1}

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
 
-from metarun.comparison.figures import STYLE, Plot, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
+from metarun.comparison.figures import DRAWN, STYLE, Plot, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
 from metarun.comparison.groups import Group
 from metarun.comparison.sweep_plots import hyperparameters
 from metarun.comparison.view import View
 
 POINTS = 300  # of a curve; a picture has no more
+OVER = {  # by protocol: what its curve goes over, if not inner steps, and of what it is, if not of the metric
+    "continual": ("classes met", ""),
+    "rewards": ("action", "mean reward"),
+}
 
 
 def pictures(view: View) -> list[Plot]:
@@ -105,24 +110,31 @@ def adaptation_curves(view: View) -> Plot | None:
             step, mean, ci95 = np.array(curve).T
             axis.plot(step, mean, color=color, marker=marker, label=label, markevery=max(1, len(step) // 12))
             axis.fill_between(step, mean - ci95, mean + ci95, color=color, alpha=0.18, linewidth=0)
-        axis.set(title=named(block), xlabel="inner steps at test", ylabel=f"test {members[0][1].metric}")
+        over, what = OVER.get(block[-1], ("inner steps at test", ""))
+        axis.set(title=named(block), xlabel=over, ylabel=f"test {what or members[0][1].metric}")
         axis.xaxis.get_major_locator().set_params(integer=True)
         _log_if_wide(axis, [np.array(curve)[:, 1] for _, _, curve in members])
     legend(figure, axes)
-    caption = f"The test score after so many inner steps, mean over {view.spread}; the band is ± ci95 over episodes.{left_out(view)}"
+    caption = (
+        f"The test score as learning goes on, mean over {view.spread}, at what all of a group have; the band is ± ci95 over episodes."
+        f"{left_out(view)}"
+    )
     return Plot("adaptation_curves", "Adaptation curves", caption, figure)
 
 
 def _adaptation(member: Group) -> list[tuple[float, float, float]]:
-    """(step, mean, ci95), averaged over the runs that have the step."""
-    steps: dict[int, list[tuple[float, float]]] = {}
+    """(step, mean, ci95), averaged over the runs, at the steps that all have which have any; NaN where one diverged."""
+    curves = []
     for run in member.runs:
-        for point in (run.summary["test"] or {}).get("curve") or []:
-            if isinstance(point, dict) and isinstance(point.get("step"), int):
-                mean, ci95 = point.get("mean"), point.get("ci95")
-                if isinstance(mean, float | int) and isinstance(ci95, float | int):
-                    steps.setdefault(point["step"], []).append((mean, ci95))
-    return [(step, *np.mean(values, axis=0).tolist()) for step, values in sorted(steps.items())]
+        points = [point for point in (run.summary["test"] or {}).get("curve") or [] if isinstance(point, dict)]
+        curves.append({point["step"]: (_number(point.get("mean")), _number(point.get("ci95"))) for point in points if "step" in point})
+    curves = [{step: point for step, point in curve.items() if isinstance(step, int)} for curve in curves if curve]
+    common = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
+    return [(step, *np.mean([curve[step] for curve in curves], axis=0).tolist()) for step in common]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, float | int) else math.nan
 
 
 def score_over(view: View, axis_name: str) -> Plot | None:
@@ -145,4 +157,6 @@ def score_over(view: View, axis_name: str) -> Plot | None:
         axis.set(title=f"{rest[0]}, {rest[1]}-{other}", xlabel=f"{axis_name}s", ylabel=f"{view.by} {metric}")
     legend(figure, axes)
     caption = f"The {view.by} score over {axis_name}s; bars are ± std over {view.spread}, or ± ci95 over episodes for a single run."
+    if any(len(lines) == DRAWN for lines in panels.values()):
+        caption += f" At most the {DRAWN} best lines of a panel are drawn."
     return Plot(f"score_over_{axis_name}", f"Score over {axis_name}s", caption, figure)

@@ -55,6 +55,17 @@ class FinishedRun:
         return known | {key: value for key, value in self.config.items() if key not in (*FROM_SUMMARY.values(), "net.norm")}
 
     @cached_property
+    def measured(self) -> dict[str, dict[str, float]]:
+        """``measured[split][metric]`` is the mean, NaN where it is no finite number: an adaptation that diverged has no score."""
+        return {split: _means(self.summary[split] or {}) for split in ("val", "test")}
+
+    @cached_property
+    def training(self) -> Path:
+        """The folder of the run whose weights were measured: of an evaluation, RUN/eval/<n>, that is RUN."""
+        above = self.folder.resolve().parent
+        return above.parent if above.name == "eval" and (above.parent / "checkpoints").is_dir() else self.folder.resolve()
+
+    @cached_property
     def statistics(self) -> dict[str, dict[str, dict[str, float]]]:
         """``statistics[split][metric]`` is {mean, ci95, n}; only what is a finite number."""
         return {split: _statistics(self.summary[split] or {}) for split in ("val", "test")}
@@ -62,7 +73,7 @@ class FinishedRun:
     @cached_property
     def metric(self) -> str:
         """The run's own score, as its summary says; the first summaries did not, and had accuracies and squared errors."""
-        names = [*self.statistics["test"], *self.statistics["val"]]
+        names = [*self.measured["test"], *self.measured["val"]]
         return next((name for name in (self.summary.get("metric"), "accuracy", "mse") if name in names), names[0])
 
     @property
@@ -216,7 +227,7 @@ def read(folder: Path) -> FinishedRun | None:
     if wrong:
         raise DamagedError(f"summary.json has a wrong value for {', '.join(wrong)}")
     run = FinishedRun(folder, config, summary)
-    if not any(run.statistics.values()):
+    if not any(run.measured.values()):
         raise DamagedError("summary.json has no finite result, neither val nor test")
     return run
 
@@ -224,6 +235,12 @@ def read(folder: Path) -> FinishedRun | None:
 def _plain(value: Any) -> str | int | float | None:
     """A value that can be compared and sorted by; a list is text."""
     return value if isinstance(value, str | int | float | None) else str(value)
+
+
+def _means(split: dict[str, Any]) -> dict[str, float]:
+    """By metric of a summary's split; null, as a summary says that there is none, is NaN."""
+    means = {name: value["mean"] for name, value in split.items() if isinstance(value, dict) and "mean" in value}
+    return {name: math.nan if mean is None else mean for name, mean in means.items() if mean is None or _finite(mean)}
 
 
 def _statistics(split: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from typing import Any, NamedTuple
 
 from metarun.comparison.groups import BLOCK, Group, short, text
@@ -87,6 +88,8 @@ def _numbers(view: View, member: Group, split: str) -> list[Cell]:
     statistic = member.statistic(split, view.metric)
     if statistic is None:
         return [Cell("–"), Cell("–")]
+    if math.isnan(statistic.mean):
+        return [Cell("nan"), Cell("–")]
     spread = "" if statistic.std is None else f" ± {number(statistic.std, statistic.mean)}"
     return [
         Cell(number(statistic.mean) + spread, statistic.mean, view.is_best(member, split)),
@@ -131,7 +134,7 @@ def cross_validations(view: View) -> list[str]:
     lines = []
     for member in view.groups if view.spread == "divisions" else ():
         statistic = member.statistic(view.by, view.metric)
-        if statistic is None or statistic.std is None:
+        if statistic is None or statistic.std is None:  # of one division, or of one that diverged
             continue
         name = view.metric or member.metric
         means = [run.statistics[view.by][name]["mean"] for run in member.runs if name in run.statistics[view.by]]
@@ -236,6 +239,8 @@ def latex(view: View) -> str:
     ]
     for i, row in enumerate(rows):
         cells = [cell.text.translate(LATEX) for cell in row]
+        if cells[0].startswith("["):  # booktabs would take it for a length
+            cells[0] = "{}" + cells[0]
         lines.append(" & ".join(rf"\textbf{{{word}}}" if cell.best else word for word, cell in zip(cells, row)) + r" \\")
         if i + 1 < len(rows) and view.groups[i].block != view.groups[i + 1].block:
             lines.append("\\midrule")
@@ -250,9 +255,10 @@ def records(view: View) -> list[dict[str, Any]]:
         record |= {"metric": view.metric or member.metric, "runs": len(member.runs), "seeds": " ".join(map(str, member.seeds))}
         for split in view.splits:
             statistic = member.statistic(split, view.metric)
-            record[f"{split}_mean"] = statistic and statistic.mean
-            record[f"{split}_std_over_{view.spread}"] = statistic and statistic.std
-            record[f"{split}_ci95_over_episodes"] = statistic and statistic.ci95
+            known = statistic if statistic and math.isfinite(statistic.mean) else None
+            record[f"{split}_mean"] = known and known.mean
+            record[f"{split}_std_over_{view.spread}"] = known and known.std
+            record[f"{split}_ci95_over_episodes"] = known and known.ci95
             record[f"{split}_best"] = view.is_best(member, split)
         if view.versus:
             paired = view.versus.get(i)

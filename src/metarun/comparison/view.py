@@ -3,6 +3,7 @@ Every output (terminal, Markdown, CSV, LaTeX, JSON, plots, report) is drawn from
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,8 @@ class View:
         metric: the metric asked for; None for each run's own score.
         splits: shown, ``val`` and ``test`` or one of them.
         by: the split behind order and plots: the last of ``splits`` that has a result.
-        spread: over what std is taken, ``seeds``, ``divisions`` of the classes, or ``runs`` that differ in both or more.
+        spread: over what std is taken, ``seeds``, ``divisions`` of the classes, ``runs`` that differ in both or more, or ``evaluations``,
+            some of one and the same training.
         best: for each split, the best group of each block of at least two.
         versus: for groups that can be paired with the best of their block on test episodes.
     """
@@ -68,22 +70,23 @@ def view(runs: list[FinishedRun], metric: str | None, split: str | None, group_b
     splits = (split,) if split else SPLITS
     keys = [full(name, runs, "--group-by") for name in group_by]
     counted = runs if keys else latest(runs)
-    kept = [run for run in counted if any((metric or run.metric) in run.statistics[name] for name in splits)]
+    kept = [run for run in counted if any((metric or run.metric) in run.measured[name] for name in splits)]
     groups = group(kept, keys)
     by = next((name for name in reversed(splits) if any(member.statistic(name, metric) for member in groups)), splits[-1])
-    alike = all(not differing(member.runs)[1:] for member in groups)
-    only_seeds = alike and all(len(member.seeds) == len(member.runs) for member in groups)
-    only_divisions = alike and all(member.divisions == len(member.runs) > len(member.seeds) for member in groups)
+    alike = all(differing(member.runs) == ["algo"] and len({run.values["algo"] for run in member.runs}) == 1 for member in groups)
+    trained = all(member.trainings == len(member.runs) for member in groups)
+    only_seeds = alike and trained and all(len(member.seeds) == len(member.runs) for member in groups)
+    only_divisions = alike and trained and all(member.divisions == len(member.runs) > len(member.seeds) for member in groups)
     chosen = {name: best(groups, name, metric) for name in splits}
     groups = _sort(groups, sort, runs, by, metric)
     versus = _versus(groups, chosen["test"]) if "test" in splits and metric in (None, groups[0].metric) else {}
-    spread = "seeds" if only_seeds else "divisions" if only_divisions else "runs"
+    spread = "seeds" if only_seeds else "divisions" if only_divisions else "runs" if trained else "evaluations"
     repeated, unmeasured = len(runs) - len(counted), len(counted) - len(kept)
     return View(groups, columns_of(groups), repeated, unmeasured, metric, splits, by, spread, chosen, versus)
 
 
 def _check_metric(runs: list[FinishedRun], metric: str | None, split: str | None) -> None:
-    known = dict.fromkeys(name for run in runs for part in ([split] if split else SPLITS) for name in run.statistics[part])
+    known = dict.fromkeys(name for run in runs for part in ([split] if split else SPLITS) for name in run.measured[part])
     if not known:
         raise UserError(f"no run has a {split} result; leave out --split {split}")
     if metric is not None and metric not in known:
@@ -95,7 +98,7 @@ def _sort(groups: list[Group], sort: str | None, runs: list[FinishedRun], by: st
 
     def merit(member: Group, split: str) -> tuple[bool, float]:
         statistic = member.statistic(split, metric)
-        if statistic is None:
+        if statistic is None or math.isnan(statistic.mean):
             return True, 0.0
         return False, -member.merit(statistic.mean, metric)
 

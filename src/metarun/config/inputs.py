@@ -11,9 +11,10 @@ from typing import Any
 
 from metarun.config import legacy
 from metarun.config.nested import leaves
-from metarun.data.base import Dataset
+from metarun.data.base import Dataset, ImageDataset
 from metarun.data.columns import Columns
 from metarun.data.episodes import Episodes
+from metarun.errors import UserError
 
 log = logging.getLogger(__name__)
 
@@ -29,10 +30,11 @@ def path(folder: Path) -> Path:
 
 
 def note(values: dict[str, Any], data: Dataset, episodes: Mapping[str, Episodes | None]) -> str:
-    """The note, JSON: a resolved configuration, ``Episodes.content`` by split, and the columns of a table."""
+    """The note, JSON: a resolved configuration, ``Episodes.content`` by split, the columns of a table, and the classes of training."""
     digests = {split: found.content().hex() for split, found in episodes.items() if found}
-    table = Columns.of(data)
-    return json.dumps({"config": values, "data": digests, "table": table.plain() if table else None}, indent=1) + "\n"
+    table, train = Columns.of(data), data.splits.get("train") if isinstance(data, ImageDataset) else None
+    classes = dict(zip(train.names, train.marks())) if train else {}
+    return json.dumps({"config": values, "data": digests, "table": table.plain() if table else None, "classes": classes}, indent=1) + "\n"
 
 
 def columns(folder: Path) -> Columns | None:
@@ -61,6 +63,31 @@ def refuse_other_columns(folder: Path, data: Dataset) -> None:
     """Refuse, with a UserError, a table whose columns are not those that the run in ``folder`` was trained with."""
     if data.form and (before := columns(folder)):
         before.refuse_others(data.form)
+
+
+def refuse_known_classes(folder: Path, values: dict[str, Any], data: Dataset, split: str) -> None:
+    """Refuse to measure the run in ``folder`` on classes that it was trained on, as another division of the same classes may have them.
+
+    Raises:
+        UserError: with one of them.
+    """
+    try:
+        kept = _kept(folder)
+        known, before = dict(kept["classes"]), kept["config"]["data"]
+    except UNREADABLE:
+        return
+    part = data.splits.get(split) if isinstance(data, ImageDataset) else None
+    if not part:
+        return
+    own = {*data.splits["train"].names} if isinstance(data, ImageDataset) and "train" in data.splits else set()
+    # Where no two splits have a name in common, it is a class's own in all divisions of the same files.
+    same = all(before.get(key) == values["data"].get(key) for key in ("name", "root")) and not own & {*part.names}
+    marks = {*known.values()}
+    if shared := [name for name, mark in zip(part.names, part.marks()) if mark in marks or (same and name in known)]:
+        raise UserError(
+            f"{len(shared)} of the {part.classes} classes of {split} are classes that this run was trained on, such as {shared[0]}: divide "
+            "them as in training, or train anew"
+        )
 
 
 def warn_of_other_data(folder: Path, values: dict[str, Any], split: str, content: bytes) -> None:

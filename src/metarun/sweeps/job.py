@@ -17,6 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from metarun.config import compose
+from metarun.config.nested import leaves
 from metarun.config.stored import read_config
 from metarun.errors import RunError, UserError
 from metarun.runtime.signals import Interrupted, StopFlag
@@ -85,7 +86,7 @@ def _finish(values: dict[str, Any], folder: Path, words: list[str]) -> dict[str,
     finished = (folder / "summary.json").is_file()
     resume = any((folder / "checkpoints").glob("*.pt"))
     if (finished or resume) and stored != values:
-        raise RunError("its folder holds a run of another configuration; the files in conf/ have changed: start a new sweep")
+        raise RunError(f"its folder holds a run of another configuration ({_changed(stored, values)}): move it away, or start a new sweep")
     if not finished:
         from metarun import experiment  # imports torch, for which a finished run need not wait
 
@@ -138,7 +139,14 @@ def _same(top: Path, values: dict[str, Any]) -> Path | None:
     return next((path.parent for path in sorted(top.glob("*/config.yaml")) if _config(path.parent) == values), None)
 
 
+def _changed(stored: Any, values: dict[str, Any]) -> str:
+    """The first key in which two configurations differ, in words."""
+    old, new = dict(leaves(stored or {})), dict(leaves(values))
+    key = next((key for key in {**new, **old} if old.get(key) != new.get(key)), "")
+    return f"{key} is {old.get(key)} there, {new.get(key)} here" if key else "it cannot be read"
+
+
 def _results(summary: dict[str, Any]) -> str:
     name = summary["metric"]
-    means = [f"{split} {summary[split][name]['mean']:.4f}" for split in ("val", "test") if summary[split]]
-    return f"{name} {', '.join(means)}"
+    found = {split: summary[split][name]["mean"] for split in ("val", "test") if name in (summary[split] or {})}
+    return f"{name} {', '.join(f'{split} {math.nan if mean is None else mean:.4f}' for split, mean in found.items())}"

@@ -264,7 +264,11 @@ def _quoted(text: str) -> str:
 
 def _table(plan: Plan, top: Path) -> list[dict[str, Any]]:
     """Print the table of `metarun compare`; returns its rows. A search is ordered by what it searched for."""
-    shape = view(collect([str(top)]).runs, None, None, [], "val" if plan.search else None)
+    try:
+        shape = view(collect([str(top)]).runs, None, None, [], "val" if plan.search else None)
+    except UserError as nothing:  # to compare; what failed is told all the same
+        console.print(f"metarun: {nothing}", markup=False, soft_wrap=True)
+        return []
     print()
     tables.print_rich(shape)
     print(f"\n sweep folder {relative(top)}\n TensorBoard  tensorboard --logdir {relative(top)}\n")

@@ -82,7 +82,7 @@ class Tracker:
         """TensorBoard's Custom Scalars: learning and adaptation with 95 % bands, and the two losses."""
         if self.writer:
             charts = {f"development {metric}": _margin(f"val/{metric}"), "loss": ["Multiline", ["^train/loss$", "^val/loss$"]]}
-            adaptation = {f"test {metric} over inner steps": _margin("test/adaptation_curve")}
+            adaptation = {f"test {metric} as learning goes on": _margin("test/adaptation_curve")}
             self.writer.add_custom_scalars({"learning": charts, "adaptation": adaptation})
 
     def position(self) -> int:
