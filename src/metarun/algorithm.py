@@ -97,7 +97,8 @@ class Algorithm(nn.Module, ABC):
     def step(self, state: State, context: Context, k: int) -> State:
         """Inner step k = 0, 1, …; methods without inner steps leave the state alone.
 
-        With ``unrolls`` > 1 k may be a tensor [] int64, which counts since the task began and decides nothing but numbers.
+        Nothing is kept on ``self``: what a later step or the objective needs is in the state. Where tasks are mapped k is a tensor []
+        int64, which decides nothing but numbers; with ``unrolls`` > 1 it counts since the task began.
         """
         return state
 

@@ -20,6 +20,7 @@ from metarun.algorithm import Algorithm, State
 from metarun.data import features
 from metarun.data.episodes import Episodes
 from metarun.data.slots import Slots
+from metarun.errors import UserError
 from metarun.inner import Kept
 from metarun.kernels import select as kernels
 from metarun.kernels.bfloat16 import BFloat16
@@ -64,9 +65,25 @@ def objective(
     first, ahead = begun(learner, task.context, task.start)
     last, later = walked(learner, task.context, first, steps, ahead, read, scanned=scanned, kept=kept)
     states = [first, *(rows(later, k) for k in range(steps))] if read else [last]
-    loss, metrics = learner.objective(states, task, progress)
+    loss, metrics = _numbers(learner.objective(states, task, progress), type(learner).__name__)
     carried = tree_map(torch.detach, last) if learner.unrolls > 1 else ()
     return loss, {name: value.detach() for name, value in metrics.items()}, carried
+
+
+def _numbers(found: Any, learner: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """What an objective has returned: a loss and metrics, tensors [] each; of more the gradient would be that of their sum.
+
+    Raises:
+        UserError: it is something else.
+    """
+    if not (isinstance(found, tuple) and len(found) == 2 and isinstance(found[1], dict)):
+        raise UserError(f"{learner}.objective returned a {type(found).__name__}: return the loss, a tensor [], and a dictionary of metrics")
+    loss, metrics = found
+    for name, value in {"the loss": loss, **{f"the metric {name}": value for name, value in metrics.items()}}.items():
+        if not isinstance(value, Tensor) or value.dim():
+            what = f"a tensor {list(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
+            raise UserError(f"{learner}.objective returned {what} as {name}: return one number for a task, a tensor [], such as the mean")
+    return loss, metrics
 
 
 class Engine:

@@ -122,7 +122,9 @@ class _GradientAnew(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        wanted = [i for i, leaf in enumerate(ctx.saved_tensors) if ctx.needs_input_grad[2 + i] and leaf.is_floating_point()]
+        wanted = [
+            i for i, leaf in enumerate(ctx.saved_tensors) if ctx.needs_input_grad[2 + i] and (leaf.is_floating_point() or leaf.is_complex())
+        ]
         again = torch.is_grad_enabled()  # the way back is to be differentiated, too
 
         def products() -> tuple[Tensor, ...]:

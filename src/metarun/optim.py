@@ -121,9 +121,16 @@ class MetaOptimizer:
         self, engine: Engine, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: Any, progress: float
     ) -> tuple[dict[str, float], Any]:
         """Put the meta-gradient of a meta-batch into ``.grad``; arguments and returns are those of ``Engine.train_on``."""
-        if self.evolution:
-            return self.evolution.train_on(engine, algorithm, episodes, slots, carried, progress)
-        return engine.train_on(algorithm, episodes, slots, carried, progress)
+        how = partial(self.evolution.train_on, engine) if self.evolution else engine.train_on
+        found = how(algorithm, episodes, slots, carried, progress)
+        known = {id(parameter) for parameter in self.parameters}
+        for name, parameter in algorithm.named_parameters():
+            if parameter.grad is not None and id(parameter) not in known:
+                raise UserError(
+                    f"{name} has a gradient, but is in none of {type(algorithm).__name__}.groups(), and would stay as it is: put it there; "
+                    "what learns later must not be frozen when training begins"
+                )
+        return found
 
     def carries(self, algorithm: Algorithm, begun: Any) -> Any:
         """A tree of the form that ``estimate`` carries on, for a learner whose tasks begin in the state ``begun``."""

@@ -12,8 +12,10 @@ from metarun.runtime.private import tree_map
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images as a net wants them, 0..1; what is floating already stays as it is."""
-    return images if images.is_floating_point() else images.float().div_(255)
+    """uint8 images as a net wants them, 0..1; other whole numbers and truths as they are; what is floating already stays so."""
+    if images.dtype == torch.uint8:
+        return images.float().div_(255)
+    return images if images.is_floating_point() else images.float()
 
 
 class Batch(NamedTuple):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from metarun import engine as engine_module
 from metarun.adaptation import adapt
 from metarun.engine import Engine
+from metarun.errors import UserError
 from metarun.protocols.episodes import EVERY, LAST
 from metarun.run import Run
 from metarun.runtime import memory
@@ -40,6 +41,24 @@ def test_gradients_add_up_in_grad() -> None:
     engine().meta_gradient(algorithm, tasks, 0.0)  # a second time, without clearing
     twice = torch.cat([p.grad.flatten() for p in algorithm.parameters()])
     assert relative_error(twice, 2 * once) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("returned", "line"),
+    [
+        (lambda loss, metrics: (loss.expand(3), metrics), r"returned a tensor \[3\] as the loss: return one number for a task"),
+        (lambda loss, metrics: (loss, {"hits": loss.expand(3)}), r"returned a tensor \[3\] as the metric hits"),
+        (lambda loss, metrics: (loss, {"hits": 0.5}), "returned a float as the metric hits"),
+        (lambda loss, metrics: loss, r"returned a Tensor: return the loss, a tensor \[\], and a dictionary of metrics"),
+    ],
+)
+def test_an_objective_is_one_number(returned: Any, line: str) -> None:
+    """Of several the meta-gradient would be that of their sum."""
+    algorithm, tasks = in_float64(small("algo=protonet", "net.hidden=8"), tasks=2)
+    objective = algorithm.objective
+    algorithm.objective = lambda *given: returned(*objective(*given))  # type: ignore[method-assign]
+    with pytest.raises(UserError, match=f"ProtoNet.objective {line}"):
+        engine().meta_gradient(algorithm, tasks, 0.0)
 
 
 def test_gradients_that_are_equal_are_not_one_tensor() -> None:

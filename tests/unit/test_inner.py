@@ -174,6 +174,20 @@ def test_a_loss_may_close_over_what_is_a_tasks_own(of_each: bool) -> None:
         torch.testing.assert_close(mine, theirs)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_mixed_mode_reaches_complex_weights(steps: int) -> None:
+    start = torch.complex(random(4), random(4, seed=1))
+
+    def slope(mode: inner.Mode) -> Tensor:
+        w = start.clone().requires_grad_()
+        fast = {"w": w}
+        for _ in range(steps):
+            fast = inner.sgd(fast, inner.gradient(lambda fast: (fast["w"].abs() ** 3).sum(), fast, mode=mode), 0.05)
+        return torch.autograd.grad(fast["w"].abs().square().sum(), w)[0]
+
+    torch.testing.assert_close(slope("mixed"), slope("unroll"))
+
+
 def test_other_transforms_may_lie_around() -> None:
     w, c = random(4), random(2, 3, 4, seed=1)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Identity, engine, vectors
+from helpers import Identity, engine, places, small, vectors
 from torch import Tensor, nn
 
 from metarun.algorithm import Algorithm, Metrics
@@ -16,6 +16,7 @@ from metarun.errors import UserError
 from metarun.nets.base import Net
 from metarun.optim import MetaOptimizer, Schedule, lr_scale
 from metarun.problem import Problem
+from metarun.run import Run
 from metarun.task import Context, Task, stack
 
 DEFAULTS: dict[str, Any] = {
@@ -322,3 +323,15 @@ def test_steps_hold_from_where_they_start() -> None:
 def test_a_schedule_of_steps_needs_some_that_rise(steps: list[list[float]] | None) -> None:
     with pytest.raises(UserError, match=r"\[\[PROGRESS,FACTOR\]"):
         outer([parameter(1.0)], schedule="steps", steps=steps)
+
+
+def test_a_parameter_that_learns_and_is_in_no_group_is_named() -> None:
+    """As one that is left out of ``groups``, or was frozen when the optimizer was made."""
+    run = Run(small("algo=protonet", "net=mlp"))
+    run.algorithm.requires_grad_(False)
+    next(run.algorithm.parameters()).requires_grad_(True)
+    optimizer = run.valid.optim.build(run.algorithm.groups())
+    run.algorithm.requires_grad_(True)
+    episodes = run.episodes("train")
+    with pytest.raises(UserError, match=r"net\.\S+ has a gradient, but is in none of ProtoNet.groups\(\), and would stay as it is"):
+        optimizer.estimate(run.engine, run.algorithm, episodes, places(0, 1), (), 0.0)

@@ -30,7 +30,8 @@ def refuse_layers(module: nn.Module, what: str) -> None:
     """Refuse layers of torch that give wrong numbers, or none, when tasks are mapped.
 
     Raises:
-        UserError: an affine norm, whose second derivatives are wrong under ``torch.vmap``; batch norm, which writes into its buffers;
+        UserError: an affine norm, whose second derivatives are wrong under ``torch.vmap``, an embedding with ``padding_idx``, whose first
+            ones are; batch norm, which writes into its buffers;
             dropout, which draws from torch's global generator, so that chunks would change a result.
     """
     for name, layer in module.named_modules():
@@ -40,6 +41,11 @@ def refuse_layers(module: nn.Module, what: str) -> None:
                 f"{what} has torch's {kind} ({name or 'itself'}), whose second derivatives are wrong when weights are adapted per task: "
                 "use metarun.nets.norm.Norm in its place"
             )
+        if isinstance(layer, nn.Embedding) and layer.padding_idx is not None:
+            raise UserError(
+                f"{what} has torch's {kind} ({name or 'itself'}) with padding_idx, whose derivatives are wrong when weights are adapted "
+                "per task: use metarun.nets.native.Embedding in its place"
+            )
         if isinstance(layer, _DropoutNd) and layer.p > 0:
             raise UserError(
                 f"{what} has {kind} ({name or 'itself'}), which draws from torch's global generator, so that chunks would change a result: "
@@ -47,21 +53,41 @@ def refuse_layers(module: nn.Module, what: str) -> None:
             )
 
 
-def features(forward: Callable[[Tensor], Tensor], input_shape: tuple[int, ...], what: str, home: Path) -> int:
+def features(forward: nn.Module, input_shape: tuple[int, ...], what: str, home: Path) -> int:
     """How many features ``forward`` makes of each of some examples [n, *input_shape], of which the net sees zeros here.
 
     Raises:
-        UserError: it fails on them, or its answer is not [n, features].
+        UserError: it fails on them, its answer is not [n, features], or it changes a buffer or draws random numbers.
     """
     shown = ", ".join(map(str, ("n", *input_shape)))
     try:
         answer = _quietly(forward, torch.zeros(ROWS, *input_shape))
     except Exception as error:
         raise UserError(f"{what} fails on examples [{shown}]: {said(error, home)}") from error
+    _refuse_changes(forward, torch.zeros(ROWS, *input_shape), what)
     if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != ROWS:
         shape = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
         raise UserError(f"{what} answers {ROWS} examples [{shown}] with {shape}: it should return features, [n, features]")
     return int(answer.shape[1])
+
+
+@torch.no_grad()
+def _refuse_changes(module: nn.Module, x: Tensor, what: str) -> None:
+    """Refuse, with a UserError, a forward pass by which chunks of tasks, or a run that is gone on with, would change a result."""
+    before = {name: (buffer, buffer._version) for name, buffer in module.named_buffers()}
+    with torch.random.fork_rng(devices=[]):
+        drawn = torch.get_rng_state()
+        module(x)
+        if not torch.equal(drawn, torch.get_rng_state()):
+            raise UserError(
+                f"{what} draws from torch's global generator, as dropout does, so that chunks would change a result: take it out"
+            )
+    for name, buffer in module.named_buffers():
+        kept, version = before.get(name, (None, 0))
+        if buffer is not kept or buffer._version != version:
+            raise UserError(
+                f"{what} writes into its buffer {name} when it is asked, so that chunks would change a result: leave it as it is"
+            )
 
 
 def check_net(net: Net, input_shape: tuple[int, ...], home: Path) -> None:

@@ -14,7 +14,7 @@ from metarun.errors import UserError
 from metarun.extensions import targets
 from metarun.nets import foreign
 from metarun.nets.base import Net
-from metarun.nets.native import with_our_norms
+from metarun.nets.native import with_our_layers
 from metarun.nets.norm import Norm
 
 
@@ -49,7 +49,7 @@ class Module(Net):
             raise UserError("net=module needs net.module=PACKAGE.MODULE.CLASS, a torch.nn.Module in a folder named by --with FOLDER")
         what, target = f"net.module={module}", targets.load("net.module", module, nn.Module, "")
         with targets.told(f"{what} cannot be built with net.arguments={arguments or {}}", target):
-            self.module = with_our_norms(target(**arguments or {}), norm, what)
+            self.module = with_our_layers(target(**arguments or {}), norm, what)
         foreign.refuse_layers(self.module, what)
         kinds = [layer.kind for layer in self.modules() if isinstance(layer, Norm)]
         self.norm = norm if norm in kinds else kinds[0] if kinds else "none"

@@ -1,11 +1,13 @@
-"""Torch's own layers made fit for tasks: affine norms become ours, as torch's have wrong second derivatives when weights are adapted per
-task under ``torch.vmap``. Those of timm and torchvision that derive from torch's are known, too."""
+"""Torch's own layers made fit for tasks: affine norms, and embeddings with padding, become ours, as torch's have wrong derivatives when
+weights are adapted per task under ``torch.vmap``. Those of timm and torchvision that derive from torch's are known, too."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -15,6 +17,7 @@ from metarun.nets.norm import Norm
 
 BatchKind = Literal["batch", "running", "stored"]  # what becomes of a batch norm
 OF_TORCH = "torch.nn."  # how the modules of torch's own classes begin
+KNOWN = ("timm.", "torchvision.")  # and those of classes that derive from them and do what their names say
 
 
 class LayerNorm(nn.Module):
@@ -41,6 +44,22 @@ class LayerNorm(nn.Module):
         return x.movedim(-1, 1) if self.channels_first else x
 
 
+class Embedding(nn.Module):
+    """``nn.Embedding`` whose row ``padding_idx`` learns nothing, with the weights of the one it replaces."""
+
+    def __init__(self, native: nn.Embedding) -> None:
+        super().__init__()
+        self.weight, self.padding_idx = native.weight, native.padding_idx
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """[..., size] of rows [...] int64."""
+        weight = self.weight
+        if self.padding_idx is not None:
+            padding = torch.arange(len(weight), device=weight.device) == self.padding_idx
+            weight = torch.where(padding[:, None], weight.detach(), weight)
+        return F.embedding(rows, weight)
+
+
 class NormAct(Norm):
     """A ``Norm`` with the activation that timm builds into its own."""
 
@@ -52,32 +71,70 @@ class NormAct(Norm):
         return self.act(super().forward(x, n_support))
 
 
-def with_our_norms(module: nn.Module, batch: BatchKind, what: str) -> nn.Module:
-    """The module with its affine norms replaced, itself where it is one; their weights, and statistics that are kept, are taken over.
+def with_our_layers(module: nn.Module, batch: BatchKind, what: str) -> nn.Module:
+    """The module with its affine norms and padded embeddings replaced, itself where it is one; their weights, and statistics that are
+    kept, are taken over, and a layer that is there twice stays one.
 
     Args:
         batch: the kind that a batch norm becomes; the others stay what they are.
         what: the module, for an error.
 
     Raises:
-        UserError: a norm that has no counterpart here.
+        UserError: a norm that has no counterpart here, or a layer that is replaced and that something else holds, too.
     """
-    for name, child in module.named_children():
-        setattr(module, name, with_our_norms(child, batch, what))
+    made: dict[nn.Module, nn.Module] = {}
+    ours = _replaced(module, batch, what, made)
+    for part in ours.modules():
+        for held in _held(vars(part)):
+            if made.get(held, held) is not held:
+                raise UserError(
+                    f"{what} holds its {type(held).__name__} in a list or dictionary of its own, where it cannot be replaced: use "
+                    "nn.ModuleList or nn.ModuleDict"
+                )
+    return ours
+
+
+def _held(attributes: dict[str, Any]) -> Iterator[nn.Module]:
+    """The modules in lists, tuples and dictionaries that are no parts of a module."""
+    todo = [value for name, value in attributes.items() if not name.startswith("_")]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, nn.Module):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            todo.extend(value)
+        elif isinstance(value, dict):
+            todo.extend(value.values())
+
+
+def _replaced(module: nn.Module, batch: BatchKind, what: str, made: dict[nn.Module, nn.Module]) -> nn.Module:
+    """``made``: what has become of modules that were met before."""
+    if module not in made:
+        for name, child in module._modules.items():
+            if child is not None:
+                setattr(module, name, _replaced(child, batch, what, made))
+        made[module] = _ours(module, batch, what)
+    return made[module]
+
+
+def _ours(module: nn.Module, batch: BatchKind, what: str) -> nn.Module:
     kind, act = type(module).__name__, getattr(module, "act", None)
     own = type(module).__module__.startswith(OF_TORCH)
+    known = own or type(module).__module__.startswith(KNOWN)  # of any other, nobody knows what it does beside
     if isinstance(module, nn.SyncBatchNorm) or (isinstance(module, _BatchNorm | _InstanceNorm) and _odd(module)):
         raise UserError(f"{what} has a {kind} that has no counterpart here: make it affine, without running statistics")
-    if isinstance(module, _BatchNorm) and (own or kind.startswith("BatchNormAct")):
+    if isinstance(module, _BatchNorm) and (own or (known and kind.startswith("BatchNormAct"))):
         settings = (module.num_features, batch)
         return _taking(NormAct(act, *settings, eps=module.eps) if act else Norm(*settings, eps=module.eps), module)
-    if isinstance(module, nn.GroupNorm) and module.affine and (own or kind.startswith("GroupNorm")):
+    if isinstance(module, nn.GroupNorm) and module.affine and (own or (known and kind.startswith("GroupNorm"))):
         sizes = (module.num_channels, "group", module.num_groups, module.eps)
         return _taking(NormAct(act, *sizes) if act else Norm(*sizes), module)  # type: ignore[arg-type]
     if isinstance(module, _InstanceNorm) and module.affine and own:
         return _taking(Norm(module.num_features, "instance", eps=module.eps), module)
-    if isinstance(module, nn.LayerNorm) and module.elementwise_affine and (own or kind in ("LayerNorm", "LayerNorm2d")):
+    if isinstance(module, nn.LayerNorm) and module.elementwise_affine and (own or (known and kind in ("LayerNorm", "LayerNorm2d"))):
         return LayerNorm(module, channels_first=kind == "LayerNorm2d")
+    if own and isinstance(module, nn.Embedding) and module.padding_idx is not None and module.max_norm is None:
+        return Embedding(module)
     return module
 
 

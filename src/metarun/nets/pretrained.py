@@ -20,7 +20,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from metarun.errors import MissingLibrary, UserError, install
 from metarun.nets import foreign
 from metarun.nets.base import Net, as_buffers, image_shape, of_both_sides
-from metarun.nets.native import BatchKind, with_our_norms
+from metarun.nets.native import BatchKind, with_our_layers
 from metarun.nets.norm import Norm
 from metarun.runtime import torchvision
 
@@ -194,7 +194,7 @@ class Pretrained(Net):
             as_buffers(module, recurse=False)  # tokens and positions come before the first part
         _calm(module)
         for parent, name, part in there[len(held) :]:
-            setattr(parent, name, ours := with_our_norms(part, self.batch_kind, self.title))
+            setattr(parent, name, ours := with_our_layers(part, self.batch_kind, self.title))
             foreign.refuse_layers(ours, self.title)
         return module
 
