@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from annotated_types import Ge
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.abilities import OneByOne
 from metarun.adaptation import begun, walked
@@ -285,9 +286,11 @@ class Engine:
 
     def _each(self, algorithm: Algorithm, function: Callable[[Algorithm, Any], Any], items: Sequence[Any], name: Hashable) -> Iterator[Any]:
         """``function(algorithm, item)`` of every item, in order; ``name`` says what the function depends on beside these."""
-        if not self.scans(algorithm):
-            return (function(algorithm, item) for item in items)
-        return self.executor.map(function, algorithm, items, name)
+        with sdpa_kernel(SDPBackend.MATH):  # other attention of torch has no second derivative, nor a rule for vmap; for all threads
+            if self.scans(algorithm):
+                yield from self.executor.map(function, algorithm, items, name)
+            else:
+                yield from (function(algorithm, item) for item in items)
 
     def _map(self, algorithm: Algorithm, function: Callable[[Task], Any], tasks: Task) -> Any:
         if self.scans(algorithm):

@@ -74,6 +74,16 @@ class Listed(Shared):
         self.stages = [self.first, {"norm": self.again}]
 
 
+class Attending(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(16, 2, batch_first=True)
+
+    def forward(self, x):
+        x = x[:, 0]
+        return self.attention(x, x, x, need_weights=False)[0].tanh().mean(1)
+
+
 class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -175,6 +185,13 @@ def test_the_row_of_padding_learns_nothing_in_any_task(tmp_path: Path) -> None:
     native(x).sum().backward()
     torch.testing.assert_close(net.module.rows.weight.grad, native.rows.weight.grad)
     assert not net.module.rows.weight.grad[0].any()
+
+
+def test_attention_has_second_derivatives(tmp_path: Path) -> None:
+    values = small("algo=maml", "net=module", "data=glyphs", "data.size=16")
+    values["net"] |= {"module": f"{tmp_path.name}_nets.Attending"}
+    checks.mapping(values)
+    checks.gradient(values)
 
 
 def test_a_layer_that_is_there_several_times_stays_one(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -113,7 +114,8 @@ def check_mapped(net: Net, input_shape: tuple[int, ...], home: Path) -> None:
         UserError: it cannot, as where tensors are changed in place or their values read.
     """
     try:
-        _quietly(torch.vmap(net), torch.zeros(ROWS, ROWS, *input_shape))
+        with sdpa_kernel(SDPBackend.MATH):  # as the engine asks it
+            _quietly(torch.vmap(net), torch.zeros(ROWS, ROWS, *input_shape))
     except Exception as error:
         raise UserError(
             f"the net cannot be mapped over tasks ({said(error, home)}): change no tensor in place and read no value of one "
