@@ -96,6 +96,8 @@ class MetaOptimizer:
         groups = [group for group in groups if group["params"]]
         self.clipped = [part for group in groups for part in _split(group["params"], group.pop("parts", 1))]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
+        if len({id(p) for p in self.parameters}) < len(self.parameters):
+            raise UserError("groups() names a parameter twice: put each into one group")
         self.groups = [group["params"] for group in groups]
         self.own_lrs: list[float | None] = [group.get("lr") for group in groups]
         self.every: list[int] = [group.pop("every", 1) for group in groups]

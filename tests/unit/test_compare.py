@@ -142,6 +142,13 @@ def test_a_seed_that_diverged_leaves_its_group_without_a_score(tmp_path):
     assert plots.pictures(look(load(*runs, *steady)))
 
 
+def test_one_episode_has_no_interval(tmp_path):
+    run = make_run(tmp_path / "a", "maml")
+    summary = json.loads((run / "summary.json").read_text())
+    edit(run, test=summary["test"] | {"accuracy": {"mean": 0.5, "ci95": 0.0, "n": 1}})
+    assert "| 0.5000 | – |" in markdown(look(load(run)))
+
+
 def test_evaluations_of_one_training_are_no_seeds(tmp_path):
     run = make_run(tmp_path / "run", "maml")
     (run / "checkpoints").mkdir(exist_ok=True)

@@ -335,3 +335,9 @@ def test_a_parameter_that_learns_and_is_in_no_group_is_named() -> None:
     episodes = run.episodes("train")
     with pytest.raises(UserError, match=r"net\.\S+ has a gradient, but is in none of ProtoNet.groups\(\), and would stay as it is"):
         optimizer.estimate(run.engine, run.algorithm, episodes, places(0, 1), (), 0.0)
+
+
+def test_a_parameter_is_in_one_group() -> None:
+    p = parameter(1.0)
+    with pytest.raises(UserError, match=r"groups\(\) names a parameter twice: put each into one group"):
+        MetaOptimizer([{"params": [p]}, {"params": [p], "lr": 0.1}], **DEFAULTS)

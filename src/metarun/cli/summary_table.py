@@ -191,7 +191,10 @@ def _curve(curve: list[dict[str, Any]], over: str) -> Table:
 
 
 def _mean_ci(value: dict[str, Any] | None) -> str:
-    return f"{_number(value['mean'])} ± {_number(value['ci95'])}" if value else "–"
+    if not value:
+        return "–"
+    spread = "" if value.get("n") == 1 else f" ± {_number(value['ci95'])}"  # one episode says nothing of others
+    return f"{_number(value['mean'])}{spread}"
 
 
 def _number(value: float | None) -> str:

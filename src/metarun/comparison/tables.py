@@ -93,7 +93,8 @@ def _numbers(view: View, member: Group, split: str) -> list[Cell]:
     spread = "" if statistic.std is None else f" ± {number(statistic.std, statistic.mean)}"
     return [
         Cell(number(statistic.mean) + spread, statistic.mean, view.is_best(member, split)),
-        Cell(number(statistic.ci95, statistic.mean), statistic.ci95),
+        # One episode says nothing of others.
+        Cell("–") if statistic.episodes == statistic.runs else Cell(number(statistic.ci95, statistic.mean), statistic.ci95),
     ]
 
 
