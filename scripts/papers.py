@@ -97,7 +97,7 @@ MAMLS = [  # whose authors' programs ask few queries of a class, which are norma
          why="the paper's figures are of five checkpoints that answer together"), "1"),
     (Row("metacurvature", "omniglot_metacurvature", figures("99.97", "99.89", "99.12", "99.65"), by_way("trainer.meta_batch=4")), "{shot}"),
     (Row("imaml", "omniglot_imaml", figures("99.16", "99.67", "94.46", "98.69"),
-         by_way("episode.train.query=1 trainer.meta_batch=4")), "{shot}"),
+         by_way("episode.train.query=1 trainer.meta_batch=4"), why="see above"), "{shot}"),
 ]  # fmt: skip
 METASGD = Row("metasgd", "omniglot_metasgd", figures("99.53", "99.93", "95.93", "98.97"), by_way("trainer.meta_batch=4"),
               why="one-shot training for both shots, as in the paper at 5 ways")  # fmt: skip
@@ -122,7 +122,7 @@ OMNIGLOT = [
     Row("snail", "omniglot_snail", figures("99.07", "99.78", "97.64", "99.36"),
         {("5w1s",): "", ("5w5s",): "shot=5 trainer.meta_batch=4",
          ("20w1s",): f"way=20 trainer.meta_batch=4 {FEW}",
-         ("20w5s",): f"way=20 shot=5 trainer.meta_batch=1 trainer.iterations=1000 {FEW}"}),
+         ("20w5s",): f"way=20 shot=5 trainer.meta_batch=1 trainer.iterations=1000 {FEW}"}, why="see above"),
     Row("metanet", "omniglot_metanet", figures("98.95", "", "97.0", ""), {("5w1s",): "", ("20w1s",): "way=20 trainer.meta_batch=2"},
         why="development accuracy rises up to the last iteration"),
     Row("gnn", "omniglot_gnn", figures("99.2", "99.7", "97.4", "99.0"),
