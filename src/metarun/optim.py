@@ -96,7 +96,8 @@ class MetaOptimizer:
         groups = [group for group in groups if group["params"]]
         self.clipped = [part for group in groups for part in _split(group["params"], group.pop("parts", 1))]
         self.parameters: list[nn.Parameter] = [p for group in groups for p in group["params"]]
-        if len({id(p) for p in self.parameters}) < len(self.parameters):
+        self.known = {id(p) for p in self.parameters}
+        if len(self.known) < len(self.parameters):
             raise UserError("groups() names a parameter twice: put each into one group")
         self.groups = [group["params"] for group in groups]
         self.own_lrs: list[float | None] = [group.get("lr") for group in groups]
@@ -123,15 +124,16 @@ class MetaOptimizer:
         self, engine: Engine, algorithm: Algorithm, episodes: Episodes, slots: Slots, carried: Any, progress: float
     ) -> tuple[dict[str, float], Any]:
         """Put the meta-gradient of a meta-batch into ``.grad``; arguments and returns are those of ``Engine.train_on``."""
-        how = partial(self.evolution.train_on, engine) if self.evolution else engine.train_on
-        found = how(algorithm, episodes, slots, carried, progress)
-        known = {id(parameter) for parameter in self.parameters}
-        for name, parameter in algorithm.named_parameters():
-            if parameter.grad is not None and id(parameter) not in known:
-                raise UserError(
-                    f"{name} has a gradient, but is in none of {type(algorithm).__name__}.groups(), and would stay as it is: put it there; "
-                    "what learns later must not be frozen when training begins"
-                )
+        if self.evolution:
+            found = self.evolution.train_on(engine, algorithm, episodes, slots, carried, progress)
+        else:
+            found = engine.train_on(algorithm, episodes, slots, carried, progress)
+        if any(p.grad is not None and id(p) not in self.known for p in algorithm.parameters()):
+            lost = next(name for name, p in algorithm.named_parameters() if p.grad is not None and id(p) not in self.known)
+            raise UserError(
+                f"{lost} has a gradient, but is in none of {type(algorithm).__name__}.groups(), and would stay as it is: put it there; "
+                "what learns later must not be frozen when training begins"
+            )
         return found
 
     def carries(self, algorithm: Algorithm, begun: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from metarun.comparison.runs import OVER
 from metarun.protocols import active, calibration, continual, generalized, presentations, readings, retrieval, rivals, unknown, weights
 from metarun.protocols.verification import MEASURES
 from metarun.storage.foreign import printable
@@ -37,8 +38,6 @@ BESIDE = {
     "with labels that the learner asked for, and with labels at random": (active.CHOSEN, active.AT_RANDOM, active.GAIN),
     "of no class? queries of classes that are not in the support": unknown.MEASURES,
 }
-
-OVER = {"continual": "classes met", "rewards": "action"}  # by protocol: what its curve goes over, if not inner steps
 
 
 def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val", "test")) -> None:
@@ -69,7 +68,7 @@ def show(summary: dict[str, Any], folder: Path, splits: tuple[str, ...] = ("val"
     out.print()
     curve = (summary["test"] or {}).get("curve", [])
     if len(curve) > 1:
-        over = next((OVER[name] for name in summary.get("protocol", []) if name in OVER), "inner step")
+        over = next((OVER[name][0] for name in summary.get("protocol", []) if name in OVER), "inner step")
         out.print(Padding(_curve(curve, over), (0, 0, 0, 1)))
         out.print()
     if suspects := summary.get("suspects"):

@@ -4,7 +4,6 @@ Colours are told apart by colour-blind readers (Okabe and Ito) and doubled by ma
 from __future__ import annotations
 
 import itertools
-import math
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
@@ -65,19 +64,13 @@ def lines_of(view: View, axis_name: str) -> dict[tuple[str, ...], dict[str, list
             lines.setdefault(label, []).append((int(member.block[at]), member))
         long = {label: sorted(points, key=lambda point: point[0]) for label, points in lines.items() if len(points) > 1}
         if long:
-            best = sorted(long, key=lambda label: min(_merit(view, member) for _, member in long[label]))[:DRAWN]
+            best = sorted(long, key=lambda label: min(member.rank(view.by, view.metric) for _, member in long[label]))[:DRAWN]
             panels[rest] = {label: points for label, points in long.items() if label in best}
     return dict(itertools.islice(panels.items(), PANELS))
 
 
 def _best_of(view: View, members: list[Group]) -> list[Group]:
-    return sorted(members, key=lambda member: _merit(view, member))[:DRAWN]
-
-
-def _merit(view: View, member: Group) -> float:
-    """The lower, the better; infinite without a score."""
-    statistic = member.statistic(view.by, view.metric)
-    return math.inf if statistic is None or math.isnan(statistic.mean) else -member.merit(statistic.mean, view.metric)
+    return sorted(members, key=lambda member: member.rank(view.by, view.metric))[:DRAWN]
 
 
 def looks_of(view: View) -> dict[str, Look]:
@@ -126,7 +119,7 @@ def left_out(view: View) -> str:
 
 def bars(axis: Any, points: list[tuple[float, Statistic | None]], look: Look, label: str) -> None:
     """A line through means, with bars of ± std over runs, or of ± ci95 over episodes where there is one run."""
-    kept = [(x, statistic) for x, statistic in points if statistic and math.isfinite(statistic.mean)]
+    kept = [(x, statistic) for x, statistic in points if statistic and statistic.known]
     half = [statistic.ci95 if statistic.std is None else statistic.std for _, statistic in kept]
     means = [statistic.mean for _, statistic in kept]
     axis.errorbar([x for x, _ in kept], means, half, color=look.color, marker=look.marker, capsize=3, label=label)

@@ -36,6 +36,11 @@ class Statistic(NamedTuple):
     runs: int
     episodes: int
 
+    @property
+    def known(self) -> bool:
+        """Whether it is a number."""
+        return math.isfinite(self.mean)
+
 
 @dataclass(frozen=True, eq=False)
 class Group:
@@ -72,6 +77,11 @@ class Group:
     def merit(self, mean: float, metric: str | None) -> float:
         """A mean of the metric (None: the runs' own), turned round where lower is better: the larger, the better."""
         return mean if self.runs[0].higher_is_better(metric or self.metric) else -mean
+
+    def rank(self, split: str, metric: str | None) -> float:
+        """The lower, the better; infinite without a score."""
+        statistic = self.statistic(split, metric)
+        return -self.merit(statistic.mean, metric) if statistic and statistic.known else math.inf
 
     def statistic(self, split: str, metric: str | None = None) -> Statistic | None:
         """Mean, std over runs and ci95 over episodes; NaN where a run that measured it diverged; None when no run has the metric."""
@@ -245,7 +255,6 @@ def best(groups: Iterable[Group], split: str, metric: str | None) -> dict[tuple[
     """The best group of each block in which there are at least two."""
     blocks: dict[tuple[str, ...], list[tuple[float, Group]]] = {}
     for candidate in groups:
-        statistic = candidate.statistic(split, metric)
-        if statistic and math.isfinite(statistic.mean):
-            blocks.setdefault(candidate.block, []).append((candidate.merit(statistic.mean, metric), candidate))
-    return {block: max(rivals, key=lambda rival: rival[0])[1] for block, rivals in blocks.items() if len(rivals) > 1}
+        if (rank := candidate.rank(split, metric)) < math.inf:
+            blocks.setdefault(candidate.block, []).append((rank, candidate))
+    return {block: min(rivals, key=lambda rival: rival[0])[1] for block, rivals in blocks.items() if len(rivals) > 1}

@@ -10,14 +10,11 @@ from matplotlib import rc_context
 
 from metarun.comparison.figures import DRAWN, STYLE, Plot, bars, figure_of, left_out, legend, lines_of, looks_of, named, panels_of
 from metarun.comparison.groups import Group
+from metarun.comparison.runs import OVER
 from metarun.comparison.sweep_plots import hyperparameters
 from metarun.comparison.view import View
 
 POINTS = 300  # of a curve; a picture has no more
-OVER = {  # by protocol: what its curve goes over, if not inner steps, and of what it is, if not of the metric
-    "continual": ("classes met", ""),
-    "rewards": ("action", "mean reward"),
-}
 
 
 def pictures(view: View) -> list[Plot]:
@@ -127,8 +124,9 @@ def _adaptation(member: Group) -> list[tuple[float, float, float]]:
     curves = []
     for run in member.runs:
         points = [point for point in (run.summary["test"] or {}).get("curve") or [] if isinstance(point, dict)]
-        curves.append({point["step"]: (_number(point.get("mean")), _number(point.get("ci95"))) for point in points if "step" in point})
-    curves = [{step: point for step, point in curve.items() if isinstance(step, int)} for curve in curves if curve]
+        whole = [point for point in points if isinstance(point.get("step"), int)]
+        if whole:
+            curves.append({point["step"]: (_number(point.get("mean")), _number(point.get("ci95"))) for point in whole})
     common = sorted(set(curves[0]).intersection(*curves[1:])) if curves else []
     return [(step, *np.mean([curve[step] for curve in curves], axis=0).tolist()) for step in common]
 

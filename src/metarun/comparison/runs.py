@@ -33,6 +33,10 @@ LOWER_IS_BETTER = {  # words of a score's name
     *("loss", "mse", "sse", "rmse", "mae", "nll", "joint_nll", "error", "ece", "brier", "perplexity", "eer", "aurc", "fpr"),
     *("forgetting", "corrupt"),
 }
+OVER = {  # by protocol: what its curve goes over, if not inner steps, and of what it is, if not of the metric
+    "continual": ("classes met", ""),
+    "rewards": ("action", "mean reward"),
+}
 RIVAL = "rival_"  # how names of scores begin that are others' in the run's own
 LONG = 2**28  # bytes of test_scores.npy or metrics.jsonl: tens of millions of episodes, a million points
 

@@ -22,7 +22,7 @@ PARTS = 4  # of equal size, that many different numbers are put into to see how 
 
 def hyperparameters(view: View) -> Plot | None:
     """What the numeric settings that differ do to the development score: a line, heat maps, or parallel coordinates."""
-    scored = [member for member in view.groups if (found := member.statistic("val", view.metric)) and math.isfinite(found.mean)]
+    scored = [member for member in view.groups if member.rank("val", view.metric) < math.inf]
     norm = ["norm"] * (len({member.key.get("norm") for member in scored}) > 1)  # which has a column of its own in tables
     names = [name for name in (*view.columns, *norm) if name not in (*BLOCK, "algo")]
     numeric = [name for name in names if all(_is_number(member.key[name]) or member.key[name] is None for member in view.groups)]

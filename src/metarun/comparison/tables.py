@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 from typing import Any, NamedTuple
 
 from metarun.comparison.groups import BLOCK, Group, short, text
@@ -88,7 +87,7 @@ def _numbers(view: View, member: Group, split: str) -> list[Cell]:
     statistic = member.statistic(split, view.metric)
     if statistic is None:
         return [Cell("–"), Cell("–")]
-    if math.isnan(statistic.mean):
+    if not statistic.known:
         return [Cell("nan"), Cell("–")]
     spread = "" if statistic.std is None else f" ± {number(statistic.std, statistic.mean)}"
     return [
@@ -256,7 +255,7 @@ def records(view: View) -> list[dict[str, Any]]:
         record |= {"metric": view.metric or member.metric, "runs": len(member.runs), "seeds": " ".join(map(str, member.seeds))}
         for split in view.splits:
             statistic = member.statistic(split, view.metric)
-            known = statistic if statistic and math.isfinite(statistic.mean) else None
+            known = statistic if statistic and statistic.known else None
             record[f"{split}_mean"] = known and known.mean
             record[f"{split}_std_over_{view.spread}"] = known and known.std
             record[f"{split}_ci95_over_episodes"] = known and known.ci95

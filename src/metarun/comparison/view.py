@@ -3,7 +3,6 @@ Every output (terminal, Markdown, CSV, LaTeX, JSON, plots, report) is drawn from
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,19 +94,12 @@ def _check_metric(runs: list[FinishedRun], metric: str | None, split: str | None
 
 def _sort(groups: list[Group], sort: str | None, runs: list[FinishedRun], by: str, metric: str | None) -> list[Group]:
     """By block and merit, or by the key asked for; a leading minus turns the order round."""
-
-    def merit(member: Group, split: str) -> tuple[bool, float]:
-        statistic = member.statistic(split, metric)
-        if statistic is None or math.isnan(statistic.mean):
-            return True, 0.0
-        return False, -member.merit(statistic.mean, metric)
-
     if sort is None:
-        return sorted(groups, key=lambda member: ([_orderly(member.runs[0].values[name]) for name in BLOCK], merit(member, by)))
+        return sorted(groups, key=lambda member: ([_orderly(member.runs[0].values[name]) for name in BLOCK], member.rank(by, metric)))
     down, name = sort.startswith("-"), sort.removeprefix("-")
     computed: dict[str, Any] = {
-        "val": lambda member: merit(member, "val"),
-        "test": lambda member: merit(member, "test"),
+        "val": lambda member: member.rank("val", metric),
+        "test": lambda member: member.rank("test", metric),
         "seeds": lambda member: len(member.seeds),
         "parameters": lambda member: mean_of(member, "parameters"),
         "wall": lambda member: mean_of(member, "wall_s"),

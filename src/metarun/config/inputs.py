@@ -71,15 +71,14 @@ def refuse_known_classes(folder: Path, values: dict[str, Any], data: Dataset, sp
     Raises:
         UserError: with one of them.
     """
+    if not isinstance(data, ImageDataset) or split not in data.splits:
+        return
     try:
         kept = _kept(folder)
         known, before = dict(kept["classes"]), kept["config"]["data"]
     except UNREADABLE:
         return
-    part = data.splits.get(split) if isinstance(data, ImageDataset) else None
-    if not part:
-        return
-    own = {*data.splits["train"].names} if isinstance(data, ImageDataset) and "train" in data.splits else set()
+    part, own = data.splits[split], {*data.splits["train"].names} if "train" in data.splits else set()
     # Where no two splits have a name in common, it is a class's own in all divisions of the same files.
     same = all(before.get(key) == values["data"].get(key) for key in ("name", "root")) and not own & {*part.names}
     marks = {*known.values()}

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from metarun.data.leakage import digest
 from metarun.errors import UserError
 from metarun.problem import EpisodeSpec, Gaussian
 from metarun.task import Batch, Context, Task, to_float
@@ -100,19 +101,14 @@ class Split(NamedTuple):
 
     def sha256(self) -> bytes:
         """Digest of all that episodes are made of: images, how they are grouped, attributes. Names and places of files do not count."""
-        digest = hashlib.sha256(f"{list(self.images.shape)} {self.counts.tolist()} {list(self.attributes.shape)}".encode())
-        digest.update(self.images.contiguous().numpy().data)
-        digest.update(self.attributes.contiguous().numpy().data)
-        return digest.digest()
+        found = hashlib.sha256(f"{list(self.images.shape)} {self.counts.tolist()} {list(self.attributes.shape)}".encode())
+        found.update(self.images.contiguous().numpy().data)
+        found.update(self.attributes.contiguous().numpy().data)
+        return found.digest()
 
     def marks(self) -> list[str]:
         """Of every class a digest of its first and last image, [classes]: by which it is known under another name and in another split."""
-
-        def mark(start: int, count: int) -> str:
-            ends = self.images[start].contiguous().numpy().tobytes() + self.images[start + count - 1].contiguous().numpy().tobytes()
-            return hashlib.blake2b(ends, digest_size=8).hexdigest()
-
-        return [mark(int(start), int(count)) for start, count in zip(self.starts, self.counts)]
+        return [digest(self.images[[start, start + count - 1]].numpy()) for start, count in zip(self.starts, self.counts)]
 
 
 class Episodes(ABC):
@@ -149,10 +145,10 @@ class Episodes(ABC):
     def sha256(self, n: int, block: int = 256) -> str:
         """SHA-256 over the content and the identity of episodes 0..n-1: runs with equal ones, and as many support and query examples,
         may be compared pair by pair."""
-        digest = hashlib.sha256(self.content())
+        found = hashlib.sha256(self.content())
         for first in range(0, n, block):
-            digest.update(self.identity(range(first, min(first + block, n))))
-        return digest.hexdigest()
+            found.update(self.identity(range(first, min(first + block, n))))
+        return found.hexdigest()
 
 
 def task_keys(keys: np.ndarray) -> Tensor:

@@ -3,7 +3,6 @@ Layers of torch that go wrong when tasks are mapped by ``torch.vmap`` are refuse
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -54,6 +53,7 @@ def refuse_layers(module: nn.Module, what: str) -> None:
             )
 
 
+@torch.no_grad()
 def features(forward: nn.Module, input_shape: tuple[int, ...], what: str, home: Path) -> int:
     """How many features ``forward`` makes of each of some examples [n, *input_shape], of which the net sees zeros here.
 
@@ -61,34 +61,27 @@ def features(forward: nn.Module, input_shape: tuple[int, ...], what: str, home: 
         UserError: it fails on them, its answer is not [n, features], or it changes a buffer or draws random numbers.
     """
     shown = ", ".join(map(str, ("n", *input_shape)))
-    try:
-        answer = _quietly(forward, torch.zeros(ROWS, *input_shape))
-    except Exception as error:
-        raise UserError(f"{what} fails on examples [{shown}]: {said(error, home)}") from error
-    _refuse_changes(forward, torch.zeros(ROWS, *input_shape), what)
-    if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != ROWS:
-        shape = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
-        raise UserError(f"{what} answers {ROWS} examples [{shown}] with {shape}: it should return features, [n, features]")
-    return int(answer.shape[1])
-
-
-@torch.no_grad()
-def _refuse_changes(module: nn.Module, x: Tensor, what: str) -> None:
-    """Refuse, with a UserError, a forward pass by which chunks of tasks, or a run that is gone on with, would change a result."""
-    before = {name: (buffer, buffer._version) for name, buffer in module.named_buffers()}
+    before = {name: (buffer, buffer._version) for name, buffer in forward.named_buffers()}
     with torch.random.fork_rng(devices=[]):
         drawn = torch.get_rng_state()
-        module(x)
+        try:
+            answer = forward(torch.zeros(ROWS, *input_shape))
+        except Exception as error:
+            raise UserError(f"{what} fails on examples [{shown}]: {said(error, home)}") from error
         if not torch.equal(drawn, torch.get_rng_state()):
             raise UserError(
                 f"{what} draws from torch's global generator, as dropout does, so that chunks would change a result: take it out"
             )
-    for name, buffer in module.named_buffers():
+    for name, buffer in forward.named_buffers():
         kept, version = before.get(name, (None, 0))
         if buffer is not kept or buffer._version != version:
             raise UserError(
                 f"{what} writes into its buffer {name} when it is asked, so that chunks would change a result: leave it as it is"
             )
+    if not isinstance(answer, Tensor) or answer.dim() != 2 or answer.shape[0] != ROWS:
+        shape = list(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
+        raise UserError(f"{what} answers {ROWS} examples [{shown}] with {shape}: it should return features, [n, features]")
+    return int(answer.shape[1])
 
 
 def check_net(net: Net, input_shape: tuple[int, ...], home: Path) -> None:
@@ -107,6 +100,7 @@ def check_net(net: Net, input_shape: tuple[int, ...], home: Path) -> None:
         raise UserError(f"{what} says features={net.features}, but layers() returns {found} of an example: set self.features to that")
 
 
+@torch.no_grad()
 def check_mapped(net: Net, input_shape: tuple[int, ...], home: Path) -> None:
     """Refuse a net that ``torch.vmap`` cannot map over tasks.
 
@@ -114,17 +108,11 @@ def check_mapped(net: Net, input_shape: tuple[int, ...], home: Path) -> None:
         UserError: it cannot, as where tensors are changed in place or their values read.
     """
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # as the engine asks it
-            _quietly(torch.vmap(net), torch.zeros(ROWS, ROWS, *input_shape))
+        # Without a trace in torch's random numbers, and with the attention that the engine has.
+        with torch.random.fork_rng(devices=[]), sdpa_kernel(SDPBackend.MATH):
+            torch.vmap(net)(torch.zeros(ROWS, ROWS, *input_shape))
     except Exception as error:
         raise UserError(
             f"the net cannot be mapped over tasks ({said(error, home)}): change no tensor in place and read no value of one "
             "(.item(), if), or set engine.map=loop"
         ) from error
-
-
-@torch.no_grad()
-def _quietly(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """``function(x)``, without a trace in torch's random numbers."""
-    with torch.random.fork_rng(devices=[]):
-        return function(x)

@@ -96,15 +96,14 @@ def with_our_layers(module: nn.Module, batch: BatchKind, what: str) -> nn.Module
 
 def _held(attributes: dict[str, Any]) -> Iterator[nn.Module]:
     """The modules in lists, tuples and dictionaries that are no parts of a module."""
-    todo = [value for name, value in attributes.items() if not name.startswith("_")]
+    todo, seen = [value for name, value in attributes.items() if not name.startswith("_")], set[int]()
     while todo:
         value = todo.pop()
         if isinstance(value, nn.Module):
             yield value
-        elif isinstance(value, (list, tuple)):
-            todo.extend(value)
-        elif isinstance(value, dict):
-            todo.extend(value.values())
+        elif isinstance(value, (list, tuple, dict)) and id(value) not in seen:  # which may hold itself
+            seen.add(id(value))
+            todo.extend(value.values() if isinstance(value, dict) else value)
 
 
 def _replaced(module: nn.Module, batch: BatchKind, what: str, made: dict[nn.Module, nn.Module]) -> nn.Module:
@@ -120,7 +119,7 @@ def _replaced(module: nn.Module, batch: BatchKind, what: str, made: dict[nn.Modu
 def _ours(module: nn.Module, batch: BatchKind, what: str) -> nn.Module:
     kind, act = type(module).__name__, getattr(module, "act", None)
     own = type(module).__module__.startswith(OF_TORCH)
-    known = own or type(module).__module__.startswith(KNOWN)  # of any other, nobody knows what it does beside
+    known = type(module).__module__.startswith(KNOWN)  # of any other, nobody knows what it does beside
     if isinstance(module, nn.SyncBatchNorm) or (isinstance(module, _BatchNorm | _InstanceNorm) and _odd(module)):
         raise UserError(f"{what} has a {kind} that has no counterpart here: make it affine, without running statistics")
     if isinstance(module, _BatchNorm) and (own or (known and kind.startswith("BatchNormAct"))):
